@@ -1,0 +1,38 @@
+"""Regions: sets of individual weights of one model, in pure PyTorch."""
+
+from freezetrain.regions.ablate import ablate, perturb
+from freezetrain.regions.base import Base, fingerprint
+from freezetrain.regions.blocks import block_parameters, decoder_blocks, embedding_parameters
+from freezetrain.regions.concentration import concentration
+from freezetrain.regions.coverage import Coverage
+from freezetrain.regions.entries import Entries
+from freezetrain.regions.paper_layout import export_masks, import_masks
+from freezetrain.regions.region import Region
+from freezetrain.regions.resolve import Resolved
+from freezetrain.regions.scores import Scores
+from freezetrain.regions.scoring import compute_scores
+from freezetrain.regions.select import core, monolingual, select
+from freezetrain.regions.vocabulary import vocabulary_region
+
+__all__ = [
+    "Base",
+    "Coverage",
+    "Entries",
+    "Region",
+    "Resolved",
+    "Scores",
+    "ablate",
+    "block_parameters",
+    "compute_scores",
+    "concentration",
+    "core",
+    "decoder_blocks",
+    "embedding_parameters",
+    "export_masks",
+    "fingerprint",
+    "import_masks",
+    "monolingual",
+    "perturb",
+    "select",
+    "vocabulary_region",
+]

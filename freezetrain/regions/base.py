@@ -1,0 +1,51 @@
+"""Which model a region or scores were made for."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from freezetrain.regions.resolve import plain_name
+
+_SAMPLES = 64  # values a parameter that go into the fingerprint
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that a region belongs to, named for people and fingerprinted for checks."""
+
+    name: str | None
+    """Folder or Hugging Face identifier."""
+    revision: str | None
+    """Revision of the identifier, for example a commit."""
+    fingerprint: str
+    """:func:`fingerprint` of the model."""
+
+
+@torch.no_grad()
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and up to 64 evenly spaced values of every parameter.
+
+    Values are rounded to bfloat16 first, so that one base has one fingerprint whether it is
+    stored or loaded in float64, float32 or bfloat16, on any device. Not so in float16, which
+    rounds elsewhere, nor quantized: there, load the base in the dtype that it was made in.
+    Of a tied parameter the first name counts. Changes between the samples go unseen: this tells
+    models apart, it does not prove them equal.
+    """
+    digest = hashlib.sha256()
+    parameters = {plain_name(name): value for name, value in model.named_parameters()}
+    for name in sorted(parameters):
+        parameter = parameters[name]
+        digest.update(json.dumps([name, list(parameter.shape)]).encode())
+        sample = _sample(parameter).float().bfloat16().cpu().contiguous()
+        digest.update(sample.view(torch.int16).numpy().astype("<i2").tobytes())
+    return digest.hexdigest()
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Up to 64 values of ``tensor``, evenly spaced in flat order, without flattening it."""
+    count = min(_SAMPLES, tensor.numel())
+    places = torch.arange(count, device=tensor.device) * tensor.numel() // max(count, 1)
+    return tensor[torch.unravel_index(places, tensor.shape)] if tensor.ndim else tensor.view(1)

@@ -1,0 +1,131 @@
+"""Where a language model keeps its decoder blocks, norms, embeddings and head.
+
+Everything is found by structure (lists of modules, class names, identity of tensors), never by a
+parameter name fixed in advance, because every architecture names these parts differently.
+"""
+
+from torch import nn
+
+from freezetrain.errors import UserError
+from freezetrain.regions.resolve import plain_name
+
+_PASS_PARAMETERS = "pass the wanted parameters by name instead"
+
+
+def decoder_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The decoder blocks of a causal language model, in order, with their full names.
+
+    They are the elements of the ``nn.ModuleList`` that holds the most parameters, among the lists
+    that are not inside another one (experts are) and whose elements share a class.
+
+    Raises:
+        UserError: no such list; an encoder-decoder; a second list of comparable size, so that the
+            choice would be a guess (two towers, student and teacher).
+    """
+    name, blocks = _block_list(model)
+    return [(plain_name(f"{name}.{index}"), block) for index, block in enumerate(blocks)]
+
+
+def block_parameters(model: nn.Module, norms: bool = False) -> dict[str, nn.Parameter]:
+    """The parameters of the decoder blocks by full name, each tensor once, in the model's order.
+
+    Biases are in. Norms, any parameter of a module whose class name contains "norm", are in only
+    when ``norms`` is true. Embeddings, the last norm and the output head are outside the blocks.
+
+    Raises:
+        UserError: as :func:`decoder_blocks`.
+    """
+    prefix = _block_list(model)[0] + "."
+    return {
+        plain_name(name): parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith(prefix) and (norms or not is_norm(model, name))
+    }
+
+
+def embedding_parameters(model: nn.Module) -> dict[str, str]:
+    """Full names of the parameters with one row a token.
+
+    ``"input"`` is the embedding [V, H]; ``"output"`` the head's weight [V, H], the same name when
+    the two are tied; ``"bias"`` the head's bias [V], only where there is one (GPT-J, Phi).
+
+    Raises:
+        UserError: the model has no ``get_input_embeddings``/``get_output_embeddings`` of
+            transformers, or one of them is None or holds no weight.
+    """
+    names = {id(parameter): plain_name(name) for name, parameter in model.named_parameters()}
+    found = {}
+    for side in ("input", "output"):
+        getter = getattr(model, f"get_{side}_embeddings", None)
+        module = getter() if getter is not None else None
+        weight = getattr(module, "weight", None)
+        if id(weight) not in names:
+            raise UserError(
+                f"expected a transformers causal language model whose get_{side}_embeddings() "
+                f"returns a module with a weight, got {type(model).__name__}: pass the language "
+                "model itself, without wrappers"
+            )
+        found[side] = names[id(weight)]
+    if id(bias := getattr(module, "bias", None)) in names:
+        found["bias"] = names[id(bias)]
+    return found
+
+
+def is_norm(model: nn.Module, name: str) -> bool:
+    """Whether the parameter ``name`` belongs to a norm: its module's class name says so."""
+    return "norm" in type(_owner(model, name)).__name__.lower()
+
+
+def input_dim(model: nn.Module, name: str) -> int:
+    """The dimension of the weight matrix ``name`` that runs over input features: -1 or -2.
+
+    ``nn.Linear`` stores [out, in]. transformers' ``Conv1D`` (GPT-2) and fused experts marked
+    ``is_transposed`` (GPT-OSS) store [in, out]. Leading dimensions count experts.
+    """
+    owner = _owner(model, name)
+    transposed = type(owner).__name__ == "Conv1D" or getattr(owner, "is_transposed", False)
+    return -2 if transposed else -1
+
+
+def _owner(model: nn.Module, name: str) -> nn.Module:
+    """The module that holds the parameter ``name``."""
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+def _block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list that holds the decoder blocks, with its full name."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise UserError(
+            f"expected a decoder-only language model, got the encoder-decoder "
+            f"{type(model).__name__}: {_PASS_PARAMETERS}"
+        )
+    outermost: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in outermost)
+        if isinstance(module, nn.ModuleList) and not inside:
+            outermost[name] = module
+    sizes = {
+        name: sum(parameter.numel() for parameter in blocks.parameters())
+        for name, blocks in outermost.items()
+        if _one_family(blocks)
+    }
+    ranked = sorted((name for name in sizes if sizes[name]), key=lambda name: -sizes[name])
+    if not ranked:
+        raise UserError(
+            f"expected a model with its decoder blocks in an nn.ModuleList, found none in "
+            f"{type(model).__name__}: {_PASS_PARAMETERS}"
+        )
+    # Two towers of like size (an encoder and a decoder, a student and a teacher) leave no safe
+    # choice; beside something much smaller (a vision tower, prediction heads) there is one.
+    if len(ranked) > 1 and 2 * sizes[ranked[1]] > sizes[ranked[0]]:
+        raise UserError(
+            f"expected one list of decoder blocks, found {ranked[0]!r} and {ranked[1]!r} of like "
+            f"size in {type(model).__name__}: pass the submodule that is the language model"
+        )
+    return ranked[0], outermost[ranked[0]]
+
+
+def _one_family(blocks: nn.ModuleList) -> bool:
+    """Whether all elements share a class, other than what every module shares."""
+    lineages = [set(type(block).__mro__) for block in blocks]
+    return bool(lineages) and bool(set.intersection(*lineages) - set(nn.Module.__mro__))

@@ -1,0 +1,60 @@
+"""Rules by which :class:`~freezetrain.regions.entries.Entries` finds the one form of a set."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from freezetrain.errors import UserError
+from freezetrain.regions.bits import bits_nbytes
+
+INT32_MAX = 2**31 - 1
+
+
+def fit_as_indices(shape: tuple[int, ...], count: int) -> bool:
+    """Whether ``count`` indices are allowed, and not larger than bits."""
+    numel = prod(shape)
+    return numel <= INT32_MAX and 4 * count <= bits_nbytes(numel)
+
+
+def may_be_slices(shape: tuple[int, ...], count: int) -> bool:
+    """Whether ``count`` entries can make up whole rows or whole columns."""
+    numel = prod(shape)
+    return len(shape) >= 2 and any(count % (numel // size) == 0 for size in (shape[0], shape[-1]))
+
+
+def candidate_slices(mask: Tensor, count: int) -> list[tuple[Literal["rows", "columns"], Tensor]]:
+    """For rows and for columns, which of them are wholly in ``mask``; none where pointless."""
+    if not may_be_slices(tuple(mask.shape), count):
+        return []
+    return [("rows", mask.flatten(1).all(1)), ("columns", mask.flatten(0, -2).all(0))]
+
+
+def sliceable(shape: Sequence[int], what: str) -> tuple[int, ...]:
+    """``shape`` as a tuple; UserError unless it has ``what``, rows or columns."""
+    if len(shape) < 2:
+        raise UserError(f"{what} need a tensor of 2 dimensions or more, got shape {list(shape)}")
+    return tuple(shape)
+
+
+def sorted_unique(values: Tensor | Sequence[int], limit: int, what: str) -> Tensor:
+    """``values`` as a sorted int64 tensor; UserError unless unique integers in [0, limit)."""
+    index = torch.as_tensor(values)
+    if index.numel() == 0:
+        return torch.zeros(0, dtype=torch.int64)
+    if index.ndim != 1 or index.dtype.is_floating_point or index.dtype == torch.bool:
+        raise UserError(
+            f"expected one dimension of integers as {what}, "
+            f"got shape {list(index.shape)} of dtype {index.dtype}"
+        )
+    index = index.to(torch.int64).sort().values
+    first, last = int(index[0]), int(index[-1])
+    if first < 0 or last >= limit:
+        offender = first if first < 0 else last
+        raise UserError(f"{what} must lie in 0 to {limit - 1}, got {offender}")
+    repeated = index[1:][index[1:] == index[:-1]]
+    if len(repeated):
+        raise UserError(f"{what} must not repeat, got {int(repeated[0])} more than once")
+    return index

@@ -1,0 +1,273 @@
+"""Which entries of one tensor belong to a region, kept in the fewest bytes.
+
+The same set of entries always has the same kind and the same data, so that two sets are equal
+exactly when their kinds and data are, and one digest names one set.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from freezetrain.errors import UserError
+from freezetrain.regions.bits import bits_nbytes, pack_bits, unpack_bits
+from freezetrain.regions.canonical import (
+    candidate_slices,
+    fit_as_indices,
+    may_be_slices,
+    sliceable,
+    sorted_unique,
+)
+
+Kind = Literal["all", "rows", "columns", "indices", "bits"]
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """A set of entries of a tensor of ``shape``. Build it with the class methods, on any device.
+
+    ``kind`` is the one that takes the fewest bytes, ties going to the first of:
+
+    - ``all``: every entry; ``data`` is None.
+    - ``rows``: ``data`` holds indices into dimension 0, each standing for a whole slice.
+    - ``columns``: the same for the last dimension. Both need a tensor of two dimensions or more.
+    - ``indices``: ``data`` holds indices into the flattened tensor of at most 2^31 - 1 entries.
+      The empty set is always ``indices`` of length 0.
+    - ``bits``: ``data`` is a packed bool mask, see :mod:`freezetrain.regions.bits`.
+
+    Indices are int32, sorted and unique; bits are uint8. The class methods leave ``data`` on the
+    CPU; ``read``, ``write`` and ``fill`` take tensors of any device, without a copy of ``data``
+    for each call once ``to(device)`` has moved it. Of the dtypes, float8 is out: torch can read
+    but not write single entries of it, and raises.
+    """
+
+    shape: tuple[int, ...]
+    kind: Kind
+    data: Tensor | None
+
+    @classmethod
+    def empty(cls, shape: Sequence[int]) -> "Entries":
+        """No entry of a tensor of ``shape``."""
+        return cls(tuple(shape), "indices", torch.zeros(0, dtype=torch.int32))
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> "Entries":
+        """Every entry of a tensor of ``shape``."""
+        return cls(tuple(shape), "all", None) if prod(shape) else cls.empty(shape)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> "Entries":
+        """The entries where ``mask``, a bool tensor of the parameter's shape, is True."""
+        if mask.dtype != torch.bool:
+            raise UserError(f"expected a mask of dtype torch.bool, got {mask.dtype}")
+        shape, count = tuple(mask.shape), int(mask.count_nonzero())
+        if count == 0:
+            return cls.empty(shape)
+        if count == mask.numel():
+            return cls.whole(shape)
+        for kind, whole in candidate_slices(mask, count):
+            if int(whole.sum()) * (mask.numel() // len(whole)) == count:
+                return cls._from_slices(shape, kind, whole.nonzero().flatten())
+        if fit_as_indices(shape, count):
+            return cls(shape, "indices", mask.flatten().nonzero().flatten().int().cpu())
+        return cls(shape, "bits", pack_bits(mask))
+
+    @classmethod
+    def from_indices(cls, shape: Sequence[int], indices: Tensor | Sequence[int]) -> "Entries":
+        """The entries at ``indices`` [count] of the flattened tensor, in any order.
+
+        UserError when an index is repeated or out of range.
+        """
+        shape = tuple(shape)
+        flat = sorted_unique(indices, prod(shape), "flat indices")
+        if len(flat) == 0:
+            return cls.empty(shape)
+        # A dense mask only where the set may turn out to be something smaller than indices.
+        if fit_as_indices(shape, len(flat)) and not may_be_slices(shape, len(flat)):
+            return cls(shape, "indices", flat.int().cpu())
+        mask = torch.zeros(prod(shape), dtype=torch.bool, device=flat.device)
+        return cls.from_mask(mask.index_fill_(0, flat, True).view(shape))
+
+    @classmethod
+    def from_rows(cls, shape: Sequence[int], rows: Tensor | Sequence[int]) -> "Entries":
+        """Whole slices ``tensor[row]``. UserError for a repeated row or one out of range."""
+        shape = sliceable(shape, "rows")
+        return cls._from_slices(shape, "rows", sorted_unique(rows, shape[0], "rows"))
+
+    @classmethod
+    def from_columns(cls, shape: Sequence[int], columns: Tensor | Sequence[int]) -> "Entries":
+        """Whole slices ``tensor[..., column]``. UserError as for :meth:`from_rows`."""
+        shape = sliceable(shape, "columns")
+        return cls._from_slices(shape, "columns", sorted_unique(columns, shape[-1], "columns"))
+
+    @classmethod
+    def _from_slices(cls, shape: tuple[int, ...], kind: Kind, index: Tensor) -> "Entries":
+        if prod(shape) == 0 or len(index) == 0:
+            return cls.empty(shape)
+        if len(index) == (shape[0] if kind == "rows" else shape[-1]):
+            return cls.whole(shape)
+        slices = cls(shape, kind, index.int().cpu())
+        if slices.nbytes <= bits_nbytes(slices.numel):
+            return slices
+        return cls(shape, "bits", pack_bits(slices.mask()))
+
+    @property
+    def numel(self) -> int:
+        """Entries of the tensor, in the set or not."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the set takes in memory and on disk."""
+        return 0 if self.data is None else self.data.numel() * self.data.element_size()
+
+    @cached_property
+    def count(self) -> int:
+        """Entries in the set."""
+        if self.data is None:
+            return self.numel
+        if self.kind == "bits":
+            return int(self.mask().count_nonzero())
+        return len(self.data) * (1 if self.kind == "indices" else self.numel // self._slices)
+
+    @property
+    def _slices(self) -> int:
+        """How many rows or columns the tensor has."""
+        return self.shape[0 if self.kind == "rows" else -1]
+
+    def mask(self) -> Tensor:
+        """The set as a bool tensor of ``shape``, on the device of ``data``."""
+        if self.data is None:
+            return torch.ones(self.shape, dtype=torch.bool)
+        if self.kind == "bits":
+            return unpack_bits(self.data, self.shape)
+        mask = torch.zeros(self.shape, dtype=torch.bool, device=self.data.device)
+        self.fill(mask, True)
+        return mask
+
+    def indices(self) -> Tensor:
+        """The set as sorted int64 indices [count] into the flattened tensor."""
+        if self.kind == "indices":
+            return self._index()
+        return self.mask().flatten().nonzero().flatten()
+
+    def to(self, device: torch.device | str) -> "Entries":
+        """The same set with ``data`` on ``device``."""
+        if self.data is None or self.data.device == torch.device(device):
+            return self
+        return Entries(self.shape, self.kind, self.data.to(device))
+
+    @torch.no_grad()
+    def read(self, tensor: Tensor) -> Tensor:
+        """Copy the values of ``tensor`` at the entries: [count], in the order of flat indices.
+
+        ``tensor`` has this ``shape`` and any strides, dtype and device (UserError otherwise).
+        """
+        self._check_shape(tensor)
+        if self.kind == "all":
+            return tensor.clone(memory_format=torch.contiguous_format).view(-1)
+        if self.kind == "bits":
+            return tensor.masked_select(self.to(tensor.device).mask())
+        index = self._index(tensor.device)
+        if self.kind == "rows":
+            return tensor.index_select(0, index).reshape(-1)
+        if self.kind == "columns":
+            return tensor.index_select(-1, index).reshape(-1)
+        if tensor.is_contiguous():
+            return tensor.view(-1).index_select(0, index)
+        return tensor[torch.unravel_index(index, self.shape)]
+
+    @torch.no_grad()
+    def write(self, tensor: Tensor, values: Tensor) -> None:
+        """Put ``values`` [count], ordered and typed as :meth:`read` gives them, into ``tensor``.
+
+        In place, every other entry untouched. UserError for another shape or dtype.
+        """
+        self._check_shape(tensor)
+        if values.shape != (self.count,) or values.dtype != tensor.dtype:
+            raise UserError(
+                f"expected {self.count} values of dtype {tensor.dtype}, "
+                f"got shape {list(values.shape)} of dtype {values.dtype}"
+            )
+        if self.kind == "all":
+            tensor.copy_(values.view(self.shape))
+            return
+        if self.kind == "bits":
+            tensor.masked_scatter_(self.to(tensor.device).mask(), values)
+            return
+        index = self._index(tensor.device)
+        if self.kind == "rows":
+            tensor.index_copy_(0, index, values.view(-1, *self.shape[1:]))
+        elif self.kind == "columns":
+            tensor.index_copy_(-1, index, values.view(*self.shape[:-1], -1))
+        elif tensor.is_contiguous():
+            tensor.view(-1).index_copy_(0, index, values)
+        else:
+            tensor.index_put_(torch.unravel_index(index, self.shape), values)
+
+    @torch.no_grad()
+    def fill(self, tensor: Tensor, value: float) -> None:
+        """Set the entries of ``tensor`` to ``value``, in place, every other entry untouched."""
+        self._check_shape(tensor)
+        if self.kind == "all":
+            tensor.fill_(value)
+            return
+        if self.kind == "bits":
+            tensor.masked_fill_(self.to(tensor.device).mask(), value)
+            return
+        index = self._index(tensor.device)
+        if self.kind == "rows":
+            tensor.index_fill_(0, index, value)
+        elif self.kind == "columns":
+            tensor.index_fill_(-1, index, value)
+        elif tensor.is_contiguous():
+            tensor.view(-1).index_fill_(0, index, value)
+        else:
+            where = torch.unravel_index(index, self.shape)
+            tensor.index_put_(where, tensor.new_full((), value))
+
+    def _index(self, device: torch.device | None = None) -> Tensor:
+        """``data`` as int64, which indexing in place needs; widened for each call to stay small."""
+        assert self.data is not None
+        return self.data.to(device=device, dtype=torch.int64)
+
+    def _check_shape(self, tensor: Tensor) -> None:
+        if tensor.shape != self.shape:
+            raise UserError(
+                f"expected a tensor of shape {list(self.shape)}, got {list(tensor.shape)}"
+            )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Entries):
+            return NotImplemented
+        if (self.shape, self.kind) != (other.shape, other.kind):
+            return False
+        if self.data is None or other.data is None:
+            return True
+        return torch.equal(self.data.cpu(), other.data.cpu())
+
+    def __or__(self, other: "Entries") -> "Entries":
+        return self._combine(other, torch.logical_or)
+
+    def __and__(self, other: "Entries") -> "Entries":
+        return self._combine(other, torch.logical_and)
+
+    def __xor__(self, other: "Entries") -> "Entries":
+        return self._combine(other, torch.logical_xor)
+
+    def __sub__(self, other: "Entries") -> "Entries":
+        return self._combine(other, torch.gt)  # True > False
+
+    def _combine(
+        self, other: "Entries", operation: Callable[[Tensor, Tensor], Tensor]
+    ) -> "Entries":
+        if self.shape != other.shape:
+            raise UserError(
+                f"expected two sets of entries of one shape, "
+                f"got {list(self.shape)} and {list(other.shape)}"
+            )
+        return Entries.from_mask(operation(self.mask().cpu(), other.mask().cpu()))

@@ -1,0 +1,293 @@
+"""A region: a set of individual weights of one model."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from freezetrain.errors import UserError, near_misses
+from freezetrain.regions.base import Base, fingerprint
+from freezetrain.regions.coverage import Coverage, coverage
+from freezetrain.regions.draw import draw_indices
+from freezetrain.regions.entries import Entries
+from freezetrain.regions.resolve import (
+    Resolved,
+    about,
+    all_parameters,
+    find_submodule,
+    match_parameters,
+    plain_name,
+    resolve,
+)
+
+
+class Region(Mapping[str, Entries]):
+    """Parameter name -> :class:`Entries`, immutable, on the CPU.
+
+    ``base`` says which model it belongs to, ``made`` (JSON-able) how it was made. Neither takes
+    part in ``==`` or ``digest``, nor does a parameter without entries. ``| & - ^`` are those of
+    sets; operands must not name different bases (UserError).
+    """
+
+    def __init__(
+        self,
+        entries: Mapping[str, Entries],
+        base: Base | None = None,
+        made: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._entries = {name: entries[name].to("cpu") for name in sorted(entries)}
+        self.base = base
+        try:
+            self.made: dict[str, Any] = json.loads(json.dumps(dict(made or {})))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"a region's 'made' must be JSON-able: {error}") from error
+
+    @classmethod
+    def from_masks(
+        cls,
+        masks: Mapping[str, Tensor],
+        base: Base | None = None,
+        made: Mapping[str, Any] | None = None,
+    ) -> "Region":
+        """The entries where the bool tensors, each of its parameter's shape, are True."""
+        entries = {}
+        for name, mask in masks.items():
+            with about(name):
+                entries[name] = Entries.from_mask(mask)
+        return cls(entries, base, made)
+
+    @classmethod
+    def random(
+        cls,
+        model: nn.Module,
+        ratio: float,
+        *,
+        seed: int,
+        parameters: Sequence[str] | None = None,
+        base: Base | None = None,
+    ) -> "Region":
+        """``ratio`` (0 to 1) of each parameter's entries, rounded half up, uniformly at random.
+
+        ``parameters``: names or glob patterns; None = all. The draw for a parameter depends on
+        ``seed``, its name and its size alone, and is the same on every machine. UserError for a
+        pattern that matches nothing.
+        """
+        if not 0 <= ratio <= 1:
+            raise UserError(f"ratio must lie in 0 to 1, got {ratio}")
+        entries = {}
+        for name, parameter in match_parameters(model, parameters).items():
+            count = int(ratio * parameter.numel() + 0.5)
+            drawn = draw_indices(parameter.numel(), count, seed, name)
+            entries[name] = Entries.from_indices(parameter.shape, drawn)
+        return cls(entries, base, {"operation": "random", "ratio": ratio, "seed": seed})
+
+    @classmethod
+    def rows(
+        cls,
+        model: nn.Module,
+        rows: Mapping[str, Tensor | Sequence[int]],
+        base: Base | None = None,
+    ) -> "Region":
+        """Whole rows (slices of dimension 0): parameter name -> row indices."""
+        return cls._slices(model, rows, "rows", Entries.from_rows, base)
+
+    @classmethod
+    def columns(
+        cls,
+        model: nn.Module,
+        columns: Mapping[str, Tensor | Sequence[int]],
+        base: Base | None = None,
+    ) -> "Region":
+        """Whole columns (slices of the last dimension): parameter name -> column indices."""
+        return cls._slices(model, columns, "columns", Entries.from_columns, base)
+
+    @classmethod
+    def _slices(
+        cls,
+        model: nn.Module,
+        slices: Mapping[str, Tensor | Sequence[int]],
+        operation: str,
+        build: Callable[..., Entries],
+        base: Base | None,
+    ) -> "Region":
+        parameters = all_parameters(model)
+        entries = {}
+        for name, index in slices.items():
+            if name not in parameters:
+                raise UserError(
+                    f"the model has no parameter {name!r}" + near_misses(name, parameters)
+                )
+            with about(name):
+                entries[name] = build(parameters[name].shape, index)
+        return cls(entries, base, {"operation": operation})
+
+    @classmethod
+    def tensors(
+        cls, model: nn.Module, patterns: Sequence[str], base: Base | None = None
+    ) -> "Region":
+        """Whole parameters, by names or glob patterns (UserError if one matches nothing)."""
+        matched = match_parameters(model, patterns)
+        entries = {name: Entries.whole(parameter.shape) for name, parameter in matched.items()}
+        return cls(entries, base, {"operation": "tensors", "patterns": list(patterns)})
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module | None = None) -> "Region":
+        """Read a region file, see :func:`freezetrain.regions.file.load_region`."""
+        from freezetrain.regions.file import load_region
+
+        return load_region(path, model)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write a region file, see :func:`freezetrain.regions.file.save_region`."""
+        from freezetrain.regions.file import save_region
+
+        return save_region(self, path, overwrite=overwrite)
+
+    def random_like(self, seed: int) -> "Region":
+        """As many entries of each parameter, at random as in :meth:`random`."""
+        entries = {
+            name: Entries.from_indices(here.shape, draw_indices(here.numel, here.count, seed, name))
+            for name, here in self.items()
+        }
+        made = {"operation": "random_like", "seed": seed, "like": self._provenance()}
+        return Region(entries, self.base, made)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the parameters, sorted."""
+        return list(self._entries)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter name -> shape."""
+        return {name: entries.shape for name, entries in self.items()}
+
+    @property
+    def count(self) -> int:
+        """Entries in the region."""
+        return sum(entries.count for entries in self.values())
+
+    @property
+    def numel(self) -> int:
+        """Entries of all the region's parameters, in the region or not."""
+        return sum(entries.numel for entries in self.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the region takes in memory."""
+        return sum(entries.nbytes for entries in self.values())
+
+    def masks(self) -> dict[str, Tensor]:
+        """Parameter name -> dense bool tensor of its shape."""
+        return {name: entries.mask() for name, entries in self.items()}
+
+    def indices(self, name: str) -> Tensor:
+        """Sorted int64 indices [count] into the flattened parameter (UserError if unknown)."""
+        if name not in self:
+            raise UserError(f"the region has no parameter {name!r}" + near_misses(name, self))
+        return self[name].indices()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the set: one set, one digest, whoever made it and however it is stored."""
+        digest = hashlib.sha256()
+        for name, entries in self.items():
+            if not entries.count:
+                continue
+            head = [name, list(entries.shape), entries.kind, entries.nbytes]
+            digest.update(json.dumps(head).encode())
+            if entries.data is not None:
+                array = entries.data.numpy()
+                digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        return digest.hexdigest()
+
+    def jaccard(self, other: "Region") -> float:
+        """Entries in both over entries in either, 0 to 1; two empty regions: 1."""
+        both, either = (self & other).count, (self | other).count
+        return both / either if either else 1.0
+
+    def coverage(self, model: nn.Module | None = None) -> Coverage:
+        """Which fraction of each tensor, each layer and the whole is in the region.
+
+        Of the region's own parameters or, given ``model``, of all of the model's.
+        """
+        if model is None:
+            counts = {name: entries.count for name, entries in self.items()}
+            return coverage(counts, {name: entries.numel for name, entries in self.items()})
+        model = find_submodule(self, model)
+        counts = {plain_name(found.name): found.entries.count for found in self.resolve(model)}
+        parameters = match_parameters(model)
+        return coverage(counts, {name: values.numel() for name, values in parameters.items()})
+
+    def resolve(self, model: nn.Module) -> list[Resolved]:
+        """The parameters that the region means in ``model``, see :mod:`.resolve`."""
+        return resolve(self, model)
+
+    def check_base(self, model: nn.Module) -> None:
+        """UserError when ``model`` is not the base that the region was made for, if known."""
+        if self.base is None:
+            return
+        if fingerprint(find_submodule(self, model)) != self.base.fingerprint:
+            raise UserError(
+                f"the region was made for another model, {self.base.name or 'unnamed'} with the "
+                f"fingerprint {self.base.fingerprint[:12]}: pass that one, in its own dtype"
+            )
+
+    def __getitem__(self, name: str) -> Entries:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __eq__(self, other: object) -> bool:
+        return self.digest == other.digest if isinstance(other, Region) else NotImplemented
+
+    def __repr__(self) -> str:
+        return f"Region({self.count} of {self.numel} entries in {len(self)} parameters)"
+
+    def __or__(self, other: "Region") -> "Region":
+        return self._combine(other, "|", Entries.__or__)
+
+    def __and__(self, other: "Region") -> "Region":
+        return self._combine(other, "&", Entries.__and__)
+
+    def __sub__(self, other: "Region") -> "Region":
+        return self._combine(other, "-", Entries.__sub__)
+
+    def __xor__(self, other: "Region") -> "Region":
+        return self._combine(other, "^", Entries.__xor__)
+
+    def _combine(
+        self, other: "Region", operation: str, combine: Callable[[Entries, Entries], Entries]
+    ) -> "Region":
+        base = self._common_base(other)
+        entries = {}
+        for name in {**self, **other}:
+            # A parameter that one side lacks has no entries there.
+            mine = self[name] if name in self else Entries.empty(other[name].shape)
+            theirs = other[name] if name in other else Entries.empty(mine.shape)
+            with about(name):
+                entries[name] = combine(mine, theirs)
+        made = {
+            "operation": operation,
+            "operands": [self._provenance(), other._provenance()],
+        }
+        return Region(entries, base, made)
+
+    def _common_base(self, other: "Region") -> Base | None:
+        if self.base is None or other.base is None:
+            return self.base or other.base
+        if self.base.fingerprint != other.base.fingerprint:
+            mine, theirs = (b.name or b.fingerprint[:12] for b in (self.base, other.base))
+            raise UserError(f"the regions belong to different base models: {mine} and {theirs}")
+        return self.base
+
+    def _provenance(self) -> dict[str, Any]:
+        return {"digest": self.digest, "made": self.made}

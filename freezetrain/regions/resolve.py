@@ -1,0 +1,150 @@
+"""Where the names of a region meet the tensors of a model."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from freezetrain.errors import UserError, near_misses
+from freezetrain.regions.entries import Entries
+
+# Submodules that torch.compile and activation checkpointing put between two names.
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One parameter of a live model and its entries in a region."""
+
+    name: str
+    """Full name in the model, the first of its names if it is tied: a key of
+    ``dict(model.named_parameters())``."""
+    parameter: nn.Parameter
+    entries: Entries
+
+
+def resolve(entries: Mapping[str, Entries], model: nn.Module) -> list[Resolved]:
+    """Find the parameters that the names of ``entries`` mean in ``model``, in the model's order.
+
+    The names may stand in ``model`` itself or under one submodule, as in DDP (``module.``) or a
+    LightningModule (``model.``); the shallowest such submodule is taken. Two names of one tied
+    parameter give one item with the union of their entries. Parameters without entries are
+    checked but left out. UserError when names are missing, shapes differ or two submodules of
+    one depth fit.
+    """
+    prefix = find_prefix(entries, model)
+    parameters = all_parameters(model)
+    united: dict[int, Entries] = {}
+    for name, here in entries.items():
+        parameter = parameters[prefix + name]
+        if parameter.shape != here.shape:
+            raise UserError(
+                f"the region has {name!r} of shape {list(here.shape)}, the model of shape "
+                f"{list(parameter.shape)}; pass the model that the region was made for"
+            )
+        if here.count:
+            known = united.get(id(parameter))
+            united[id(parameter)] = here if known is None else known | here
+    return [
+        Resolved(name, parameter, united[id(parameter)])
+        for name, parameter in model.named_parameters()
+        if id(parameter) in united
+    ]
+
+
+def find_submodule(names: Iterable[str], model: nn.Module) -> nn.Module:
+    """The submodule of ``model`` whose parameters have ``names``; UserError as in resolve."""
+    prefix = find_prefix(names, model)
+    return next(
+        module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if plain_name(name + ".") == prefix or (not name and not prefix)
+    )
+
+
+def find_prefix(names: Iterable[str], model: nn.Module) -> str:
+    """What stands before all ``names`` in ``model``: ``""`` or, for example, ``"module."``."""
+    names = list(names)
+    if not names:
+        return ""
+    parameters = all_parameters(model)
+    prefixes: dict[str, list[str]] = {}  # every dotted ending of a parameter's name -> beginnings
+    for full in parameters:
+        parts = full.split(".")
+        for start in range(len(parts)):
+            beginning = "".join(part + "." for part in parts[:start])
+            prefixes.setdefault(full.removeprefix(beginning), []).append(beginning)
+    votes = Counter(prefix for name in names for prefix in prefixes.get(name, ()))
+    fitting = [prefix for prefix, count in votes.items() if count == len(names)]
+    if not fitting:
+        best = votes.most_common(1)[0][0] if votes else ""
+        known = {full.removeprefix(best) for full in parameters if full.startswith(best)}
+        raise _missing([name for name in names if name not in known], len(names), known)
+    depth = min(prefix.count(".") for prefix in fitting)
+    shallowest = [prefix for prefix in fitting if prefix.count(".") == depth]
+    different = {tuple(id(parameters[prefix + name]) for name in names) for prefix in shallowest}
+    if len(different) > 1:
+        found = " and ".join(repr(prefix.removesuffix(".")) for prefix in shallowest)
+        raise UserError(f"the region fits the submodules {found}; pass the one that is meant")
+    return shallowest[0]
+
+
+def match_parameters(
+    model: nn.Module, patterns: Sequence[str] | None = None
+) -> dict[str, nn.Parameter]:
+    """Parameters of ``model`` that a name or glob pattern selects, each once, in model order.
+
+    None selects all. A tied parameter answers to each of its names and comes back under its
+    first. UserError, with near misses, for a pattern that selects nothing.
+    """
+    everything = all_parameters(model)
+    if patterns is None:
+        selected = {id(parameter) for parameter in everything.values()}
+    else:
+        selected = set()
+        for pattern in patterns:
+            matches = [name for name in everything if name == pattern or fnmatchcase(name, pattern)]
+            if not matches:
+                raise UserError(
+                    f"no parameter of the model is named or matches {pattern!r}"
+                    + near_misses(pattern, everything)
+                )
+            selected.update(id(everything[name]) for name in matches)
+    return {
+        plain_name(name): parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) in selected
+    }
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Begin the sentence of a UserError with the parameter's name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name!r}: {error}") from error
+
+
+def plain_name(name: str) -> str:
+    """``name`` without the components that torch.compile and checkpointing put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def all_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every plain name of every parameter, a tied one under each of its names."""
+    return {
+        plain_name(name): parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+
+
+def _missing(missing: list[str], total: int, known: set[str]) -> UserError:
+    more = f" and {len(missing) - 1} more of the region's {total}" if len(missing) > 1 else ""
+    return UserError(
+        f"the model has no parameter {missing[0]!r}{near_misses(missing[0], sorted(known))}{more}; "
+        "pass the model that the region was made for"
+    )
