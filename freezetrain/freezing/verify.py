@@ -1,0 +1,135 @@
+"""Proof that nothing moved: two sets of weights compared bit for bit, inside a region and out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from freezetrain.errors import UserError, near_misses
+from freezetrain.freezing.folder import WeightsFolder
+from freezetrain.regions import Entries, Region
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Offender:
+    """A frozen entry that moved."""
+
+    name: str
+    """Parameter."""
+    index: int
+    """Index into the flattened parameter."""
+    base: float
+    adapted: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What became of a region's entries, and of all others, from base to adapted."""
+
+    checked: int
+    """Frozen entries compared; a tied parameter counts once."""
+    moved: int
+    """Frozen entries that are not bit-identical."""
+    offenders: list[Offender]
+    """The first of those, by parameter in the base's order, then by index."""
+    trainable: int
+    """Entries outside the region."""
+    changed: int
+    """Trainable entries that are not bit-identical; 0 means that nothing was trained."""
+
+
+def compare_checkpoints(
+    base: str | Path, adapted: str | Path, region: Region, first: int = 10
+) -> Comparison:
+    """Compare two Hugging Face model folders, streaming one tensor of each at a time.
+
+    Entries are compared bit for bit, so that -0.0 is not 0.0 and NaN is itself. Where the dtypes
+    differ both are widened first (bfloat16 and float16 to float32), which is exact: a base in
+    bfloat16 and an adapted model in float32 compare by value. Up to ``first`` offenders are kept.
+
+    Raises UserError for folders without safetensors weights, tensors that only one side has,
+    other shapes, and names of the region that are not in the files. Weights that config.json
+    says are tied may be named either way. Some models are stored under other names than they
+    have in memory (fused experts); load both and use :func:`compare_weights` then.
+    """
+    return compare_weights(WeightsFolder(base), WeightsFolder(adapted), region, first)
+
+
+def compare_weights(
+    base: Mapping[str, Tensor], adapted: Mapping[str, Tensor], region: Region, first: int = 10
+) -> Comparison:
+    """As :func:`compare_checkpoints` for parameter name -> tensor, as in ``named_parameters()``."""
+    entries = _by_stored_name(region, base, adapted)
+    checked = moved = trainable = changed = 0
+    offenders: list[Offender] = []
+    for name in dict.fromkeys([*base, *adapted]):
+        before, after = _look_up(base, name, adapted), _look_up(adapted, name, base)
+        if before.shape != after.shape:
+            raise UserError(
+                f"{name!r} has shape {list(before.shape)} in the base and {list(after.shape)} in "
+                "the adapted model: expected two models of one architecture and vocabulary"
+            )
+        frozen = entries.pop(name, None) or Entries.empty(before.shape)
+        if frozen.shape != before.shape:
+            raise UserError(
+                f"the region has {name!r} of shape {list(frozen.shape)}, the models of shape "
+                f"{list(before.shape)}: pass the region that was frozen"
+            )
+        differs = _differ(name, before, after)
+        here = differs & frozen.mask()
+        checked += frozen.count
+        trainable += frozen.numel - frozen.count
+        moved_here = int(here.count_nonzero())
+        moved += moved_here
+        changed += int(differs.count_nonzero()) - moved_here
+        if moved_here and len(offenders) < first:
+            for index in here.flatten().nonzero().flatten()[: first - len(offenders)].tolist():
+                values = before.flatten()[index].item(), after.flatten()[index].item()
+                offenders.append(Offender(name, index, *values))
+    return Comparison(checked, moved, offenders, trainable, changed)
+
+
+def _by_stored_name(
+    region: Region, base: Mapping[str, Tensor], adapted: Mapping[str, Tensor]
+) -> dict[str, Entries]:
+    """The region's entries by a name that the weights have, two names of one tensor united."""
+    entries: dict[str, Entries] = {}
+    for name, here in region.items():
+        stored = name
+        if name not in base and name not in adapted:
+            stored = _stored_name(base, name, here.shape)
+        known = entries.get(stored)
+        entries[stored] = here if known is None else known | here
+    return entries
+
+
+def _stored_name(weights: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> str:
+    if isinstance(weights, WeightsFolder):
+        return weights.stored_name(name, shape)
+    if name not in weights:
+        raise UserError(f"the weights hold no {name!r}{near_misses(name, weights)}")
+    return name
+
+
+def _look_up(weights: Mapping[str, Tensor], name: str, other: Mapping[str, Tensor]) -> Tensor:
+    """Tensor ``name``, which one of the two has; the other may hold it tied to another."""
+    if name in weights:
+        return weights[name]
+    return weights[_stored_name(weights, name, tuple(other[name].shape))]
+
+
+def _differ(name: str, before: Tensor, after: Tensor) -> Tensor:
+    """Where the bits differ: bool, of the tensors' shape."""
+    if before.dtype != after.dtype:
+        if not (before.is_floating_point() and after.is_floating_point()):
+            raise UserError(
+                f"{name!r} is {before.dtype} in one model and {after.dtype} in the other"
+            )
+        wider = torch.promote_types(before.dtype, after.dtype)
+        before, after = before.to(wider), after.to(wider)
+    integers = _INTEGERS[before.element_size()]
+    return before.contiguous().view(integers) != after.contiguous().view(integers)

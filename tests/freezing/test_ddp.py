@@ -1,0 +1,67 @@
+"""Two gloo processes under DDP against one process in which frozen entries are constants."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from frozen_reference import (
+    Constants,
+    TinyLM,
+    adamw,
+    assert_same_training,
+    mixed_region,
+    steps_of_batches,
+    train,
+)
+from safetensors.torch import load_file
+
+import freezetrain
+
+WORLD = 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ddp")
+    worker = Path(__file__).with_name("ddp_worker.py")
+    package = Path(freezetrain.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, worker, str(rank), str(WORLD), folder],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(WORLD)
+    ]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=120)
+        assert rank.returncode == 0, errors
+    return folder
+
+
+@pytest.mark.parametrize("options", ["plain", "views", "static"])
+def test_ranks_follow_the_single_process(folder: Path, options: str) -> None:
+    model = TinyLM()
+    reference = Constants(TinyLM(), mixed_region(model))
+    train(reference, reference.parameters(), adamw(reference.parameters()), steps_of_batches())
+    ranks = [load_file(folder / f"{options}-{rank}.safetensors") for rank in range(WORLD)]
+    for name, value in ranks[0].items():
+        assert torch.equal(value, ranks[1][name])
+    model.load_state_dict(ranks[0], strict=False)  # the tied head is stored once
+    assert_same_training(model, reference)
+
+
+def test_gradients_are_masked_before_they_are_reduced(folder: Path) -> None:
+    model = TinyLM()
+    first, second = (load_file(folder / f"reduced-{rank}.safetensors") for rank in range(WORLD))
+    for frozen in mixed_region(model).resolve(model):
+        mask = frozen.entries.mask()
+        assert not first[frozen.name][mask].any()
+        assert not second[frozen.name][mask].any()
+    # Each rank's own, not reduced yet.
+    assert not torch.equal(first["up.weight"], second["up.weight"])

@@ -1,0 +1,98 @@
+"""The step guard: what would move without it, and steps that break or nest."""
+
+import pytest
+import torch
+from frozen_reference import (
+    TinyLM,
+    adamw,
+    mixed_region,
+    steps_of_batches,
+    train,
+)
+
+from freezetrain.errors import CheckError
+from freezetrain.freezing import freeze
+from freezetrain.freezing.mask import GradientMask
+from freezetrain.regions import Region
+
+
+def test_without_the_guard_weight_decay_moves_frozen_entries() -> None:
+    model = TinyLM()
+    resolved = mixed_region(model).resolve(model)
+    before = [frozen.entries.read(frozen.parameter) for frozen in resolved]
+    GradientMask(resolved)
+    train(model, list(model.parameters()), adamw(model.parameters()), steps_of_batches())
+    for frozen, values in zip(resolved, before, strict=True):
+        # Only the decay of 6 steps: each is a factor of 1 - lr * weight_decay.
+        torch.testing.assert_close(
+            frozen.entries.read(frozen.parameter), values * (1 - 1e-3) ** 6, rtol=1e-12, atol=0
+        )
+
+
+class Decay(torch.optim.Optimizer):
+    """Multiplies every weight, and may raise before its step is over."""
+
+    breaks = False
+
+    def __init__(self, parameters) -> None:
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.mul_(0.9)
+        if self.breaks:
+            raise RuntimeError("out of memory")
+
+
+class DecayTwice(Decay):
+    def step(self, closure=None):
+        super().step()
+        super().step()
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter.mul_(0.9)
+
+
+@pytest.mark.parametrize("kind", [Decay, DecayTwice])
+def test_step_that_raises_half_way_is_put_back(kind: type[Decay]) -> None:
+    model, start = TinyLM(), TinyLM().up.weight
+    region = Region.rows(model, {"up.weight": [1]})
+    optimizer = kind(model.parameters())
+    handle = freeze(model, optimizer, region)
+    optimizer.breaks = True
+    for chance in (optimizer.step, handle.verify, handle.remove):
+        optimizer.breaks = True
+        with pytest.raises(RuntimeError, match="out of memory"):
+            optimizer.step()
+        assert not torch.equal(model.up.weight[1], start[1])
+        optimizer.breaks = False
+        chance()
+        assert torch.equal(model.up.weight[1], start[1])
+        assert not torch.equal(model.up.weight[0], start[0])
+
+
+def test_step_that_calls_the_step_of_its_base_class() -> None:
+    model, start = TinyLM(), TinyLM().up.weight
+    Decay(model.parameters())  # from now on its step runs hooks of its own
+    optimizer = DecayTwice(model.parameters())
+    freeze(model, optimizer, Region.rows(model, {"up.weight": [1]}))
+    for _ in range(2):
+        optimizer.step()
+    assert torch.equal(model.up.weight[1], start[1])
+    torch.testing.assert_close(model.up.weight[0], start[0] * 0.9**6)
+
+
+def test_checkpoint_loaded_between_steps_is_what_stays_frozen() -> None:
+    model, other = TinyLM(), TinyLM(seed=1)
+    region, optimizer = mixed_region(model), adamw(model.parameters())
+    handle = freeze(model, optimizer, region)
+    train(model, list(model.parameters()), optimizer, steps_of_batches(2))
+    model.load_state_dict(other.state_dict())
+    train(model, list(model.parameters()), optimizer, steps_of_batches(2))
+    for frozen in region.resolve(model):
+        start = other.get_parameter(frozen.name)
+        assert torch.equal(frozen.entries.read(frozen.parameter), frozen.entries.read(start))
+    with pytest.raises(CheckError, match="changed since the freeze"):
+        handle.verify()

@@ -1,0 +1,136 @@
+"""The gradient mask: what would go wrong without it, and what it refuses."""
+
+import pytest
+import torch
+from frozen_reference import (
+    Constants,
+    TinyLM,
+    adamw,
+    assert_same_training,
+    loss_of,
+    mixed_region,
+    steps_of_batches,
+    train,
+)
+from torch import Tensor, nn
+
+from freezetrain.errors import CheckError, UserError
+from freezetrain.freezing import freeze
+from freezetrain.freezing.guard import StepGuard
+from freezetrain.regions import Region
+
+
+def test_without_the_mask_frozen_gradients_count_in_the_norm() -> None:
+    model, steps = TinyLM(), steps_of_batches()
+    region = mixed_region(model)
+    reference = Constants(TinyLM(), region)
+    parameters = reference.parameters()
+    expected = train(reference, parameters, adamw(parameters), steps)
+    optimizer = adamw(model.parameters())
+    StepGuard(optimizer, region.resolve(model))
+    norms = train(model, list(model.parameters()), optimizer, steps)
+    assert norms[0] > 1.03 * expected[0]
+    with pytest.raises(AssertionError):
+        assert_same_training(model, reference)
+
+
+def test_mask_comes_before_hooks_that_were_there_first() -> None:
+    model, seen = TinyLM(), []
+    model.up.weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+    region = Region.rows(model, {"up.weight": [3]})
+    freeze(model, adamw(model.parameters()), region)
+    (batch,) = steps_of_batches(1, 1)[0]
+    loss_of(model(batch), batch).backward()
+    assert not seen[0][3].any()
+    assert seen[0][[0, 1, 2]].all()
+
+
+def test_gradient_memory_shared_with_another_node_is_not_written() -> None:
+    """Autograd gives ``position.grad`` memory from which the gradient of ``weight`` is yet to be
+    computed; a mask that wrote there in place would zero that too."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 3))
+            self.position = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return ((x @ self.weight + self.position.unsqueeze(0)) * torch.arange(3.0)).sum()
+
+    model, x = Positions(), torch.tensor([[1.0, 2.0, 3.0]])
+    freeze(model, torch.optim.SGD(model.parameters()), Region.tensors(model, ["position"]))
+    for micro_step in (1, 2):
+        model(x).backward()
+        assert torch.equal(model.weight.grad, micro_step * x.T @ torch.arange(3.0)[None])
+        assert not model.position.grad.any()
+
+
+@pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
+def test_gradient_that_did_not_come_from_backward_is_refused(closure: bool) -> None:
+    model = TinyLM()
+    optimizer = adamw(model.parameters())
+    freeze(model, optimizer, mixed_region(model))
+    train(model, list(model.parameters()), optimizer, steps_of_batches(2))
+    (batch,) = steps_of_batches(1, 1)[0]
+
+    def assign() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(model(batch), batch)
+        parameters = list(model.parameters())
+        for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = grad
+        return loss
+
+    if not closure:
+        assign()
+    with pytest.raises(CheckError, match="not zero at its frozen entries"):
+        optimizer.step(assign if closure else None)
+
+
+def test_gradient_changed_after_backward_is_refused_on_the_first_step_and_after_verify() -> None:
+    model = TinyLM()
+    optimizer = adamw(model.parameters())
+    handle = freeze(model, optimizer, mixed_region(model))
+    (batch,) = steps_of_batches(1, 1)[0]
+
+    def noisy_step() -> None:
+        optimizer.zero_grad()
+        loss_of(model(batch), batch).backward()
+        for parameter in model.parameters():
+            parameter.grad += 1e-3
+        optimizer.step()
+
+    with pytest.raises(CheckError, match="changed after it"):
+        noisy_step()
+    train(model, list(model.parameters()), optimizer, steps_of_batches(1))
+    noisy_step()  # not looked at: reading every gradient in every step would cost too much
+    assert handle.verify() == handle.count
+    with pytest.raises(CheckError, match="changed after it"):
+        noisy_step()
+
+
+def test_unused_parameter_with_zero_gradient_is_fine() -> None:
+    model = TinyLM()
+    optimizer = adamw(model.parameters())
+    freeze(model, optimizer, mixed_region(model))
+    (batch,) = steps_of_batches(1, 1)[0]
+    for forward in (model, lambda ids: model.head(model.embedding(ids)), model):
+        optimizer.zero_grad(set_to_none=False)
+        loss_of(forward(batch), batch).backward()
+        optimizer.step()
+
+
+def test_sparse_gradients_are_refused() -> None:
+    embedding = nn.Embedding(5, 3, sparse=True)
+    freeze(embedding, torch.optim.SGD(embedding.parameters()), Region.tensors(embedding, ["*"]))
+    with pytest.raises(UserError, match="sparse=False"):
+        embedding(torch.tensor([1, 2])).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_second_derivatives_through_grad_are_refused() -> None:
+    model = nn.Linear(2, 1)
+    freeze(model, torch.optim.SGD(model.parameters()), Region.tensors(model, ["weight"]))
+    with pytest.raises(UserError, match="create_graph"):
+        (model(torch.ones(2)) ** 2).backward(create_graph=True)

@@ -1,0 +1,218 @@
+"""Comparing model folders as Hugging Face writes them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
+
+from freezetrain.errors import UserError
+from freezetrain.freezing import Offender, compare_checkpoints, compare_weights
+from freezetrain.regions import Region
+
+SIZES = {
+    "vocab_size": 20,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+QUERY = "model.layers.1.self_attn.q_proj.weight"  # [8, 8]
+DOWN = "model.layers.0.mlp.down_proj.weight"  # [8, 12]
+
+
+def llama(**changes) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZES, **changes))
+
+
+def save(model: torch.nn.Module, folder: Path, **options) -> Path:
+    model.save_pretrained(folder, **options)
+    return folder
+
+
+@torch.no_grad()
+def train_outside(model: torch.nn.Module, region: Region) -> int:
+    """Change every entry outside the region; return how many."""
+    changed = 0
+    frozen = {found.name: found.entries.mask() for found in region.resolve(model)}
+    for name, parameter in model.named_parameters():
+        mask = frozen.get(name, torch.zeros_like(parameter, dtype=torch.bool))
+        parameter.copy_(torch.where(mask, parameter, parameter + 1))
+        changed += int((~mask).sum())
+    return changed
+
+
+@torch.no_grad()
+def flip_lowest_bit(parameter: torch.Tensor, index: int) -> None:
+    parameter.view(torch.int32).view(-1)[index] ^= 1
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("shards", ["5GB", "2KB"], ids=["one file", "shards"])
+def test_counts_what_moved_and_what_trained(tmp_path: Path, tied: bool, shards: str) -> None:
+    model = llama(tie_word_embeddings=tied)
+    region = Region.random(model, 0.1, seed=0) | Region.tensors(model, ["*norm*"])
+    base = save(model, tmp_path / "base", max_shard_size=shards)
+    assert (base / "model.safetensors").exists() == (shards == "5GB")
+
+    same = compare_checkpoints(base, base, region)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert (same.checked, same.moved, same.offenders) == (region.count, 0, [])
+    assert (same.trainable, same.changed) == (total - region.count, 0)
+
+    changed = train_outside(model, region)
+    adapted = save(model, tmp_path / "adapted")
+    trained = compare_checkpoints(base, adapted, region)
+    assert (trained.checked, trained.moved, trained.changed) == (region.count, 0, changed)
+
+    inside = region.indices(QUERY)[[0, -1]].tolist()
+    query = model.get_parameter(QUERY)
+    before = query.detach().flatten()[inside].tolist()
+    for index in inside:
+        flip_lowest_bit(query, index)
+    broken = compare_checkpoints(base, save(model, tmp_path / "broken"), region)
+    after = query.detach().flatten()[inside].tolist()
+    assert before != after
+    assert broken.moved == 2
+    assert broken.changed == changed
+    assert broken.offenders == [
+        Offender(QUERY, *values) for values in zip(inside, before, after, strict=True)
+    ]
+
+
+def test_first_offenders_are_named_in_order(tmp_path: Path) -> None:
+    model = llama()
+    region = Region.tensors(model, [QUERY, DOWN])
+    base = save(model, tmp_path / "base")
+    for index in (5, 3):
+        flip_lowest_bit(model.get_parameter(DOWN), index)
+        flip_lowest_bit(model.get_parameter(QUERY), index)
+    adapted = save(model, tmp_path / "adapted")
+    found = compare_checkpoints(base, adapted, region, first=3)
+    assert found.moved == 4
+    assert [(o.name, o.index) for o in found.offenders] == [(DOWN, 3), (DOWN, 5), (QUERY, 3)]
+
+
+def test_signed_zero_moves_and_nan_does_not(tmp_path: Path) -> None:
+    model = llama()
+    region = Region.tensors(model, [QUERY])
+    with torch.no_grad():
+        model.get_parameter(QUERY)[0, :2] = torch.tensor([0.0, float("nan")])
+    base = save(model, tmp_path / "base")
+    with torch.no_grad():
+        model.get_parameter(QUERY)[0, 0] = -0.0
+    found = compare_checkpoints(base, save(model, tmp_path / "adapted"), region)
+    assert [offender.index for offender in found.offenders] == [0]
+
+
+def test_other_dtype_is_compared_by_exact_value(tmp_path: Path) -> None:
+    model = llama().bfloat16()
+    region = Region.random(model, 0.2, seed=0)
+    base = save(model, tmp_path / "base")
+    wide = save(model.float(), tmp_path / "wide")
+    found = compare_checkpoints(base, wide, region)
+    assert (found.moved, found.changed) == (0, 0)
+
+    inside = int(region.indices(DOWN)[0])
+    flip_lowest_bit(model.get_parameter(DOWN), inside)  # far below what bfloat16 resolves
+    found = compare_checkpoints(base, save(model, tmp_path / "moved"), region)
+    assert [(o.name, o.index) for o in found.offenders] == [(DOWN, inside)]
+    # Stored in bfloat16 again the change is rounded away.
+    rounded = save(model.bfloat16(), tmp_path / "rounded")
+    assert compare_checkpoints(base, rounded, region).moved == 0
+    found = compare_checkpoints(tmp_path / "moved", rounded, region)
+    assert [(o.name, o.index) for o in found.offenders] == [(DOWN, inside)]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_tied_head_may_be_named_either_way(tmp_path: Path, kind: str) -> None:
+    if kind == "llama":
+        model, embedding = llama(tie_word_embeddings=True), "model.embed_tokens.weight"
+    else:
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2))
+        embedding = "transformer.wte.weight"
+    rows = torch.arange(20)[:, None].expand(20, 8)
+    by_head = Region.from_masks({"lm_head.weight": rows < 3})
+    by_both = by_head | Region.from_masks({embedding: rows == 5})
+    base = save(model, tmp_path / "base")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[2, 0] += 1
+    adapted = save(model, tmp_path / "adapted")
+    for region, count in ((by_head, 3 * 8), (by_both, 4 * 8)):
+        found = compare_checkpoints(base, adapted, region)
+        assert found.checked == count
+        assert [(o.name, o.index) for o in found.offenders] == [(embedding, 16)]
+
+
+def test_head_tied_on_one_side_only(tmp_path: Path) -> None:
+    tied = llama(tie_word_embeddings=True)
+    region = Region.from_masks({"lm_head.weight": torch.ones(20, 8, dtype=torch.bool)})
+    base = save(tied, tmp_path / "base")
+    untied = llama()
+    untied.load_state_dict(tied.state_dict())
+    untied.model.embed_tokens.weight.data += 1
+    adapted = save(untied, tmp_path / "adapted")
+    found = compare_checkpoints(base, adapted, region)
+    assert (found.checked, found.moved, found.changed) == (160, 0, 160)
+
+
+def test_fused_experts_are_compared_in_memory(tmp_path: Path) -> None:
+    model = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=2))
+    region = Region.random(model, 0.1, seed=0)
+    base = save(model, tmp_path / "base")
+    with pytest.raises(UserError, match=r"'model\.layers\.0\.mlp\.experts\.down_proj'"):
+        compare_checkpoints(base, base, region)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    changed = train_outside(model, region)
+    found = compare_weights(before, dict(model.named_parameters()), region)
+    assert (found.checked, found.moved, found.changed) == (region.count, 0, changed)
+    with pytest.raises(UserError, match="did you mean"):
+        compare_weights(before, before, Region.from_masks({"lm_head.weigh": torch.ones(1).bool()}))
+
+
+def test_bad_folders_and_regions_are_one_clear_error(tmp_path: Path) -> None:
+    model = llama()
+    region = Region.tensors(model, [QUERY])
+    base = save(model, tmp_path / "base")
+
+    def refused(match: str, adapted: Path = base, region: Region = region) -> None:
+        with pytest.raises(UserError, match=match):
+            compare_checkpoints(base, adapted, region)
+
+    refused("there is none at", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    refused("holds neither", tmp_path / "empty")
+    misspelt = Region.from_masks({QUERY.replace("q_", "Q_"): torch.ones(8, 8).bool()})
+    refused(f"did you mean .*'{QUERY}'", region=misspelt)
+    refused("of shape", region=Region.from_masks({QUERY: torch.ones(8, 9).bool()}))
+
+    other = save(LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": 21})), tmp_path / "other")
+    refused(r"has shape \[20, 8\] in the base and \[21, 8\]", other)
+
+    truncated = save(model, tmp_path / "truncated")
+    whole = (truncated / "model.safetensors").read_bytes()
+    (truncated / "model.safetensors").write_bytes(whole[:-100])
+    refused("truncated or not a safetensors file", truncated)
+
+    lacks = save(model, tmp_path / "lacks")
+    tensors = load_file(lacks / "model.safetensors")
+    del tensors[DOWN]
+    save_file(tensors, lacks / "model.safetensors", {"format": "pt"})
+    refused(f"hold no '{DOWN}'", lacks)
+
+    sharded = save(model, tmp_path / "sharded", max_shard_size="2KB")
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    shard = index["weight_map"][DOWN]
+    (sharded / shard).unlink()
+    refused(f"the shard {shard}", sharded)
