@@ -1,0 +1,113 @@
+"""Loading a causal language model and its tokenizer, with errors that say what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from freezetrain.errors import UserError
+from freezetrain.recipe import Dtype, ModelSource
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Silence transformers' own bars, which say nothing about how long a job takes."""
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_path(source: ModelSource) -> None:
+    """Spare the hub a question about what can only be a folder that is not there."""
+    is_id = source.path.count("/") <= 1 and not source.path.startswith((".", "/", "~"))
+    if not is_id and not Path(source.path).is_dir():
+        raise UserError(
+            f"cannot load a model from {source.path}: there is no such folder; give a folder in "
+            "Hugging Face format, or an id on the hub"
+        )
+
+
+def _not_loaded(what: str, source: ModelSource, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(source.path).is_dir():
+        return UserError(f"cannot load the {what} from the folder {source.path}: {reason}")
+    return UserError(
+        f"cannot load the {what} {source.path!r}: it is not a folder here, and the hub gave: "
+        f"{reason} Without a network, download it elsewhere and give the folder"
+    )
+
+
+def _torch_dtype(dtype: Dtype) -> torch.dtype | str:
+    return "auto" if dtype == "stored" else getattr(torch, dtype)
+
+
+def load_model(source: ModelSource, random_weights: bool = False) -> PreTrainedModel:
+    """The model in eval mode on the CPU, or a new one of its configuration with random weights.
+
+    Raises UserError if it cannot be found or loaded, or if weights are missing from its files:
+    freshly initialized ones would make every figure meaningless.
+    """
+    _check_path(source)
+    options = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+    try:
+        if random_weights:
+            config = AutoConfig.from_pretrained(source.path, **options)
+            dtype = None if source.dtype == "stored" else _torch_dtype(source.dtype)
+            return AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=source.trust_remote_code
+            ).eval()
+        with without_progress_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.path, dtype=_torch_dtype(source.dtype), output_loading_info=True, **options
+            )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise _not_loaded("model", source, error) from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"the files of {source.path} lack {len(missing)} of the model's weights, first "
+            f"{missing[0]!r}; give a complete model"
+        )
+    return model.eval()
+
+
+def local_folder(source: ModelSource) -> Path:
+    """The folder that holds the model's files: its own, or the hub cache's snapshot."""
+    if Path(source.path).is_dir():
+        return Path(source.path)
+    config = cached_file(source.path, "config.json", revision=source.revision)
+    if config is None:
+        raise UserError(f"the hub's cache holds no config.json of {source.path!r}; load it first")
+    return Path(config).parent
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Raises UserError if it cannot be found or loaded."""
+    _check_path(source)
+    try:
+        return AutoTokenizer.from_pretrained(
+            source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _not_loaded("tokenizer", source, error) from error
+
+
+def context_length(model: PreTrainedModel, otherwise: int = 1024) -> int:
+    """Tokens that the model was built for, or ``otherwise`` where its configuration is silent."""
+    return getattr(model.config, "max_position_embeddings", None) or otherwise

@@ -1,0 +1,194 @@
+"""One recipe for each verb."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from freezetrain.recipe.parts import (
+    EvaluationTexts,
+    ModelSource,
+    Optimization,
+    TextSource,
+    Watch,
+    check,
+)
+
+Method = Literal["taylor", "taylor-abs", "fisher", "magnitude", "wanda"]
+
+
+@dataclass
+class ScoreRecipe:
+    """Score how much the loss of each language depends on each weight."""
+
+    model: ModelSource
+    """The base."""
+    texts: TextSource = field(default_factory=TextSource)
+    """Texts; their training documents are scored."""
+    languages: list[str] = field(default_factory=list)
+    """Languages to score, each into a file of its own. Empty: all that the texts hold."""
+    method: Method = "taylor"
+    """What is summed for each weight; taylor is |weight x sum of gradients|, the paper's."""
+    sequence_length: int = 512
+    """Tokens in a sequence."""
+    sequences: int = 1000
+    """Sequences of each language; all that it has where it has fewer."""
+    batch: int = 8
+    """Sequences in one forward and backward pass."""
+    seed: int = 0
+    """Seed of the choice of sequences."""
+
+    def __post_init__(self) -> None:
+        check(self.sequence_length >= 2, "sequence_length", "2 or more", self.sequence_length)
+        check(self.sequences >= 1, "sequences", "1 or more", self.sequences)
+        check(self.batch >= 1, "batch", "1 or more", self.batch)
+
+
+@dataclass
+class SelectRecipe:
+    """Select a region: from scores, at random, or by the target language's vocabulary."""
+
+    kind: Literal["core", "monolingual", "random", "vocabulary"] = "core"
+    """core: by the scores of several languages together. monolingual: entries of one language that
+    no other language has. random: as many entries of each parameter as another region, anywhere.
+    vocabulary: rows of embedding and head for tokens that a language's texts hardly hold."""
+    scores: str | None = None
+    """Folder that `freezetrain score` wrote (core, monolingual)."""
+    languages: list[str] = field(default_factory=list)
+    """Languages whose scores are used. Empty: all in the folder."""
+    language: str | None = None
+    """The language of a monolingual or vocabulary region."""
+    ratio: float = 0.01
+    """Share of entries, in (0, 1]."""
+    which: Literal["top", "bottom"] = "top"
+    """Highest or lowest scores."""
+    per: Literal["tensor", "layer", "model"] = "tensor"
+    """Within what the ratio holds."""
+    unit: Literal["entry", "row", "column", "tensor"] = "entry"
+    """What is selected whole."""
+    norms: bool = False
+    """Let the weights of norms be selected too."""
+    like: str | None = None
+    """Region file that a random region is to equal in size (random)."""
+    seed: int = 0
+    """Seed of a random region."""
+    model: ModelSource | None = None
+    """The base (vocabulary)."""
+    texts: TextSource = field(default_factory=TextSource)
+    """Texts whose training documents are counted (vocabulary)."""
+    min_count: int = 5
+    """Tokens seen fewer times than this belong to the region (vocabulary)."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.ratio <= 1, "ratio", "above 0 and at most 1", self.ratio)
+        check(self.min_count >= 1, "min_count", "1 or more", self.min_count)
+        needs = {
+            "core": ["scores"],
+            "monolingual": ["scores", "language"],
+            "random": ["like"],
+            "vocabulary": ["model", "language"],
+        }
+        for name in needs[self.kind]:
+            given = getattr(self, name)
+            check(given is not None, name, f"given to select a {self.kind} region", given)
+
+
+@dataclass
+class AblateRecipe:
+    """Evaluate languages with each of some regions set to zero."""
+
+    model: ModelSource
+    """The base."""
+    regions: list[str]
+    """Region files; each is zeroed alone."""
+    evaluation: EvaluationTexts = field(default_factory=EvaluationTexts)
+    """What is evaluated."""
+    random_seeds: list[int] = field(default_factory=lambda: [0])
+    """For the first region, random regions of the same size, one for each seed, are zeroed too."""
+
+
+@dataclass
+class TrainRecipe:
+    """Further pre-train a model, with a region frozen and other languages watched."""
+
+    model: ModelSource
+    """The base."""
+    texts: TextSource = field(default_factory=TextSource)
+    """Texts trained on: their training documents."""
+    languages: list[str] = field(default_factory=list)
+    """Languages trained on. Empty: all that the texts hold."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each language, in any unit. Empty: by size."""
+    region: str | None = None
+    """Region file; the region is frozen. None: plain full training."""
+    optimization: Optimization = field(default_factory=Optimization)
+    """How it is trained."""
+    watch: Watch = field(default_factory=Watch)
+    """What is watched for forgetting."""
+    checkpoint_every: int = 100
+    """Optimizer steps between checkpoints; a run that was stopped resumes from the last one."""
+    from_scratch: bool = False
+    """Pre-train with random weights: model.path needs only a configuration and a tokenizer."""
+
+    def __post_init__(self) -> None:
+        check(self.checkpoint_every >= 1, "checkpoint_every", "1 or more", self.checkpoint_every)
+        if self.from_scratch:
+            check(self.region is None, "region", "left out when from_scratch is set", self.region)
+
+
+@dataclass
+class ForgettingRecipe:
+    """Compare two models: what did the adapted one forget, and gain on the target language?"""
+
+    base: ModelSource
+    """Model before further pre-training."""
+    adapted: ModelSource
+    """Model after it."""
+    target: str | None = None
+    """Target language; all others are held out. None: all are held out."""
+    evaluation: EvaluationTexts = field(default_factory=EvaluationTexts)
+    """What is evaluated."""
+
+
+@dataclass
+class VerifyRecipe:
+    """Check that every frozen entry of a region is bit-identical in two model folders."""
+
+    base: str
+    """Folder of the base, in Hugging Face format."""
+    adapted: str
+    """Folder of the adapted model."""
+    region: str
+    """Region file."""
+
+
+@dataclass
+class InfoRecipe:
+    """Say what a region or score file holds, or what freezetrain sees in a model folder."""
+
+    path: str
+    """A region file, a score file or a model folder."""
+
+
+@dataclass
+class QuickstartRecipe:
+    """The paper in minutes: find the core region, test it, freeze it, watch 30 languages."""
+
+    model: str | None = None
+    """Folder or hub id of any Hugging Face causal LM. None: the small base that comes with
+    freezetrain."""
+    texts: TextSource = field(default_factory=TextSource)
+    """Texts to score, train and evaluate on."""
+    target: str = "zh"
+    """Language to adapt to."""
+    score_languages: list[str] = field(default_factory=lambda: ["en", "es", "ru", "de", "ja", "ko"])
+    """Languages whose scores make the core region."""
+    ratio: float = 0.01
+    """Share of entries in the core region, in (0, 1]."""
+    steps: int = 30
+    """Optimizer steps of further pre-training."""
+    learning_rate: float | None = None
+    """Peak learning rate of further pre-training. None: 1e-3 for the built-in base, 5e-5, the
+    paper's, for any other."""
+    sequence_length: int = 128
+    """Tokens in a training or scoring sequence."""
+    seed: int = 0
+    """Seed of the random region and of the data order."""

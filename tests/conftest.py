@@ -1,0 +1,98 @@
+"""Small things that many tests need: texts of three languages, a tokenizer, a tiny Llama."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from freezetrain.corpora import read_languages
+from freezetrain.recipe import TextSource
+
+LANGUAGES = ("en", "es", "zh")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def datasets_cache(tmp_path_factory):
+    """Keep what `datasets` caches out of the user's home."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(scope="session")
+def udhr():
+    """The built-in texts of three languages."""
+    return read_languages(TextSource(), LANGUAGES)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(udhr):
+    """Byte-level BPE of 400 tokens with BOS and EOS."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([t for language in udhr.values() for t in language.train], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+
+
+def tiny_llama(seed: int = 0, **changes) -> LlamaForCausalLM:
+    """Two layers of width 16 over 400 tokens: 17 thousand weights."""
+    settings = {
+        "vocab_size": 400,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    return tiny_llama
+
+
+@pytest.fixture
+def model():
+    return tiny_llama()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory, tokenizer) -> Path:
+    """A tiny model with its tokenizer, saved as Hugging Face does."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tiny_llama().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def text_folder(tmp_path, udhr) -> Path:
+    """JSONL files of three languages, parallel by the field `section`."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, language in udhr.items():
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            for number, text in enumerate([*language.train, *language.test]):
+                file.write(json.dumps({"section": number, "text": text}) + "\n")
+    return folder
