@@ -1,0 +1,92 @@
+import logging
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from freezetrain.errors import UserError
+from freezetrain.evaluation import Document, encode_documents
+
+LINES = ["All human beings are born free", "Alle Menschen sind frei geboren", "人人生而自由"]
+
+
+def byte_level_bpe(**special):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(LINES, trainer)
+    # Like Llama's and BERT's: special tokens of its own accord, unless told not to.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("<s>", "</s>")],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+@pytest.mark.parametrize(
+    ("special", "context"),
+    [
+        ({"bos_token": "<s>", "eos_token": "</s>"}, "<s>"),
+        ({"bos_token": "<s>"}, "<s>"),
+        ({"eos_token": "</s>"}, "</s>"),
+    ],
+)
+def test_every_token_is_predicted_from_one_context_token(special, context):
+    tokenizer = byte_level_bpe(**special)
+    for text, document in zip(LINES, encode_documents(LINES, tokenizer), strict=True):
+        first, *predicted = document.ids
+        assert first == tokenizer.convert_tokens_to_ids(context)
+        assert tokenizer.decode(predicted) == text
+        assert document.tokens == len(predicted)
+        assert document.bytes == len(text.encode())
+
+
+def test_without_bos_and_eos_the_first_token_is_the_context():
+    tokenizer = byte_level_bpe()
+    for text, document in zip(LINES, encode_documents(LINES, tokenizer), strict=True):
+        assert tokenizer.decode(document.ids) == text
+        assert document.tokens == len(document.ids) - 1
+        assert document.bytes == len(text.encode())
+
+
+def test_a_text_longer_than_the_model_gives_no_warning(recwarn, caplog):
+    # transformers' logger does not propagate, so that caplog must be put in by hand.
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        tokenizer = byte_level_bpe(bos_token="<s>", model_max_length=4)
+        (document,) = encode_documents([LINES[0]], tokenizer)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert document.tokens > 4
+    assert [str(warning.message) for warning in recwarn] == []
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("empty", ["", " \n\t"])
+def test_an_empty_document_is_refused_by_its_place(empty):
+    with pytest.raises(UserError, match=r"document 1 \(counted from 0\) of 3"):
+        encode_documents([LINES[0], empty, LINES[1]], byte_level_bpe(bos_token="<s>"))
+
+
+def test_nothing_to_predict_is_refused():
+    (document,) = encode_documents(["A"], byte_level_bpe(bos_token="<s>"))
+    assert document.tokens == 1
+    with pytest.raises(UserError, match="nothing to predict"):
+        encode_documents(["A"], byte_level_bpe())
+
+
+def test_no_texts_are_no_documents():
+    assert encode_documents([], byte_level_bpe(bos_token="<s>")) == []
+
+
+@pytest.mark.parametrize(("ids", "size"), [([], 1), ([5], 1), ([5, 6], 0)])
+def test_documents_without_tokens_or_bytes_are_refused(ids, size):
+    with pytest.raises(UserError, match=f"got {len(ids)} ids and {size} bytes"):
+        Document(ids=ids, bytes=size)

@@ -1,0 +1,200 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutput
+
+from freezetrain.errors import CheckError, UserError
+from freezetrain.evaluation import Document, evaluate
+
+VOCABULARY = 40
+LENGTHS = {"en": [2, 17, 3, 31, 9], "de": [24], "sw": [5, 5, 12]}
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def llama(dropout=0.0):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        attention_dropout=dropout,
+        initializer_range=0.5,
+    )
+    return LlamaForCausalLM(config)
+
+
+def gpt2():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5
+    )
+    return GPT2LMHeadModel(config)  # with dropout, and positions that padding must not shift
+
+
+def documents(lengths=LENGTHS):
+    generator = torch.Generator().manual_seed(1)
+    return {
+        language: [
+            Document(torch.randint(VOCABULARY, (n,), generator=generator).tolist(), 3 * n + 1)
+            for n in sizes
+        ]
+        for language, sizes in lengths.items()
+    }
+
+
+def plain_loop(model, texts, max_length):
+    """NLL token by token, each from its own forward pass over what stands before it."""
+    model.eval()
+    nll = 0.0
+    with torch.no_grad():
+        for document in texts:
+            for position in range(1, len(document.ids)):
+                start = (position - 1) // (max_length - 1) * (max_length - 1)
+                context = torch.tensor([document.ids[start:position]])
+                log_p = model(input_ids=context).logits[0, -1].double().log_softmax(-1)
+                nll -= log_p[document.ids[position]].item()
+    return nll
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch_tokens", [1, 40, 4096])
+def test_it_equals_a_plain_loop_over_single_sequences(make, dtype, batch_tokens):
+    model, texts = make().to(dtype), documents()
+    figures = evaluate(model, texts, max_length=64, batch_tokens=batch_tokens)
+    assert list(figures) == list(texts)
+    for language, value in figures.items():
+        reference = plain_loop(model, texts[language], 64)
+        tokens = sum(n - 1 for n in LENGTHS[language])
+        size = sum(3 * n + 1 for n in LENGTHS[language])
+        assert value.tokens == tokens
+        assert value.bytes == size
+        assert value.nll == pytest.approx(reference, rel=2e-6)
+        assert value.perplexity == pytest.approx(math.exp(reference / tokens), rel=1e-5)
+        assert value.bits_per_byte == pytest.approx(reference / size / math.log(2), rel=2e-6)
+
+
+@pytest.mark.parametrize("max_length", [2, 7, 17, 24])
+def test_long_documents_are_cut_into_windows_that_share_one_token(max_length):
+    model, texts = llama(), documents()
+    figures = evaluate(model, texts, max_length=max_length, batch_tokens=30)
+    for language, value in figures.items():
+        assert value.tokens == sum(n - 1 for n in LENGTHS[language])
+        assert value.bytes == sum(3 * n + 1 for n in LENGTHS[language])
+        assert value.nll == pytest.approx(plain_loop(model, texts[language], max_length), rel=2e-6)
+
+
+class Toy(nn.Module):
+    """A causal model of each token alone: no attention mask, fixed logits."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.table = nn.Parameter(logits)
+        self.shapes = []
+
+    def forward(self, input_ids):
+        self.shapes.append(tuple(input_ids.shape))
+        return CausalLMOutput(logits=self.table[input_ids])
+
+
+def test_a_uniform_model_has_the_vocabulary_as_perplexity():
+    figures = evaluate(Toy(torch.zeros(VOCABULARY, VOCABULARY)), documents(), max_length=10)
+    for value in figures.values():
+        assert value.perplexity == pytest.approx(VOCABULARY, rel=1e-6)
+
+
+@pytest.mark.parametrize("budget", [1, 33, 60])
+def test_batches_keep_to_the_budget_and_progress_ends_at_the_total(budget):
+    model, told = Toy(torch.zeros(VOCABULARY, VOCABULARY)), []
+    evaluate(
+        model, documents(), max_length=16, batch_tokens=budget, progress=lambda *a: told.append(a)
+    )
+    assert all(rows * length <= budget or rows == 1 for rows, length in model.shapes)
+    total = sum(n - 1 for sizes in LENGTHS.values() for n in sizes)
+    assert len(told) == len(model.shapes)
+    assert told[-1] == (total, total)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+
+
+def test_modes_random_state_and_gradients_are_as_before():
+    model = gpt2().train()
+    model.transformer.h[0].eval()  # kept in eval mode on purpose
+    modes = {name: module.training for name, module in model.named_modules()}
+    model.lm_head.weight.grad = torch.ones_like(model.lm_head.weight)
+    state = torch.get_rng_state()
+    first = evaluate(model, documents(), max_length=64)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(model.lm_head.weight.grad, torch.ones_like(model.lm_head.weight))
+    assert evaluate(model, documents(), max_length=64) == first, "dropout must be off"
+
+
+def test_modes_are_put_back_after_an_exception():
+    model = gpt2().train()
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, documents(), max_length=64, progress=stop)
+    assert all(module.training for module in model.modules())
+
+
+def test_tensors_that_a_model_keeps_can_be_trained_through():
+    """What a forward pass caches must not be an inference tensor."""
+
+    class Caching(Toy):
+        cache = None
+
+        def forward(self, input_ids):
+            if self.cache is None:
+                self.cache = torch.ones(VOCABULARY)
+            return CausalLMOutput(logits=self.table[input_ids] * self.cache)
+
+    model = Caching(torch.zeros(VOCABULARY, VOCABULARY))
+    evaluate(model, documents(), max_length=64)
+    model(torch.tensor([[1, 2]])).logits.sum().backward()
+    assert model.table.grad is not None
+
+
+def test_nothing_at_padded_places_counts():
+    class Padding(Toy):
+        def forward(self, input_ids, attention_mask):
+            logits = self.table[input_ids]
+            return CausalLMOutput(
+                logits=logits.masked_fill(attention_mask[..., None] == 0, math.nan)
+            )
+
+    figures = evaluate(Padding(torch.zeros(VOCABULARY, VOCABULARY)), documents(), max_length=64)
+    assert all(value.perplexity == pytest.approx(VOCABULARY) for value in figures.values())
+
+
+def test_a_loss_that_is_not_finite_names_the_language():
+    table = torch.zeros(VOCABULARY, VOCABULARY)
+    table[3] = math.nan
+    texts = {"en": [Document([1, 2, 1], 3)], "de": [Document([1, 3, 1], 3)]}
+    with pytest.raises(CheckError, match="language 'de' is nan"):
+        evaluate(Toy(table), texts, max_length=8)
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        ({}, {}, "got none"),
+        ({"en": [Document([1, 2], 2)], "de": []}, {}, "none for 'de'"),
+        (documents(), {"max_length": 1}, "got 1 and 4096"),
+        (documents(), {"batch_tokens": 0}, "got 64 and 0"),
+        (documents(), {"max_length": 65}, "max_length is 65 tokens but the model has 64"),
+    ],
+)
+def test_bad_input_is_refused(texts, options, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(llama(), texts, **{"max_length": 64, **options})
