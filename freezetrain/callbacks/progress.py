@@ -1,0 +1,67 @@
+"""A progress bar that counts optimizer steps, whatever an epoch is."""
+
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class StepProgress(L.pytorch.callbacks.ProgressBar):
+    """Optimizer steps done of ``max_steps``, the loss, and the time left; on standard error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._bar: Progress | None = None
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._enabled:
+            return
+        self._bar = Progress(
+            *Progress.get_default_columns()[:2],
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._bar.start()
+        self._bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, loss="")
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if self._bar is not None:
+            loss = self.get_metrics(trainer, pl_module).get("train/loss", "")
+            text = f"loss {loss:.3f}" if isinstance(loss, float) else ""
+            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, loss=text)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self._stop()
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        if self._bar is None:
+            print(*args, **kwargs)
+        else:
+            self._bar.console.print(*args, highlight=False)

@@ -1,0 +1,294 @@
+import json
+import warnings
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from freezetrain.callbacks import ForgettingTracker
+from freezetrain.errors import UserError
+from freezetrain.evaluation import Document, evaluate, forgetting
+
+VOCABULARY = 30
+
+# Lightning's advice on these loaders and checkpoints, and what it calls in torch.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:.*{message}")
+    for message in (
+        "does not have many workers",
+        "smaller than the logging interval",
+        "LeafSpec",
+        "your dataloader is not resumable",
+        "callbacks used to create the checkpoint",
+    )
+]
+
+
+class Trained(L.LightningModule):
+    """A LightningModule as a user may write it; GPT-2 trains with dropout by default."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        config = GPT2Config(vocab_size=VOCABULARY, n_embd=8, n_layer=2, n_head=2, n_positions=16)
+        self.net = GPT2LMHeadModel(config)
+        self.losses = []
+
+    def training_step(self, batch, batch_idx):
+        assert all(module.training for module in self.net.modules())
+        loss = self.net(input_ids=batch, labels=batch).loss
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+def documents(seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        language: [
+            Document(torch.randint(VOCABULARY, (n,), generator=generator).tolist(), 2 * n)
+            for n in sizes
+        ]
+        for language, sizes in {"en": [5, 20], "de": [9], "sw": [3, 12, 7]}.items()
+    }
+
+
+def tracker(**options):
+    settings = {"target": "sw", "every_n_steps": 2, "max_length": 16, "module": "net"}
+    return ForgettingTracker(documents(), **{**settings, "table": False, **options})
+
+
+def fit(module, *callbacks, ckpt_path=None, **options):
+    """Train on shuffled batches: their order comes from the global random state."""
+    L.seed_everything(7, verbose=False)
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randint(VOCABULARY, (24, 10), generator=generator)
+    settings = {"max_steps": 6, "max_epochs": -1, "logger": False, "enable_checkpointing": False}
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **{**settings, **options},
+    )
+    loader = DataLoader(rows, batch_size=2, shuffle=True)
+    trainer.fit(module, loader, ckpt_path=ckpt_path, weights_only=ckpt_path and True)
+    return trainer
+
+
+def steps(tracker):
+    return [evaluation.step for evaluation in tracker.history.evaluations]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_steps": 5}, [0, 2, 4, 5]),
+        ({"max_steps": 6}, [0, 2, 4, 6]),  # the end is not evaluated twice
+        ({"max_steps": 5, "accumulate_grad_batches": 3}, [0, 2, 4, 5]),
+        ({"max_epochs": 1, "max_steps": -1, "accumulate_grad_batches": 5}, [0, 2, 3]),
+        ({"max_epochs": 2, "max_steps": -1, "accumulate_grad_batches": 12}, [0, 2]),
+    ],
+)
+def test_it_evaluates_at_the_start_every_n_optimizer_steps_and_at_the_end(options, expected):
+    watched = tracker()
+    fit(Trained(), watched, **options)
+    assert steps(watched) == expected
+
+
+def test_what_it_finds_is_what_evaluate_finds():
+    watched, module = tracker(), Trained()
+    base = evaluate(module.net, documents(), max_length=16)
+    fit(module, watched, max_steps=3)
+    adapted = evaluate(module.net, documents(), max_length=16)
+    assert watched.history.base.figures == base
+    assert watched.history.last.figures == adapted
+    assert watched.history.forgetting() == forgetting(base, adapted, "sw")
+    assert watched.history.forgetting().mean != 0.0
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_training_is_bit_identical_with_and_without_it(accumulate):
+    plain, watched = Trained(), Trained()
+    fit(plain, accumulate_grad_batches=accumulate)
+    state = torch.get_rng_state()
+    fit(watched, tracker(every_n_steps=1), accumulate_grad_batches=accumulate)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert watched.losses == plain.losses
+    for (name, before), after in zip(
+        plain.state_dict().items(), watched.state_dict().values(), strict=True
+    ):
+        assert torch.equal(before, after), name
+    assert all(module.training for module in watched.net.modules())
+
+
+def test_it_adds_no_warning():
+    found = []
+    for callbacks in ([], [tracker()]):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(Trained(), *callbacks)
+        found.append({str(warning.message) for warning in caught})
+    assert found[1] == found[0]
+
+
+def test_the_base_survives_a_resumed_run(tmp_path):
+    whole = tracker()
+    fit(Trained(), whole, max_steps=6)
+
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
+    first = tracker(results_path=tmp_path / "results.json")
+    fit(Trained(), save, first, max_steps=5, enable_checkpointing=True)
+    assert steps(first) == [0, 2, 4, 5]
+
+    # From step 4, with other weights at the start, and onto the file of the interrupted run.
+    resumed = tracker(results_path=tmp_path / "results.json")
+    fit(Trained(seed=3), resumed, max_steps=6, ckpt_path=tmp_path / "step=4.ckpt")
+    assert steps(resumed) == [0, 2, 4, 6]
+    assert resumed.history.evaluations[:3] == whole.history.evaluations[:3]
+    assert resumed.history.base == whole.history.base
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert [entry["step"] for entry in written["evaluations"]] == [0, 2, 4, 6]
+
+
+def test_the_last_checkpoint_holds_the_last_evaluation(tmp_path):
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=5, save_top_k=-1)
+    fit(Trained(), save, tracker(), max_steps=5, enable_checkpointing=True)
+    state = torch.load(tmp_path / "step=5.ckpt", weights_only=True)["callbacks"]
+    saved = state["ForgettingTracker"]["evaluations"]
+    assert [entry["step"] for entry in saved] == [0, 2, 4, 5]
+
+
+def test_a_new_run_of_the_same_tracker_has_a_new_base():
+    watched = tracker()
+    fit(Trained(seed=0), watched, max_steps=2)
+    fit(Trained(seed=5), watched, max_steps=2)
+    assert steps(watched) == [0, 2]
+    base = evaluate(Trained(seed=5).net, documents(), max_length=16)
+    assert watched.history.base.figures == base
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, callbacks in {"with": [tracker()], "without": []}.items():
+        fit(Trained(), *callbacks, max_steps=2).save_checkpoint(folder / f"{name}.ckpt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "change", "message"),
+    [
+        ("without", {}, "resumes at step 2 from a checkpoint without a base"),
+        ("with", {"max_length": 8}, "max_length 16, got 8"),
+        ("with", {"target": "en"}, "target 'sw', got 'en'"),
+        ("with", {"documents": documents() | {"fr": documents()["de"]}}, "of 'fr'"),
+        ("with", {"documents": documents() | {"en": documents()["de"]}}, "of 'en'"),
+    ],
+)
+def test_a_base_of_something_else_is_refused(checkpoints, checkpoint, change, message):
+    settings = {"target": "sw", "max_length": 16, "module": "net"}
+    settings = {"documents": documents(), **settings, "table": False, **change}
+    with pytest.raises(UserError, match=message):
+        fit(Trained(), ForgettingTracker(**settings), ckpt_path=checkpoints / f"{checkpoint}.ckpt")
+
+
+def test_the_results_file(tmp_path):
+    path = tmp_path / "run" / "results.json"
+    watched = tracker(results_path=path)
+    fit(Trained(), watched, max_steps=3)
+    results = json.loads(path.read_text())
+    assert results["target"] == "sw"
+    assert results["every_n_steps"] == 2
+    assert results["max_length"] == 16
+    assert [entry["step"] for entry in results["evaluations"]] == [0, 2, 3]
+    for entry, evaluation in zip(results["evaluations"], watched.history.evaluations, strict=True):
+        for language, figures in evaluation.figures.items():
+            assert entry["figures"][language]["nll"] == figures.nll
+            assert entry["figures"][language]["perplexity"] == figures.perplexity
+            assert entry["figures"][language]["bits_per_byte"] == figures.bits_per_byte
+        compared = forgetting(watched.history.base.figures, evaluation.figures, "sw")
+        assert entry["forgetting"] == json.loads(json.dumps(compared.to_dict()))
+
+
+def test_another_runs_results_are_not_overwritten_unless_asked(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("another run")
+    with pytest.raises(UserError, match=r"results\.json' exists"):
+        fit(Trained(), tracker(results_path=path))
+    assert path.read_text() == "another run"
+    fit(Trained(), tracker(results_path=path, overwrite=True), max_steps=1)
+    assert len(json.loads(path.read_text())["evaluations"]) == 2
+
+
+def test_a_results_path_that_cannot_be_written_stops_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    watched = tracker(results_path=tmp_path / "file" / "results.json")
+    with pytest.raises(UserError, match="can be written to"):
+        fit(Trained(), watched)
+    assert steps(watched) == []
+
+
+def test_tensorboard_gets_the_scalars(tmp_path):
+    watched = tracker()
+    fit(Trained(), watched, max_steps=3, logger=TensorBoardLogger(tmp_path, name="", version=""))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("forgetting/")]
+    assert sorted(tags) == sorted(watched.history.scalars())
+    for tag, value in watched.history.scalars().items():
+        logged = events.Scalars(tag)
+        assert [event.step for event in logged] == [0, 2, 3]
+        assert logged[-1].value == pytest.approx(value, rel=1e-6)
+
+
+def test_the_table_is_printed_after_each_evaluation(capsys):
+    fit(Trained(), tracker(table=True), max_steps=2)
+    printed = capsys.readouterr().out
+    assert printed.count("Forgetting at step") == 2
+    assert "Forgetting at step 2, against step 0" in printed
+    assert printed.count("sw (target)") == 2
+
+
+def test_the_lightning_module_itself_can_be_evaluated():
+    class Itself(Trained):
+        def forward(self, input_ids):
+            return self.net(input_ids=input_ids)
+
+    watched, module = tracker(module=""), Itself()
+    fit(module, watched, max_steps=1)
+    assert watched.history.last.figures == evaluate(module, documents(), max_length=16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"every_n_steps": 0}, "1 or more, got 0"),
+        ({"target": "swa"}, "'swa' is not among .* mean 'sw'"),
+        ({"documents": {"sw": documents()["sw"]}, "target": "sw"}, "at least one held-out"),
+        ({"documents": {}, "target": None}, "at least one held-out"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        ForgettingTracker(**{"documents": documents(), **change})
+
+
+def test_a_submodule_that_is_not_there_is_refused_with_near_misses():
+    with pytest.raises(UserError, match=r"Trained has no submodule 'nat' \(did you mean 'net'\?\)"):
+        fit(Trained(), tracker(module="nat"))
+
+
+def test_sharded_strategies_are_refused_by_name():
+    trainer = SimpleNamespace(strategy=FSDPStrategy())
+    with pytest.raises(UserError, match="got FSDPStrategy"):
+        tracker().setup(trainer, Trained(), "fit")

@@ -1,0 +1,286 @@
+"""RegionFreeze in a LightningModule of one's own, against the model with constants."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+from frozen_reference import (
+    MAX_NORM,
+    Constants,
+    TinyLM,
+    adamw,
+    assert_same_training,
+    loss_of,
+    mixed_region,
+    steps_of_batches,
+    train,
+)
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import freezetrain
+from freezetrain import CheckError, RegionFreeze, UserError
+from freezetrain.regions import Base, Region, fingerprint
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*callbacks used to create the checkpoint"
+)
+
+
+class Module(L.LightningModule):
+    """A user's module: the model under an attribute of any name, its own data and optimizer."""
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        super().__init__()
+        self.network = model or TinyLM()
+        self.norms: list[Tensor] = []
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        return loss_of(self.network(batch), batch)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [p.grad for p in self.network.parameters()]
+        self.norms.append(nn.utils.get_total_norm(gradients))
+
+    def train_dataloader(self) -> DataLoader:
+        batches = [batch for batches in steps_of_batches() for batch in batches]
+        return DataLoader(batches, batch_size=None)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return adamw(self.parameters())
+
+
+def trainer(*callbacks: L.Callback, **options) -> L.Trainer:
+    settings = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 1,
+        "accumulate_grad_batches": 2,
+        "gradient_clip_val": MAX_NORM,
+        "logger": False,
+        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return L.Trainer(callbacks=list(callbacks), **{**settings, **options})
+
+
+def reference_run() -> tuple[Constants, list[Tensor]]:
+    reference = Constants(TinyLM(), mixed_region(TinyLM()))
+    parameters = reference.parameters()
+    return reference, train(reference, parameters, adamw(parameters), steps_of_batches())
+
+
+def test_trains_as_if_frozen_entries_were_constants() -> None:
+    reference, norms = reference_run()
+    module, region = Module(), mixed_region(TinyLM())
+    trainer(RegionFreeze(region)).fit(module)
+    assert_same_training(module.network, reference)
+    # The norm that Lightning clips is the norm over trainable entries.
+    torch.testing.assert_close(module.norms, norms, rtol=1e-9, atol=0)
+
+
+def test_manual_optimization() -> None:
+    class Manual(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> None:
+            self.manual_backward(super().training_step(batch) / 2)
+            if batch_idx % 2:
+                self.clip_gradients(self.optimizers(), gradient_clip_val=MAX_NORM)
+                self.optimizers().step()
+                self.optimizers().zero_grad()
+
+    module = Manual()
+    freeze = RegionFreeze(mixed_region(TinyLM()))
+    trainer(freeze, accumulate_grad_batches=1, gradient_clip_val=None).fit(module)
+    assert_same_training(module.network, reference_run()[0])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_sixteen_bit(precision: str) -> None:
+    module = Module(TinyLM().float())
+    region = mixed_region(module.network)
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    start = {name: p.detach().clone().to(dtype) for name, p in module.network.named_parameters()}
+    trainer(RegionFreeze(region), precision=precision).fit(module)
+    for frozen in region.resolve(module.network):
+        assert frozen.parameter.dtype == dtype
+        mask = frozen.entries.mask()
+        assert torch.equal(frozen.parameter[mask], start[frozen.name][mask])
+        assert mask.all() or not torch.equal(frozen.parameter, start[frozen.name])
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("freeze_ddp_fit.py")
+    paths = [Path(freezetrain.__file__).parents[1], Path(__file__).parents[1] / "freezing"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "OMP_NUM_THREADS": "1",
+    }
+    run = subprocess.run(
+        [sys.executable, script, tmp_path],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    ranks = [load_file(tmp_path / f"rank-{rank}.safetensors") for rank in range(2)]
+    model = TinyLM()
+    model.load_state_dict(ranks[0], strict=False)
+    assert_same_training(model, reference_run()[0])
+    assert all(torch.equal(value, ranks[1][name]) for name, value in ranks[0].items())
+
+
+def saved_run(folder: Path, *callbacks: L.Callback) -> Path:
+    """The first of two epochs; return the checkpoint."""
+    keep = ModelCheckpoint(dirpath=folder, save_last=True)
+    trainer(*callbacks, keep).fit(Module())
+    return folder / "last.ckpt"
+
+
+def resume(freeze: RegionFreeze, checkpoint: Path) -> Module:
+    """The second epoch, from the checkpoint."""
+    module = Module()
+    trainer(freeze, max_epochs=2).fit(module, ckpt_path=checkpoint, weights_only=True)
+    return module
+
+
+def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    # A base is only looked at on a fresh start: later the trainable entries have moved.
+    base = Base("tiny", None, fingerprint(TinyLM()))
+    region = Region(mixed_region(TinyLM()), base=base)
+    path = region.save(tmp_path / "region.safetensors")
+    checkpoint = saved_run(tmp_path / "run", RegionFreeze(path))
+    resumed, whole = resume(RegionFreeze(path), checkpoint), Module()
+    trainer(RegionFreeze(region), max_epochs=2).fit(whole)
+    for mine, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_base_is_checked_on_a_fresh_start_after_a_resumed_fit(tmp_path: Path) -> None:
+    region = Region(mixed_region(TinyLM()), base=Base("tiny", None, fingerprint(TinyLM())))
+    freeze = RegionFreeze(region)
+    resume(freeze, saved_run(tmp_path, RegionFreeze(region)))
+    with pytest.raises(UserError, match="another model"):
+        trainer(freeze).fit(Module(TinyLM(seed=1)))
+
+
+def test_resuming_with_another_region_or_other_values_is_refused(tmp_path: Path) -> None:
+    region = mixed_region(TinyLM())
+    checkpoint = saved_run(tmp_path, RegionFreeze(region))
+    with pytest.raises(UserError, match="resume with the same region"):
+        resume(RegionFreeze(region.random_like(seed=3)), checkpoint)
+    state = torch.load(checkpoint, weights_only=True)
+    state["state_dict"]["network.down.bias"][0] += 1
+    torch.save(state, checkpoint)
+    with pytest.raises(UserError, match="not those that the checkpoint was trained with"):
+        resume(RegionFreeze(region), checkpoint)
+
+
+def test_base_is_checked_where_the_checkpoint_was_not_frozen(tmp_path: Path) -> None:
+    region = mixed_region(TinyLM())
+    checkpoint = saved_run(tmp_path)
+    based = Region(region, base=Base("tiny", None, fingerprint(TinyLM())))
+    with pytest.raises(UserError, match="another model"):
+        resume(RegionFreeze(based), checkpoint)
+    resume(RegionFreeze(based, check_base=False), checkpoint)
+
+
+class Meddle(L.Callback):
+    """Writes to a frozen entry after the second step."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step == 2:
+            pl_module.network.down.bias.data[0] += 1
+
+
+def test_moved_entry_stops_the_run_and_is_not_saved(tmp_path: Path) -> None:
+    freeze = RegionFreeze(mixed_region(TinyLM()))
+    keep = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=2)
+    with pytest.raises(CheckError, match=r"network\.down\.bias"):
+        trainer(freeze, Meddle(), keep).fit(Module())
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CheckError, match=r"network\.down\.bias"):
+        trainer(freeze, Meddle()).fit(Module())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_freeze_ends_with_the_fit(fails: bool) -> None:
+    class Fails(Module):
+        def on_train_batch_end(self, *_) -> None:
+            if fails and self.global_step == 2:
+                raise RuntimeError("out of memory")
+
+    freeze, module = RegionFreeze(mixed_region(TinyLM())), Fails()
+    if fails:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            trainer(freeze).fit(module)
+    else:
+        trainer(freeze).fit(module)
+    assert freeze.handle is None
+    (batch,) = steps_of_batches(1, 1)[0]
+    module.zero_grad()
+    module.training_step(batch).backward()
+    assert module.network.down.bias.grad.any()
+
+
+@pytest.mark.parametrize("kind", [DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy])
+def test_sharding_strategies_are_refused_by_name(kind: type) -> None:
+    freeze = RegionFreeze(mixed_region(TinyLM()))
+    stand_in = SimpleNamespace(strategy=object.__new__(kind))
+    with pytest.raises(UserError, match=f"cannot guarantee a freeze under {kind.__name__}"):
+        freeze.setup(stand_in, Module(), "fit")
+    freeze.setup(stand_in, Module(), "validate")
+
+
+def test_several_optimizers_are_refused() -> None:
+    class Two(Module):
+        def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+            self.automatic_optimization = False
+            return [adamw(self.network.up.parameters()), adamw(self.network.down.parameters())]
+
+    with pytest.raises(UserError, match="needs one optimizer, Two has 2"):
+        trainer(
+            RegionFreeze(mixed_region(TinyLM())), accumulate_grad_batches=1, gradient_clip_val=None
+        ).fit(Two())
+
+
+def test_region_of_another_model_is_refused() -> None:
+    other = nn.Sequential(nn.Linear(3, 3))
+    with pytest.raises(UserError, match=r"0\.weight"):
+        trainer(RegionFreeze(Region.tensors(other, ["0.weight"]))).fit(Module())
+
+
+def test_module_says_which_of_two_models_is_meant() -> None:
+    class Distill(Module):
+        def __init__(self) -> None:
+            super().__init__(nn.ModuleDict({"student": TinyLM(), "teacher": TinyLM(seed=1)}))
+
+        def training_step(self, batch: Tensor) -> Tensor:
+            return sum(loss_of(model(batch), batch) for model in self.network.values())
+
+        def on_before_optimizer_step(self, optimizer) -> None: ...
+
+    region = Region.tensors(TinyLM(), ["up.weight"])
+    with pytest.raises(UserError, match="pass the one that is meant"):
+        trainer(RegionFreeze(region)).fit(Distill())
+    with pytest.raises(UserError, match=r"no module 'network\.studen' .*'network\.student'"):
+        trainer(RegionFreeze(region, module="network.studen")).fit(Distill())
+    module = Distill()
+    trainer(RegionFreeze(region, module="network.student")).fit(module)
+    assert torch.equal(module.network["student"].up.weight, TinyLM().up.weight)
+    assert not torch.equal(module.network["teacher"].up.weight, TinyLM(seed=1).up.weight)
