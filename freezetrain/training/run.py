@@ -1,0 +1,105 @@
+"""One training run in one folder: fit, checkpoints, resume, export."""
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from freezetrain.callbacks.progress import StepProgress
+from freezetrain.errors import UserError
+from freezetrain.models import without_progress_bars
+from freezetrain.recipe import Optimization
+from freezetrain.training.data import TextData
+from freezetrain.training.module import CausalLM
+
+# Lightning advises on matters that freezetrain has decided; a user cannot act on them.
+_ADVICE = ("does not have many workers", "Checkpoint directory", "treespec")
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the most steps in the run's folder."""
+    found = [
+        (int(match.group(1)), path)
+        for path in (folder / "checkpoints").glob("*.ckpt")
+        if (match := re.fullmatch(r"step=(\d+)", path.stem))
+    ]
+    return max(found)[1] if found else None
+
+
+def _precision(settings: Optimization) -> Literal["32-true", "bf16-mixed", "bf16-true"]:
+    if settings.precision != "auto":
+        return settings.precision
+    return (
+        "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+    )
+
+
+def fit(
+    model: PreTrainedModel,
+    data: TextData,
+    folder: Path,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_every: int = 100,
+    progress: bool = True,
+) -> L.Trainer:
+    """Train ``model`` in place, logging and checkpointing into ``folder``; resume what is there.
+
+    Resuming after a kill at any moment gives the weights of the uninterrupted run: data order and
+    dropout depend on seed and position alone, and a checkpoint is written whole or not at all.
+    """
+    settings = data.settings
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    L.seed_everything(settings.seed, verbose=False)
+    checkpoints = ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="{step}",
+        every_n_train_steps=checkpoint_every,
+        save_on_train_epoch_end=False,
+    )
+    trainer = L.Trainer(
+        max_steps=settings.steps,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.clip_norm,
+        precision=_precision(settings),
+        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
+        callbacks=[*callbacks, checkpoints, *([StepProgress()] if progress else [])],
+        log_every_n_steps=1 if settings.steps <= 200 else 10,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+        use_distributed_sampler=False,
+    )
+    model.train()
+    with warnings.catch_warnings():
+        for message in _ADVICE:
+            warnings.filterwarnings("ignore", message=f".*{message}.*")
+        trainer.fit(
+            CausalLM(model, settings),
+            datamodule=data,
+            ckpt_path=latest_checkpoint(folder),
+            weights_only=True,
+        )
+    model.eval()
+    return trainer
+
+
+def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write ``folder`` in Hugging Face format, whole or not at all.
+
+    Raises UserError if the folder exists.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists already; move it away, nothing was overwritten")
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    with without_progress_bars():
+        model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    os.replace(unfinished, folder)

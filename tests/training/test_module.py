@@ -1,0 +1,114 @@
+"""The module trains as a plain PyTorch loop does."""
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.optim.lr_scheduler import LambdaLR
+
+from freezetrain.errors import CheckError
+from freezetrain.recipe import Optimization
+from freezetrain.training.data import TextData
+from freezetrain.training.module import CausalLM
+from freezetrain.training.optimizer import learning_rate_factor
+from freezetrain.training.run import fit
+
+SETTINGS = Optimization(
+    steps=4,
+    sequence_length=16,
+    micro_batch=2,
+    accumulate=3,
+    learning_rate=3e-3,
+    warmup_steps=1,
+    weight_decay=0.1,
+    clip_norm=0.5,
+    seed=5,
+)
+
+
+def plain_loop(model, data):
+    """Written from the definitions, without our module, optimizer groups or clipping."""
+    matrices = [p for n, p in model.named_parameters() if "proj" in n or "lm_head" in n]
+    others = [p for n, p in model.named_parameters() if "proj" not in n and "lm_head" not in n]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        lr=3e-3,
+        betas=(0.9, 0.95),
+    )
+    schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, SETTINGS))
+    model.train()
+    batches = iter(data.train_dataloader())
+    norms = []
+    for _ in range(4):
+        for _ in range(3):
+            batch = next(batches)
+            logits = model(batch).logits
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
+            (loss / 3).backward()
+        total = sum(p.grad.double().square().sum() for p in model.parameters()).sqrt()
+        norms.append(total.item())
+        for p in model.parameters():
+            p.grad.mul_(min(1.0, 0.5 / (total.item() + 1e-6)))
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return norms
+
+
+def test_four_steps_equal_a_plain_loop(udhr, tokenizer, make_model, tmp_path):
+    ours, reference = make_model(), make_model()
+    data = TextData({"zh": udhr["zh"]}, tokenizer, SETTINGS)
+    norms = plain_loop(reference, data)
+    logged = []
+
+    class Norms(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step > len(logged):
+                logged.append(trainer.callback_metrics["train/gradient_norm"].item())
+
+    fit(ours, data, tmp_path, [Norms()], progress=False)
+    for (name, mine), theirs in zip(ours.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: n + m)
+    assert logged == pytest.approx(norms, rel=1e-4)
+    assert not ours.training
+
+
+def test_nan_loss_stops_names_step_and_batch_and_keeps_the_checkpoint(
+    udhr, tokenizer, make_model, tmp_path
+):
+    model = make_model()
+
+    class Poison(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if batch_idx == 7:
+                model.lm_head.weight.data[3, 3] = float("nan")
+
+    data = TextData({"zh": udhr["zh"]}, tokenizer, SETTINGS)
+    with pytest.raises(CheckError, match=r"the loss is nan at step 3, batch 7"):
+        fit(model, data, tmp_path, [Poison()], checkpoint_every=1, progress=False)
+    (kept,) = (tmp_path / "checkpoints").glob("*.ckpt")
+    assert kept.name == "step=2.ckpt"
+    state = torch.load(kept, weights_only=True)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_gradient_that_is_not_finite_stops_before_the_step(udhr, tokenizer, make_model, tmp_path):
+    model = make_model()
+    model.model.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    data = TextData({"zh": udhr["zh"]}, tokenizer, SETTINGS)
+    with pytest.raises(CheckError, match=r"the gradient norm is (nan|inf) at step 1, batch 2"):
+        fit(model, data, tmp_path, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_dropout_depends_on_seed_and_batch_alone(make_model):
+    module = CausalLM(make_model(), SETTINGS)
+    drawn = []
+    for noise in range(2):
+        torch.rand(noise)
+        module.on_train_batch_start(torch.zeros(1), 4)
+        drawn.append(torch.rand(3))
+    module.on_train_batch_start(torch.zeros(1), 5)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], torch.rand(3))
