@@ -1,0 +1,129 @@
+"""Sentences that say what the figures show: made from the data, nothing taken for granted."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from freezetrain.report.languages import language_name
+from freezetrain.report.numbers import amount, brief, count, percent
+from freezetrain.report.plots.ablation import rises
+from freezetrain.report.plots.forgetting import last_forgetting
+
+
+def introduction(results: Mapping[str, Any]) -> str:
+    """What was done, in two sentences."""
+    model, region = results["model"], results["region"]
+    built_in = "the small base that comes with freezetrain" if model["built_in"] else model["name"]
+    scored = results["score_languages"]
+    runs = _listed([f"“{name}”" for name in results["runs"]])
+    return (
+        f"In a language model of {amount(model['parameters'])} weights ({built_in}), freezetrain "
+        f"looked for those that the loss of {_number(len(scored), 'language')} "
+        f"({_listed([language_name(code) for code in scored])}) depends on most: the top "
+        f"{percent(results['settings']['ratio'])} of each weight matrix, "
+        f"{count(region['entries'])} weights in all, are called the core region. That region was "
+        "set to zero to see what "
+        f"{_number(len(results['languages']), 'language')} lose by it, and then the model was "
+        f"trained further on {language_name(results['target'])} for "
+        f"{_number(results['settings']['steps'], 'step')}, once for each of the runs {runs}, "
+        "while all the other languages were watched."
+    )
+
+
+def ablation_seen(results: Mapping[str, Any]) -> str:
+    """Mean, least and largest rise of each zeroed region."""
+    parts = []
+    for name, by_language in rises(results["ablation"]).items():
+        low, high = min(by_language.values()), max(by_language.values())
+        parts.append(
+            f"{brief(fmean(by_language.values()))} with {name} zeroed "
+            f"({brief(low)} to {brief(high)})"
+        )
+    many = _number(len(results["languages"]), "language")
+    return f"The loss of {many} changes on average, in bits per byte, by {_listed(parts)}."
+
+
+def forgetting_seen(results: Mapping[str, Any]) -> str:
+    """Mean change of each run; of two runs, for how many languages which ended lower."""
+    last = last_forgetting(results["runs"])
+    parts = []
+    for name, of_run in last.items():
+        gain = of_run["target_gain"]
+        gained = "" if gain is None else f", that of the target by {brief(0.0 - gain)}"
+        parts.append(
+            f"In the run “{name}” the mean loss of the held-out languages changed by "
+            f"{brief(of_run['mean'])} nats per byte{gained}."
+        )
+    seen = " ".join(parts)
+    if len(last) == 2:
+        (first, one), (second, two) = last.items()
+        differences = [
+            value["delta_nll_per_byte"] - two["languages"][code]["delta_nll_per_byte"]
+            for code, value in one["languages"].items()
+        ]
+        less = sum(difference < 0 for difference in differences)
+        more = sum(difference > 0 for difference in differences)
+        seen += (
+            f" The loss ended lower in the run “{first}” for {less} of "
+            f"{_number(len(differences), 'held-out language')}, in the run “{second}” for {more}."
+        )
+    return seen
+
+
+def course_seen(results: Mapping[str, Any]) -> str:
+    """The held-out language with the largest change at the end of each run."""
+    parts = []
+    for name, of_run in last_forgetting(results["runs"]).items():
+        worst = of_run["worst"]
+        parts.append(
+            f"{language_name(worst['language'])} ({brief(worst['delta_nll_per_byte'])}) in the "
+            f"run “{name}”"
+        )
+    return f"The held-out language that fared worst, in nats per byte: {_listed(parts)}."
+
+
+def location_seen(results: Mapping[str, Any]) -> str:
+    """Mean share in the fullest rows and columns, the fullest matrix, and the random baseline."""
+    region, parts = results["region"], []
+    for direction in ("rows", "columns"):
+        by_matrix: dict[str, list[float]] = {}
+        for layer in region[direction].values():
+            for matrix, share in layer.items():
+                if share is not None:
+                    by_matrix.setdefault(matrix, []).append(share)
+        if not by_matrix:
+            continue
+        means = {matrix: fmean(shares) for matrix, shares in by_matrix.items()}
+        fullest = max(means, key=means.__getitem__)
+        every = [share for shares in by_matrix.values() for share in shares]
+        parts.append(
+            f"The fullest 5% of {direction} hold {percent(fmean(every))} of a matrix’s region "
+            f"entries on average, most in {fullest} ({percent(means[fullest])}); of a random "
+            f"region as large, {percent(region['even'][direction])}."
+        )
+    return " ".join(parts)
+
+
+def verify_seen(results: Mapping[str, Any]) -> list[str]:
+    """What the bit for bit comparison of each run's model with the base counted."""
+    seen = []
+    for name, run in results["runs"].items():
+        if verify := run.get("verify"):
+            elsewhere = verify.get("changed_elsewhere")
+            changed = "" if elsewhere is None else f"; {count(elsewhere)} other weights changed"
+            seen.append(
+                f"Run “{name}”: of {count(verify['checked'])} weights of the region, "
+                f"{count(verify['moved'])} differ from the base{changed}."
+            )
+    return seen
+
+
+def _number(value: int, noun: str) -> str:
+    return f"{count(value)} {noun}{'' if value == 1 else 's'}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    """``a, b and c``"""
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} and {words[-1]}"

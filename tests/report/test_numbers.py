@@ -1,0 +1,63 @@
+import math
+
+import pytest
+
+from freezetrain.report import numbers
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (None, "∞"),
+        (math.inf, "∞"),
+        (3.36149, "3.361"),
+        (83.14, "83.1"),
+        (12345.67, "12,345.7"),
+        (1.234e12, "1.23×10¹²"),
+        (9.999e107, "1.00×10¹⁰⁸"),
+    ],
+)
+def test_perplexity(value: float | None, written: str) -> None:
+    assert numbers.perplexity(value) == written
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (0.41084, "+0.411"),
+        (-0.41084, "−0.411"),
+        (0.00213, "+0.0021"),
+        (-0.000213, "−0.00021"),
+        (1e-7, "0.000"),
+        (-0.0, "0.000"),
+    ],
+)
+def test_change_in_a_sentence(value: float, written: str) -> None:
+    assert numbers.brief(value) == written
+
+
+def test_a_change_that_rounds_to_zero_has_no_sign() -> None:
+    assert numbers.signed(-0.00001) == "0.0000"
+    assert numbers.signed(-0.00006) == "−0.0001"
+
+
+@pytest.mark.parametrize(
+    ("share", "written"), [(0.314, "31%"), (0.0958, "9.6%"), (0.0043, "0.43%"), (None, "–")]
+)
+def test_percent(share: float | None, written: str) -> None:
+    assert numbers.percent(share) == written
+
+
+@pytest.mark.parametrize(
+    ("value", "written"), [(8.14, "8.1 s"), (59.97, "1 min 00 s"), (252.4, "4 min 12 s")]
+)
+def test_seconds(value: float, written: str) -> None:
+    assert numbers.seconds(value) == written
+
+
+def test_amount_is_exact_where_it_is_small() -> None:
+    assert [numbers.amount(value) for value in (17_695, 4_128_960, 13_015_864_320)] == [
+        "17,695",
+        "4.1 million",
+        "13.0 billion",
+    ]
