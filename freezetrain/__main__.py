@@ -1,3 +1,5 @@
+"""`python -m freezetrain`: the command line."""
+
 from freezetrain.cli import main
 
 if __name__ == "__main__":

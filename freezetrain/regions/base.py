@@ -24,6 +24,15 @@ class Base:
     """:func:`fingerprint` of the model."""
 
 
+def base_of(model: nn.Module) -> Base:
+    """Fingerprint ``model``, with the name and the revision that transformers loaded it under."""
+    return Base(
+        name=getattr(model, "name_or_path", None) or None,
+        revision=getattr(getattr(model, "config", None), "_commit_hash", None),
+        fingerprint=fingerprint(model),
+    )
+
+
 @torch.no_grad()
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, shapes and up to 64 evenly spaced values of every parameter.

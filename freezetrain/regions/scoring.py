@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from freezetrain.errors import CheckError, UserError, near_misses
 from freezetrain.nll import token_nll
+from freezetrain.regions.base import base_of
 from freezetrain.regions.blocks import block_parameters, input_dim, is_norm
-from freezetrain.regions.origin import base_of
 from freezetrain.regions.resolve import plain_name
 from freezetrain.regions.score_methods import GRADIENT_METHODS, METHODS, magnitude, wanda
 from freezetrain.regions.scores import Scores

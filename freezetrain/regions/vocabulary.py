@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from freezetrain.errors import UserError
+from freezetrain.regions.base import base_of
 from freezetrain.regions.blocks import embedding_parameters
 from freezetrain.regions.entries import Entries
-from freezetrain.regions.origin import base_of
 from freezetrain.regions.region import Region
 
 

@@ -1,0 +1,1 @@
+"""Further pre-training: texts in a fixed order, a LightningModule, one run in one folder."""

@@ -1,0 +1,50 @@
+"""Held-out documents of a recipe, and a model's figures on them."""
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from freezetrain.corpora import read_languages
+from freezetrain.errors import UserError
+from freezetrain.evaluation import Document, Figures, encode_documents, evaluate
+from freezetrain.jobs.progress import progress_bar
+from freezetrain.models import context_length
+from freezetrain.recipe import EvaluationTexts
+
+_LONGEST_WINDOW = 2048  # tokens; attention over a longer one costs more than it tells
+
+
+def held_out_documents(
+    evaluation: EvaluationTexts, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[Document]]:
+    """Tokenized held-out documents of each language. Raises UserError where one has none."""
+    languages = read_languages(evaluation.texts, evaluation.languages)
+    for name, language in languages.items():
+        if not language.test:
+            raise UserError(
+                f"language {name!r} has no held-out document among {len(language.train)}; give "
+                "it more documents or lower texts.test_one_in"
+            )
+    return {
+        name: encode_documents(language.test, tokenizer) for name, language in languages.items()
+    }
+
+
+def window_length(evaluation: EvaluationTexts, model: PreTrainedModel) -> int:
+    """Tokens of context that documents are evaluated with."""
+    return evaluation.max_length or min(context_length(model), _LONGEST_WINDOW)
+
+
+def evaluate_with_bar(
+    model: PreTrainedModel,
+    documents: dict[str, list[Document]],
+    evaluation: EvaluationTexts,
+    what: str,
+) -> dict[str, Figures]:
+    """Figures of each language, with a progress bar named ``what``."""
+    with progress_bar(what) as progress:
+        return evaluate(
+            model,
+            documents,
+            max_length=window_length(evaluation, model),
+            batch_tokens=evaluation.batch_tokens,
+            progress=progress,
+        )

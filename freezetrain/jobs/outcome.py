@@ -1,0 +1,95 @@
+"""What a job hands back to whoever called it, and the folder that it leaves behind."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from freezetrain import __version__
+from freezetrain.errors import UserError
+from freezetrain.evaluation.results import write_results
+
+_RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Results for machines, and what people look at (text or rich renderables, in order)."""
+
+    results: dict[str, Any]
+    display: Sequence[Any] = field(default_factory=tuple)
+    passed: bool = True
+
+
+def default_folder(verb: str) -> Path:
+    return Path("runs") / f"{verb}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def claim(folder: Path, recipe: Any, resumable: bool = False) -> Path:
+    """Make ``folder`` this run's own and write the recipe into it.
+
+    A folder that holds anything already is refused, except, where the job is ``resumable``, one
+    that a run of the very same recipe left. Raises UserError, also where it cannot be written.
+    """
+    told = asdict(recipe)
+    recipe_file = folder / _RECIPE
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give --out a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not resumable or not recipe_file.is_file():
+            raise UserError(
+                f"{folder} is not empty, and nothing in it is overwritten; give --out a new folder"
+            )
+        earlier = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
+        if changed := _differences(earlier, told):
+            raise UserError(
+                f"{folder} holds another run, with another {', '.join(changed[:5])}; give --out a "
+                "new folder, or the same recipe to resume it"
+            )
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe_file.write_text(
+            yaml.safe_dump(told, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}; choose another --out"
+        ) from error
+    return folder
+
+
+@contextmanager
+def claimed(folder: Path, recipe: Any, resumable: bool = False) -> Iterator[Path]:
+    """:func:`claim`, undone if bad input ends the job before it left anything."""
+    existed = folder.exists()
+    claim(folder, recipe, resumable)
+    try:
+        yield folder
+    except UserError:
+        if os.listdir(folder) == [_RECIPE]:
+            (folder / _RECIPE).unlink()
+            if not existed:
+                folder.rmdir()
+        raise
+
+
+def write_outcome(folder: Path, verb: str, outcome: Outcome) -> None:
+    """Write results.json whole or not at all."""
+    about = {"freezetrain": __version__, "verb": verb, "passed": outcome.passed}
+    write_results(folder / "results.json", {**about, **outcome.results})
+
+
+def _differences(earlier: Any, now: Any, name: str = "") -> list[str]:
+    """Dotted names of the fields in which two recipes differ."""
+    if not (isinstance(earlier, dict) and isinstance(now, dict)):
+        return [] if earlier == now else [name or "recipe"]
+    found = []
+    for key in sorted({*earlier, *now}):
+        found += _differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
+    return found

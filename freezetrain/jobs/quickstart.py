@@ -1,0 +1,204 @@
+"""`freezetrain quickstart`: the paper in minutes, every part real."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from freezetrain.corpora import languages_in, read_languages
+from freezetrain.errors import UserError, near_misses
+from freezetrain.jobs import train
+from freezetrain.jobs.ablate import ablations, as_results, as_table
+from freezetrain.jobs.evaluate import held_out_documents
+from freezetrain.jobs.observations import observe
+from freezetrain.jobs.outcome import Outcome
+from freezetrain.jobs.region_place import region_place
+from freezetrain.jobs.score import score_language
+from freezetrain.jobs.select import make_region
+from freezetrain.jobs.verify import compare
+from freezetrain.models import load_model, load_tokenizer, local_folder
+from freezetrain.recipe import (
+    EvaluationTexts,
+    ModelSource,
+    Optimization,
+    QuickstartRecipe,
+    ScoreRecipe,
+    SelectRecipe,
+    TrainRecipe,
+    Watch,
+)
+from freezetrain.regions import Region, Scores, decoder_blocks, select
+from freezetrain.report import render_report
+
+BUILT_IN_BASE = str(files("freezetrain") / "base")
+EVALUATIONS = 6  # of each training run, the one before the first step not counted
+
+
+class Stages:
+    """Says what is going on, and keeps how long each stage took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._console = Console(stderr=True)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self._console.rule(f"[bold]{name}", align="left")
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 1)
+
+
+def regions_of(recipe: QuickstartRecipe, source: ModelSource, folder: Path) -> dict[str, Region]:
+    """Score the languages, select the core, and its controls: random and lowest scores."""
+    settings = ScoreRecipe(
+        model=source,
+        texts=recipe.texts,
+        method="taylor",
+        sequence_length=recipe.sequence_length,
+        seed=recipe.seed,
+    )
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    (folder / "scores").mkdir()
+    scores = []
+    for name, language in read_languages(recipe.texts, recipe.score_languages).items():
+        scores.append(score_language(model, tokenizer, language, settings))
+        scores[-1].save(folder / "scores" / f"{name}.safetensors")
+    total = Scores.sum(scores)
+    core = select(total, recipe.ratio)
+    regions = {
+        "core": core,
+        "random": core.random_like(recipe.seed),
+        "bottom": select(total, recipe.ratio, which="bottom"),
+    }
+    return regions
+
+
+def unused_vocabulary(recipe: QuickstartRecipe, source: ModelSource) -> Region:
+    """Rows of the tokens that the target language's training text never holds."""
+    return make_region(
+        SelectRecipe(
+            kind="vocabulary",
+            model=source,
+            texts=recipe.texts,
+            language=recipe.target,
+            min_count=1,
+        )
+    )
+
+
+def adapt(told: TrainRecipe, folder: Path, base: Path, checked: Region) -> dict[str, Any]:
+    """Train, and compare the ``checked`` entries of the exported model with the base's."""
+    outcome = train.run(told, folder)
+    compared = compare(base, folder / "model", checked)
+    return {
+        **json.loads((folder / "forgetting.json").read_text(encoding="utf-8")),
+        "final_loss": outcome.results["final_loss"],
+        "verify": {
+            "checked": compared.checked,
+            "moved": compared.moved,
+            "changed_elsewhere": compared.changed,
+        },
+        "model": f"{folder.name}/model",
+    }
+
+
+def train_recipe(
+    recipe: QuickstartRecipe, source: ModelSource, languages: list[str], region: Path | None
+) -> TrainRecipe:
+    """Further pre-training on the target, every language watched."""
+    built_in = recipe.model is None
+    return TrainRecipe(
+        model=source,
+        texts=recipe.texts,
+        languages=[recipe.target],
+        region=str(region) if region else None,
+        optimization=Optimization(
+            steps=recipe.steps,
+            sequence_length=recipe.sequence_length,
+            learning_rate=recipe.learning_rate or (1e-3 if built_in else 5e-5),
+            warmup_steps=max(1, recipe.steps // 10),
+            seed=recipe.seed,
+        ),
+        watch=Watch(
+            texts=recipe.texts,
+            languages=languages,
+            every_n_steps=max(1, recipe.steps // EVALUATIONS),
+        ),
+        checkpoint_every=recipe.steps,
+    )
+
+
+def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    stages = Stages()
+    source = ModelSource(recipe.model or BUILT_IN_BASE)
+    languages = languages_in(recipe.texts)
+    if recipe.target not in languages:
+        raise UserError(
+            f"the target {recipe.target!r} is not among the texts' languages"
+            f"{near_misses(recipe.target, languages)}; they are {' '.join(languages)}"
+        )
+    evaluation = EvaluationTexts(recipe.texts, languages)
+
+    with stages(f"1 of 5: score {len(recipe.score_languages)} languages, select the core region"):
+        regions = regions_of(recipe, source, folder)
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    with stages(f"2 of 5: zero each region, evaluate {len(languages)} languages"):
+        documents = held_out_documents(evaluation, tokenizer)
+        figures = ablations(model, documents, regions, evaluation)
+
+    core = regions["core"]
+    frozen = {
+        "plain": None,
+        "core frozen": core,
+        "core and vocabulary frozen": core | unused_vocabulary(recipe, source),
+    }
+    runs: dict[str, dict[str, Any]] = {}
+    for number, (name, region) in enumerate(frozen.items(), start=3):
+        slug = name.removesuffix(" frozen").replace(" ", "-")
+        file = None
+        if region is not None:
+            file = folder / f"{slug}.safetensors"
+            region.save(file)
+        with stages(f"{number} of 5: further pre-training on {recipe.target}, {name}"):
+            told = train_recipe(recipe, source, languages, file)
+            runs[name] = adapt(told, folder / slug, local_folder(source), region or core)
+
+    stages.seconds["total"] = round(sum(stages.seconds.values()), 1)
+    results: dict[str, Any] = {
+        "model": {
+            "name": "built-in base" if recipe.model is None else recipe.model,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "layers": len(decoder_blocks(model)),
+            "built_in": recipe.model is None,
+        },
+        "target": recipe.target,
+        "languages": languages,
+        "score_languages": recipe.score_languages,
+        "settings": asdict(train_recipe(recipe, source, languages, None).optimization)
+        | {"ratio": recipe.ratio},
+        "region": region_place(core, regions["random"], model) | {"file": "core.safetensors"},
+        "ablation": as_results(figures),
+        "runs": runs,
+        "seconds": stages.seconds,
+    }
+    results["observations"] = observe(results)
+    render_report(results, folder / "report.html")
+    moved = sum(of_run["verify"]["moved"] for name, of_run in runs.items() if name != "plain")
+    display = [
+        as_table(figures),
+        *(
+            f"{'✓' if seen['holds'] else '✗'} {seen['claim']}: {seen['seen']}"
+            for seen in results["observations"]
+        ),
+        f"report: {folder / 'report.html'}",
+    ]
+    return Outcome(results, display, passed=moved == 0)

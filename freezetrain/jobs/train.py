@@ -1,0 +1,84 @@
+"""`freezetrain train`: further pre-training with a region frozen and other languages watched."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from freezetrain.callbacks import ForgettingTracker, RegionFreeze
+from freezetrain.corpora import read_languages
+from freezetrain.evaluation.table import forgetting_table
+from freezetrain.jobs.evaluate import held_out_documents, window_length
+from freezetrain.jobs.outcome import Outcome
+from freezetrain.models import load_model, load_tokenizer
+from freezetrain.recipe import TrainRecipe
+from freezetrain.regions import Region
+from freezetrain.training.data import TextData
+from freezetrain.training.run import export, fit, latest_checkpoint
+
+
+def tracker(
+    recipe: TrainRecipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    trained: list[str],
+    folder: Path,
+) -> ForgettingTracker | None:
+    """What watches the languages; the one trained on, if there is one, is the target."""
+    if recipe.watch.off:
+        return None
+    return ForgettingTracker(
+        held_out_documents(recipe.watch, tokenizer),
+        target=trained[0] if len(trained) == 1 else None,
+        every_n_steps=recipe.watch.every_n_steps,
+        max_length=window_length(recipe.watch, model),
+        batch_tokens=recipe.watch.batch_tokens,
+        results_path=folder / "forgetting.json",
+        overwrite=True,  # the folder is this run's own; the file is one of a start that was killed
+        table=False,
+    )
+
+
+def data_table(data: TextData) -> Table:
+    table = Table("language", "documents", "tokens", "bytes", "bytes/token", "sequences")
+    for name, packed in data.packed.items():
+        facts = (packed.documents, packed.tokens, packed.bytes)
+        fertility = f"{packed.bytes / packed.tokens:.2f}"
+        table.add_row(name, *map(str, facts), fertility, str(len(packed.sequences)))
+    return table
+
+
+def run(recipe: TrainRecipe, folder: Path) -> Outcome:
+    tokenizer = load_tokenizer(recipe.model)
+    languages = read_languages(recipe.texts, recipe.languages)
+    data = TextData(languages, tokenizer, recipe.optimization, recipe.weights)
+    L.seed_everything(recipe.optimization.seed, verbose=False)
+    model = load_model(recipe.model, random_weights=recipe.from_scratch)
+    region = Region.load(recipe.region, model=model) if recipe.region else None
+    watch = tracker(recipe, model, tokenizer, list(languages), folder)
+    results: dict[str, Any] = {
+        "resumed_from": getattr(latest_checkpoint(folder), "name", None),
+        "data": {name: packed.facts() for name, packed in data.packed.items()},
+    }
+    callbacks: list[Callback] = [] if region is None else [RegionFreeze(region)]
+    callbacks += [] if watch is None else [watch]
+    trainer = fit(model, data, folder, callbacks, recipe.checkpoint_every)
+    results["steps"] = trainer.global_step
+    results["final_loss"] = float(trainer.callback_metrics.get("train/loss", torch.nan))
+    results["model"] = "model"
+    display: list[Any] = [data_table(data)]
+    if region is not None:
+        results["frozen_entries"] = region.count
+        display.append(f"{region.count:,} entries frozen, each bit-identical to the base's")
+    if watch is not None:
+        history = watch.history
+        results["forgetting"] = history.forgetting().to_dict()
+        display.append(forgetting_table(history.base.figures, history.last.figures, history.target))
+    if not (folder / "model").exists():  # a start that was killed after its export left it whole
+        export(model, tokenizer, folder / "model")
+    display.append(f"model: {folder / 'model'}")
+    return Outcome(results, display)

@@ -1,0 +1,58 @@
+"""`freezetrain verify`: is every frozen entry bit-identical in two model folders?"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from freezetrain.errors import UserError
+from freezetrain.freezing import Comparison, compare_checkpoints, compare_weights
+from freezetrain.freezing.folder import WeightsFolder
+from freezetrain.jobs.outcome import Outcome
+from freezetrain.models import load_model
+from freezetrain.recipe import ModelSource, VerifyRecipe
+from freezetrain.regions import Region
+
+
+def _stored_as_named(region: Region, folder: Path) -> bool:
+    """Whether the folder's files hold the region's parameters under the names that models use."""
+    stored = WeightsFolder(folder)
+    try:
+        for name, entries in region.items():
+            stored.stored_name(name, entries.shape)
+    except UserError:
+        return False
+    return True
+
+
+def compare(base: Path, adapted: Path, region: Region) -> Comparison:
+    """Compare two model folders, tensor by tensor from their files where that is possible.
+
+    transformers stores some models under other names than they have in memory (fused experts,
+    GPT-NeoX's head); these are loaded whole.
+    """
+    if _stored_as_named(region, base):
+        return compare_checkpoints(base, adapted, region)
+    models = [load_model(ModelSource(str(path), dtype="stored")) for path in (base, adapted)]
+    weights = [{n: p.detach() for n, p in model.named_parameters()} for model in models]
+    return compare_weights(weights[0], weights[1], region)
+
+
+def as_display(found: Comparison) -> list[str | Table]:
+    """The counts, and the first offenders where there are any."""
+    changed = f"{found.changed:,} of {found.trainable:,} trainable entries changed"
+    if not found.moved:
+        return [f"{found.checked:,} frozen entries are bit-identical; {changed}"]
+    table = Table("parameter", "flat index", "base", "adapted", title="first that moved")
+    for offender in found.offenders:
+        table.add_row(
+            offender.name, str(offender.index), repr(offender.base), repr(offender.adapted)
+        )
+    return [f"{found.moved:,} of {found.checked:,} frozen entries moved; {changed}", table]
+
+
+def run(recipe: VerifyRecipe, folder: Path) -> Outcome:
+    region = Region.load(recipe.region)
+    found = compare(Path(recipe.base), Path(recipe.adapted), region)
+    results = {**asdict(found), "region_digest": region.digest}
+    return Outcome(results, as_display(found), passed=found.moved == 0)

@@ -1,0 +1,45 @@
+from dataclasses import dataclass, field
+
+import pytest
+
+from freezetrain.errors import CheckError, UserError
+from freezetrain.jobs.outcome import claimed
+
+
+@dataclass
+class Recipe:
+    steps: int = 1
+    words: list[str] = field(default_factory=lambda: ["no"])
+
+
+def test_bad_input_leaves_no_trace(tmp_path):
+    with pytest.raises(UserError, match="bad"), claimed(tmp_path / "a" / "b", Recipe()):
+        raise UserError("bad")
+    assert not (tmp_path / "a" / "b").exists()
+
+
+def test_what_a_failed_job_left_is_kept(tmp_path):
+    def job(folder, error):
+        with claimed(folder, Recipe()):
+            (folder / "score.txt").write_text("hours of work")
+            raise error
+
+    for error in (UserError("bad"), CheckError("no")):
+        folder = tmp_path / str(error)
+        with pytest.raises(type(error), match=str(error)):
+            job(folder, error)
+        assert sorted(path.name for path in folder.iterdir()) == ["recipe.yaml", "score.txt"]
+
+
+def test_resumable_takes_the_same_recipe_only(tmp_path):
+    with claimed(tmp_path / "out", Recipe(), resumable=True):
+        pass
+    with claimed(tmp_path / "out", Recipe(), resumable=True):
+        pass
+    with (
+        pytest.raises(UserError, match="another run, with another steps, words"),
+        claimed(tmp_path / "out", Recipe(2, ["yes"]), resumable=True),
+    ):
+        pass
+    with pytest.raises(UserError, match="not empty"), claimed(tmp_path / "out", Recipe()):
+        pass

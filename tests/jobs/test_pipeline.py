@@ -1,0 +1,256 @@
+"""The verbs one after another on a tiny model, through the command line, as a user would."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from freezetrain.cli import main
+from freezetrain.corpora import read_languages
+from freezetrain.recipe import TextSource
+from freezetrain.regions import Region, Scores
+
+
+def freezetrain(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return stopped.value.code
+
+
+def results(folder) -> dict:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+RECIPE = {
+    "languages": ["zh"],
+    "optimization": {
+        "steps": 6,
+        "sequence_length": 32,
+        "micro_batch": 2,
+        "accumulate": 2,
+        "learning_rate": 0.01,
+        "weight_decay": 0.1,
+        "warmup_steps": 1,
+    },
+    "watch": {"languages": ["en", "zh"], "every_n_steps": 3, "max_length": 64},
+    "checkpoint_every": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, model_folder):
+    """A folder in which score, select and train have run."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    assert freezetrain(
+        "score", "--model", model_folder, "--languages", "[en,es]", "--sequence_length", 32,
+        "--sequences", 12, "--out", folder / "scores",
+    ) == 0  # fmt: skip
+    assert (
+        freezetrain(
+            "select", "--scores", folder / "scores", "--ratio", 0.05, "--out", folder / "core"
+        )
+        == 0
+    )
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump(
+            {
+                **RECIPE,
+                "model": {"path": str(model_folder)},
+                "region": str(folder / "core" / "region.safetensors"),
+            }
+        )
+    )
+    assert freezetrain("train", folder / "recipe.yaml", "--out", folder / "run") == 0
+    return folder
+
+
+def test_scores_are_one_file_a_language(done):
+    said = results(done / "scores")["scores"]
+    assert list(said) == ["en", "es"]
+    for language, facts in said.items():
+        scores = Scores.load(done / "scores" / f"{language}.safetensors")
+        assert scores.made["language"] == language
+        assert facts["sequences"] == 12
+        assert all(torch.isfinite(value).all() for value in scores.values())
+
+
+def test_selected_region_is_the_top_of_the_summed_scores(done):
+    region = Region.load(done / "core" / "region.safetensors")
+    assert results(done / "core")["entries"] == region.count
+    files = [load_file(done / "scores" / f"{name}.safetensors") for name in ("en", "es")]
+    for name in region.names:
+        total = files[0][name] + files[1][name]  # equally many batches: the plain sum
+        count = int(0.05 * total.numel() + 0.5)
+        wanted = total.flatten().argsort(descending=True, stable=True)[:count]
+        assert region.indices(name).tolist() == sorted(wanted.tolist())
+        assert "norm" not in name
+
+
+def test_training_moved_everything_but_the_region(done, model_folder):
+    base = load_file(model_folder / "model.safetensors")
+    adapted = load_file(done / "run" / "model" / "model.safetensors")
+    masks = Region.load(done / "core" / "region.safetensors").masks()
+    for name, before in base.items():
+        frozen = masks.get(name, torch.zeros(before.shape, dtype=torch.bool))
+        assert torch.equal(before[frozen], adapted[name][frozen])
+    weight = "model.layers.0.mlp.up_proj.weight"
+    moved = (base[weight] != adapted[weight])[~masks[weight]]
+    assert moved.float().mean() > 0.99
+
+
+def test_training_says_what_it_did(done):
+    said = results(done / "run")
+    assert said["steps"] == 6
+    assert said["resumed_from"] is None
+    assert said["data"]["zh"]["documents"] == len(read_languages(TextSource(), ["zh"])["zh"].train)
+    course = json.loads((done / "run" / "forgetting.json").read_text(encoding="utf-8"))
+    assert [evaluation["step"] for evaluation in course["evaluations"]] == [0, 3, 6]
+    assert said["forgetting"] == course["evaluations"][-1]["forgetting"]
+    assert said["forgetting"]["target"] == "zh"
+    assert said["forgetting"]["target_gain"] > 0
+    assert list((done / "run" / "tensorboard").glob("events*"))
+
+
+def test_reported_nll_equals_a_plain_loop_over_the_exported_model(done, tokenizer):
+    course = json.loads((done / "run" / "forgetting.json").read_text(encoding="utf-8"))
+    model = AutoModelForCausalLM.from_pretrained(done / "run" / "model")
+    for language, texts in read_languages(TextSource(), ["en", "zh"]).items():
+        nll, tokens = 0.0, 0
+        for text in texts.test:
+            ids = [0, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+            for start in range(0, len(ids) - 1, 63):
+                window = torch.tensor([ids[start : start + 64]])
+                with torch.no_grad():
+                    logits = model(window).logits[0, :-1].double()
+                nll += F.cross_entropy(logits, window[0, 1:], reduction="sum").item()
+                tokens += window.shape[1] - 1
+        figures = course["evaluations"][-1]["figures"][language]
+        assert figures["tokens"] == tokens
+        assert math.isclose(figures["nll"], nll, rel_tol=1e-5)
+        assert figures["bytes"] == sum(len(text.encode()) for text in texts.test)
+
+
+def test_same_recipe_again_resumes_and_says_that_it_is_done(done, capsys):
+    before = (done / "run" / "model" / "model.safetensors").read_bytes()
+    assert freezetrain("train", done / "recipe.yaml", "--out", done / "run") == 0
+    assert "finished" in capsys.readouterr().out
+    assert (done / "run" / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_another_recipe_in_the_same_folder_is_refused(done, capsys):
+    code = freezetrain(
+        "train", done / "recipe.yaml", "--optimization.steps", 9, "--out", done / "run"
+    )
+    assert code == 2
+    assert "holds another run, with another optimization.steps" in capsys.readouterr().err
+    assert results(done / "run")["steps"] == 6
+
+
+def test_verify_says_yes(done, model_folder, capsys):
+    region = done / "core" / "region.safetensors"
+    code = freezetrain(
+        "verify", model_folder, done / "run" / "model", region, "--out", done / "yes"
+    )
+    assert code == 0
+    count = Region.load(region).count
+    assert f"{count:,} frozen entries are bit-identical" in capsys.readouterr().out
+    assert results(done / "yes")["checked"] == count
+
+
+def test_verify_says_no_and_names_the_entry(done, model_folder, tmp_path, capsys):
+    region = Region.load(done / "core" / "region.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(done / "run" / "model")
+    name = region.names[3]
+    index = int(region.indices(name)[2])
+    flat = model.get_parameter(name).data.view(-1)
+    flat.view(torch.int32)[index] ^= 1  # the lowest bit of one frozen entry
+    model.save_pretrained(tmp_path / "tampered")
+    code = freezetrain(
+        "verify", model_folder, tmp_path / "tampered", done / "core" / "region.safetensors",
+        "--out", tmp_path / "no",
+    )  # fmt: skip
+    assert code == 1
+    said = results(tmp_path / "no")
+    assert (said["passed"], said["moved"]) == (False, 1)
+    assert [(o["name"], o["index"]) for o in said["offenders"]] == [(name, index)]
+    assert f"1 of {region.count:,} frozen entries moved" in capsys.readouterr().out
+
+
+def test_ablate_evaluates_regions_beside_random_ones(done, model_folder, tmp_path):
+    code = freezetrain(
+        "ablate", "--model", model_folder, "--regions", f"[{done}/core/region.safetensors]",
+        "--evaluation.languages", "[en,zh]", "--random_seeds", "[0,1]", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0
+    said = results(tmp_path / "out")
+    assert list(said["figures"]) == ["nothing", "region", "random-0", "random-1"]
+    coverage = said["coverage"]
+    assert coverage["region"] == coverage["random-0"] == coverage["random-1"]
+    nothing, region = said["figures"]["nothing"]["en"], said["figures"]["region"]["en"]
+    assert nothing["tokens"] == region["tokens"]
+    assert nothing["nll"] != region["nll"]
+
+
+def test_forgetting_compares_two_models(done, model_folder, tmp_path):
+    code = freezetrain(
+        "forgetting", model_folder, done / "run" / "model", "--target", "zh",
+        "--evaluation.languages", "[en,zh]", "--evaluation.max_length", 64,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0
+    found = results(tmp_path / "out")["forgetting"]
+    expected = results(done / "run")["forgetting"]
+    assert found["mean"] == pytest.approx(expected["mean"], rel=1e-4)
+    assert found["target_gain"] == pytest.approx(expected["target_gain"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("scores/en.safetensors", "scores"), ("core/region.safetensors", "region")]
+)
+def test_info_on_files(done, tmp_path, path, kind):
+    assert freezetrain("info", done / path, "--out", tmp_path / "out") == 0
+    assert results(tmp_path / "out")["kind"] == kind
+
+
+def test_info_on_a_model(model_folder, model, tmp_path):
+    assert freezetrain("info", model_folder, "--out", tmp_path / "out") == 0
+    said = results(tmp_path / "out")
+    assert said["parameters"] == sum(p.numel() for p in model.parameters())
+    assert said["decoder_blocks"] == ["model.layers.0", "model.layers.1"]
+    assert said["norms"] == 4 * 16
+    assert said["embeddings"] == {"input": "model.embed_tokens.weight", "output": "lm_head.weight"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--kind", "random", "--like", "{done}/core/region.safetensors", "--seed", 4),
+        ("--kind", "monolingual", "--scores", "{done}/scores", "--language", "en"),
+        ("--kind", "vocabulary", "--model", "{model}", "--language", "zh"),
+        ("--scores", "{done}/scores", "--which", "bottom", "--per", "model", "--norms", "true"),
+        ("--scores", "{done}/scores", "--unit", "column", "--ratio", 0.5),
+    ],
+)
+def test_other_kinds_of_regions(done, model_folder, tmp_path, more):
+    words = [str(word).format(done=done, model=model_folder) for word in more]
+    assert freezetrain("select", *words, "--out", tmp_path / "out") == 0
+    region = Region.load(tmp_path / "out" / "region.safetensors")
+    assert region.count == results(tmp_path / "out")["entries"] > 0
+
+
+def test_pre_training_from_a_configuration_alone(model_folder, tmp_path):
+    code = freezetrain(
+        "train", "--model", model_folder, "--from_scratch", "true", "--languages", "[en]",
+        "--optimization.steps", 2, "--optimization.sequence_length", 32, "--watch.off", "true",
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0
+    made = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    old = load_file(model_folder / "model.safetensors")
+    assert made.keys() == old.keys()
+    assert not torch.equal(made["lm_head.weight"], old["lm_head.weight"])

@@ -1,0 +1,226 @@
+"""Bad input: one clear sentence, status 2, no traceback, nothing overwritten."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from freezetrain.cli import VERBS, main
+from freezetrain.regions import Region
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must be refused; return its sentence."""
+
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert stopped.value.code == 2, said
+        (line,) = said.err.strip().splitlines()[-1:]
+        assert "Traceback" not in said.err
+        assert line.startswith("freezetrain: ")
+        return line.removeprefix("freezetrain: ")
+
+    return run
+
+
+@pytest.fixture
+def region_file(model, tmp_path):
+    path = tmp_path / "region.safetensors"
+    Region.random(model, 0.01, seed=0).save(path)
+    return path
+
+
+def train(model_folder, tmp_path, *more):
+    return (
+        "train", "--model", model_folder, "--languages", "[zh]", "--optimization.steps", 2,
+        "--optimization.sequence_length", 32, "--watch.off", "true",
+        "--out", tmp_path / "out", *more,
+    )  # fmt: skip
+
+
+def test_unknown_verb(refused):
+    assert "unknown verb 'trian' (did you mean 'train'?)" in refused("trian")
+    assert "verbs: quickstart, score" in refused()
+
+
+def test_unknown_field_on_the_command_line(refused):
+    said = refused("train", "--model", "x", "--optimization.stepz", 3)
+    assert "unknown field 'optimization.stepz' (did you mean 'optimization.steps'" in said
+
+
+def test_unknown_field_in_a_recipe(refused, tmp_path):
+    (tmp_path / "r.yaml").write_text("model:\n  path: x\noptimization:\n  lerning_rate: 1.0\n")
+    said = refused("train", tmp_path / "r.yaml")
+    assert "unknown field 'optimization.lerning_rate'" in said
+    assert "did you mean 'optimization.learning_rate'" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (("--optimization.steps", 0), "steps must be 1 or more, got 0"),
+        (("--optimization.steps", "many"), "optimization.steps"),
+        (("--optimization.learning_rate", 0), "learning_rate must be a number above 0"),
+        (("--texts.test_one_in", 1), "test_one_in must be 0, or 2 or more, got 1"),
+    ],
+)
+def test_bad_values(refused, more, complaint):
+    assert complaint in refused("train", "--model", "x", *more)
+
+
+def test_missing_recipe_and_missing_field(refused):
+    said = refused("train", "nowhere.yaml")
+    assert "does not exist" in said
+    assert "nowhere.yaml" in said
+    assert refused("train").startswith("missing model.path: give it")
+    assert refused("verify", "a", "b").startswith("missing region: give it")
+
+
+def test_yaml_that_is_not_yaml(refused, tmp_path):
+    (tmp_path / "r.yaml").write_text("model: [\n")
+    assert "r.yaml" in refused("train", tmp_path / "r.yaml")
+
+
+def test_norwegian_is_a_language(refused, tmp_path):
+    (tmp_path / "r.yaml").write_text("model:\n  path: nowhere\nlanguages: [no]\n")
+    assert "cannot load" in refused("score", tmp_path / "r.yaml")
+    assert "cannot load" in refused("score", "--model", "nowhere", "--languages", "[no]")
+
+
+def test_quickstart_takes_the_model_as_a_plain_path(refused, tmp_path):
+    said = refused("quickstart", "--model", tmp_path / "nowhere", "--out", tmp_path / "out")
+    assert "cannot load" in said
+
+
+def test_missing_model(refused, tmp_path):
+    said = refused(*train(tmp_path / "nowhere", tmp_path))
+    assert "cannot load" in said
+    assert str(tmp_path / "nowhere") in said
+
+
+def test_model_without_all_weights(refused, tmp_path, model_folder):
+    folder = tmp_path / "holes"
+    shutil.copytree(model_folder, folder)
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert "'model.layers.1.mlp.up_proj.weight'" in refused(*train(folder, tmp_path))
+
+
+def test_region_of_another_base_and_of_another_architecture(
+    refused, tmp_path, model_folder, make_model, tokenizer
+):
+    other = make_model(seed=1)
+    other.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    scores = tmp_path / "scores"
+    with pytest.raises(SystemExit, match="0"):
+        main(
+            ["score", "--model", str(tmp_path / "other"), "--languages", "[en]", "--out",
+             str(scores), "--sequence_length", "32", "--sequences", "2"]
+        )  # fmt: skip
+    with pytest.raises(SystemExit, match="0"):
+        main(["select", "--scores", str(scores), "--out", str(tmp_path / "core")])
+    region = tmp_path / "core" / "region.safetensors"
+    assert "base" in refused(*train(model_folder, tmp_path, "--region", region))
+
+    wide = tmp_path / "wide.safetensors"
+    Region.random(make_model(hidden_size=32), 0.1, seed=0).save(wide)
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    assert "shape" in refused(*train(model_folder, tmp_path, "--region", wide))
+
+
+def test_region_with_an_unknown_name_shows_near_misses(refused, tmp_path, model_folder, model):
+    masks = Region.random(model, 0.1, seed=0).masks()
+    masks["model.layers.0.mlp.upp_proj.weight"] = masks.pop("model.layers.0.mlp.up_proj.weight")
+    Region.from_masks(masks).save(tmp_path / "typo.safetensors")
+    said = refused(*train(model_folder, tmp_path, "--region", tmp_path / "typo.safetensors"))
+    assert "model.layers.0.mlp.upp_proj.weight" in said
+    assert "did you mean 'model.layers.0.mlp.up_proj.weight'" in said
+
+
+def test_truncated_region(refused, tmp_path, model_folder, region_file):
+    region_file.write_bytes(region_file.read_bytes()[:-100])
+    said = refused(*train(model_folder, tmp_path, "--region", region_file))
+    assert "truncated" in said
+
+
+def test_region_with_an_index_out_of_range(refused, tmp_path, model_folder, region_file):
+    with safe_open(region_file, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors["lm_head.weight"][-1] = 400 * 16
+    save_file(tensors, region_file, metadata)
+    said = refused(*train(model_folder, tmp_path, "--region", region_file))
+    assert "must lie in 0 to 6399, got 6400" in said
+    assert "lm_head.weight" in said
+
+
+def test_empty_text_file_and_language_without_data(refused, tmp_path, model_folder, text_folder):
+    (text_folder / "zh.jsonl").write_text("")
+    texts = ("--texts", text_folder)
+    assert "zh.jsonl is empty" in refused(*train(model_folder, tmp_path, *texts))
+    (text_folder / "zh.jsonl").unlink()
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    assert "no texts for language 'zh'" in refused(*train(model_folder, tmp_path, *texts))
+
+
+def test_output_folder_of_another_run_is_left_as_it_is(refused, tmp_path, model_folder):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    assert "is not empty" in refused(*train(model_folder, tmp_path))
+    assert os.listdir(tmp_path / "out") == ["mine.txt"]
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
+
+
+def test_output_folder_that_cannot_be_written(refused, tmp_path, model_folder):
+    (tmp_path / "file").write_text("keep")
+    said = refused("info", model_folder, "--out", tmp_path / "file" / "out")
+    assert "cannot write to" in said
+    assert "is a file" in refused("info", model_folder, "--out", tmp_path / "file")
+
+
+def test_loss_that_is_not_finite_is_a_check_that_says_no(tmp_path, model_folder, capsys):
+    arguments = train(model_folder, tmp_path, "--optimization.learning_rate", 1e30,
+                      "--optimization.warmup_steps", 0)  # fmt: skip
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert "at step 2, batch 1" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_each_verb(verb, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([verb, "--help"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert "default" in said
+    assert "--out OUT" in said
+
+
+def test_python_m_freezetrain_and_version():
+    said = subprocess.run(
+        [sys.executable, "-m", "freezetrain", "--version"], capture_output=True, text=True
+    )
+    assert said.returncode == 0
+    assert "0.1.0" in said.stdout
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys\nfrom freezetrain.cli import build_parser\nbuild_parser().format_help()\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
