@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,6 +20,13 @@ from transformers.utils import logging as transformers_logging
 
 from freezetrain.errors import UserError
 from freezetrain.recipe import Dtype, ModelSource
+
+
+def on_gpu(model: PreTrainedModel) -> PreTrainedModel:
+    """Move the model to the GPU if there is one, to score or evaluate; training moves it itself."""
+    if torch.cuda.is_available():
+        nn.Module.to(model, "cuda")
+    return model
 
 
 @contextmanager

@@ -15,6 +15,11 @@ class StepProgress(L.pytorch.callbacks.ProgressBar):
         self._enabled = True
         self._bar: Progress | None = None
 
+    @property
+    def is_enabled(self) -> bool:
+        """Read by LightningModule.print."""
+        return self._enabled
+
     def disable(self) -> None:
         self._enabled = False
 
@@ -27,12 +32,12 @@ class StepProgress(L.pytorch.callbacks.ProgressBar):
         self._bar = Progress(
             *Progress.get_default_columns()[:2],
             MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
+            TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
         self._bar.start()
-        self._bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, loss="")
+        self._bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, note="")
 
     def on_train_batch_end(
         self,
@@ -45,7 +50,12 @@ class StepProgress(L.pytorch.callbacks.ProgressBar):
         if self._bar is not None:
             loss = self.get_metrics(trainer, pl_module).get("train/loss", "")
             text = f"loss {loss:.3f}" if isinstance(loss, float) else ""
-            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, loss=text)
+            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, note=text)
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Say how far an evaluation is; ForgettingTracker's ``progress``."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], note=f"evaluating {done / total:.0%}")
 
     def _stop(self) -> None:
         if self._bar is not None:

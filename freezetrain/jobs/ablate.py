@@ -11,7 +11,7 @@ from freezetrain.errors import UserError
 from freezetrain.evaluation import Document, Figures
 from freezetrain.jobs.evaluate import evaluate_with_bar, held_out_documents
 from freezetrain.jobs.outcome import Outcome
-from freezetrain.models import load_model, load_tokenizer
+from freezetrain.models import load_model, load_tokenizer, on_gpu
 from freezetrain.recipe import AblateRecipe, EvaluationTexts
 from freezetrain.regions import Region, ablate
 
@@ -54,7 +54,7 @@ def as_table(figures: Ablations) -> Table:
     table = Table("language", *figures, title="perplexity with a region set to zero")
     for language in figures[NOTHING]:
         table.add_row(language, *(f"{by[language].perplexity:.1f}" for by in figures.values()))
-    rises = (f"+{mean_rise(figures, name):.3f}" for name in figures)
+    rises = (f"{mean_rise(figures, name):+.3f}" for name in figures)
     table.add_section()
     table.add_row("mean rise, nats/token", *rises)
     return table
@@ -64,7 +64,7 @@ def run(recipe: AblateRecipe, folder: Path) -> Outcome:
     names = [Path(path).stem for path in recipe.regions]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two regions are called {twice[0]!r}; rename one of the files")
-    model = load_model(recipe.model)
+    model = on_gpu(load_model(recipe.model))
     regions = {
         name: Region.load(path, model=model)
         for name, path in zip(names, recipe.regions, strict=True)

@@ -6,7 +6,7 @@ from freezetrain.evaluation import forgetting
 from freezetrain.evaluation.table import forgetting_table
 from freezetrain.jobs.evaluate import evaluate_with_bar, held_out_documents
 from freezetrain.jobs.outcome import Outcome
-from freezetrain.models import load_model, load_tokenizer
+from freezetrain.models import load_model, load_tokenizer, on_gpu
 from freezetrain.recipe import ForgettingRecipe
 
 
@@ -14,7 +14,7 @@ def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
     figures = {}
     for name, source in (("base", recipe.base), ("adapted", recipe.adapted)):
         documents = held_out_documents(recipe.evaluation, load_tokenizer(source))
-        model = load_model(source)
+        model = on_gpu(load_model(source))
         figures[name] = evaluate_with_bar(model, documents, recipe.evaluation, name)
         del model  # one at a time in memory
     lost = forgetting(figures["base"], figures["adapted"], recipe.target)

@@ -1,6 +1,5 @@
 """`freezetrain quickstart`: the paper in minutes, every part real."""
 
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -14,31 +13,26 @@ from rich.console import Console
 
 from freezetrain.corpora import languages_in, read_languages
 from freezetrain.errors import UserError, near_misses
-from freezetrain.jobs import train
 from freezetrain.jobs.ablate import ablations, as_results, as_table
+from freezetrain.jobs.adaptations import adaptations, optimization
 from freezetrain.jobs.evaluate import held_out_documents
 from freezetrain.jobs.observations import observe
 from freezetrain.jobs.outcome import Outcome
 from freezetrain.jobs.region_place import region_place
 from freezetrain.jobs.score import score_language
 from freezetrain.jobs.select import make_region
-from freezetrain.jobs.verify import compare
-from freezetrain.models import load_model, load_tokenizer, local_folder
+from freezetrain.models import load_model, load_tokenizer, on_gpu
 from freezetrain.recipe import (
     EvaluationTexts,
     ModelSource,
-    Optimization,
     QuickstartRecipe,
     ScoreRecipe,
     SelectRecipe,
-    TrainRecipe,
-    Watch,
 )
 from freezetrain.regions import Region, Scores, decoder_blocks, select
 from freezetrain.report import render_report
 
 BUILT_IN_BASE = str(files("freezetrain") / "base")
-EVALUATIONS = 6  # of each training run, the one before the first step not counted
 
 
 class Stages:
@@ -65,7 +59,7 @@ def regions_of(recipe: QuickstartRecipe, source: ModelSource, folder: Path) -> d
         sequence_length=recipe.sequence_length,
         seed=recipe.seed,
     )
-    model, tokenizer = load_model(source), load_tokenizer(source)
+    model, tokenizer = on_gpu(load_model(source)), load_tokenizer(source)
     (folder / "scores").mkdir()
     scores = []
     for name, language in read_languages(recipe.texts, recipe.score_languages).items():
@@ -94,48 +88,6 @@ def unused_vocabulary(recipe: QuickstartRecipe, source: ModelSource) -> Region:
     )
 
 
-def adapt(told: TrainRecipe, folder: Path, base: Path, checked: Region) -> dict[str, Any]:
-    """Train, and compare the ``checked`` entries of the exported model with the base's."""
-    outcome = train.run(told, folder)
-    compared = compare(base, folder / "model", checked)
-    return {
-        **json.loads((folder / "forgetting.json").read_text(encoding="utf-8")),
-        "final_loss": outcome.results["final_loss"],
-        "verify": {
-            "checked": compared.checked,
-            "moved": compared.moved,
-            "changed_elsewhere": compared.changed,
-        },
-        "model": f"{folder.name}/model",
-    }
-
-
-def train_recipe(
-    recipe: QuickstartRecipe, source: ModelSource, languages: list[str], region: Path | None
-) -> TrainRecipe:
-    """Further pre-training on the target, every language watched."""
-    built_in = recipe.model is None
-    return TrainRecipe(
-        model=source,
-        texts=recipe.texts,
-        languages=[recipe.target],
-        region=str(region) if region else None,
-        optimization=Optimization(
-            steps=recipe.steps,
-            sequence_length=recipe.sequence_length,
-            learning_rate=recipe.learning_rate or (1e-3 if built_in else 5e-5),
-            warmup_steps=max(1, recipe.steps // 10),
-            seed=recipe.seed,
-        ),
-        watch=Watch(
-            texts=recipe.texts,
-            languages=languages,
-            every_n_steps=max(1, recipe.steps // EVALUATIONS),
-        ),
-        checkpoint_every=recipe.steps,
-    )
-
-
 def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     stages = Stages()
@@ -150,7 +102,7 @@ def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
 
     with stages(f"1 of 5: score {len(recipe.score_languages)} languages, select the core region"):
         regions = regions_of(recipe, source, folder)
-    model, tokenizer = load_model(source), load_tokenizer(source)
+    model, tokenizer = on_gpu(load_model(source)), load_tokenizer(source)
     with stages(f"2 of 5: zero each region, evaluate {len(languages)} languages"):
         documents = held_out_documents(evaluation, tokenizer)
         figures = ablations(model, documents, regions, evaluation)
@@ -163,14 +115,8 @@ def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
     }
     runs: dict[str, dict[str, Any]] = {}
     for number, (name, region) in enumerate(frozen.items(), start=3):
-        slug = name.removesuffix(" frozen").replace(" ", "-")
-        file = None
-        if region is not None:
-            file = folder / f"{slug}.safetensors"
-            region.save(file)
         with stages(f"{number} of 5: further pre-training on {recipe.target}, {name}"):
-            told = train_recipe(recipe, source, languages, file)
-            runs[name] = adapt(told, folder / slug, local_folder(source), region or core)
+            runs[name] = adaptations(recipe, source, languages, name, region, core, folder)
 
     stages.seconds["total"] = round(sum(stages.seconds.values()), 1)
     results: dict[str, Any] = {
@@ -183,8 +129,8 @@ def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
         "target": recipe.target,
         "languages": languages,
         "score_languages": recipe.score_languages,
-        "settings": asdict(train_recipe(recipe, source, languages, None).optimization)
-        | {"ratio": recipe.ratio},
+        "settings": asdict(optimization(recipe, recipe.seed))
+        | {"ratio": recipe.ratio, "seeds": recipe.seeds},
         "region": region_place(core, regions["random"], model) | {"file": "core.safetensors"},
         "ablation": as_results(figures),
         "runs": runs,
@@ -192,7 +138,8 @@ def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
     }
     results["observations"] = observe(results)
     render_report(results, folder / "report.html")
-    moved = sum(of_run["verify"]["moved"] for name, of_run in runs.items() if name != "plain")
+    frozen_runs = [run for name, run in runs.items() if name != "plain"]
+    moved = sum(one["verify"]["moved"] for run in frozen_runs for one in [run, *run["repeats"]])
     display = [
         as_table(figures),
         *(

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from freezetrain.corpora import Language, read_languages
 from freezetrain.jobs.outcome import Outcome
 from freezetrain.jobs.progress import progress_bar
-from freezetrain.models import load_model, load_tokenizer
+from freezetrain.models import load_model, load_tokenizer, on_gpu
 from freezetrain.recipe import ScoreRecipe
 from freezetrain.regions import Scores, compute_scores
 from freezetrain.training.packing import pack
@@ -46,7 +46,7 @@ def score_language(
 def run(recipe: ScoreRecipe, folder: Path) -> Outcome:
     tokenizer = load_tokenizer(recipe.model)
     languages = read_languages(recipe.texts, recipe.languages)
-    model = load_model(recipe.model)
+    model = on_gpu(load_model(recipe.model))
     table = Table("language", "sequences", "tokens", "mean NLL (nats/token)", "file")
     results = {}
     for name, language in languages.items():

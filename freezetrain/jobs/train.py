@@ -27,6 +27,7 @@ def tracker(
     tokenizer: PreTrainedTokenizerBase,
     trained: list[str],
     folder: Path,
+    table: bool,
 ) -> ForgettingTracker | None:
     """What watches the languages; the one trained on, if there is one, is the target."""
     if recipe.watch.off:
@@ -39,7 +40,7 @@ def tracker(
         batch_tokens=recipe.watch.batch_tokens,
         results_path=folder / "forgetting.json",
         overwrite=True,  # the folder is this run's own; the file is one of a start that was killed
-        table=False,
+        table=table,
     )
 
 
@@ -52,14 +53,15 @@ def data_table(data: TextData) -> Table:
     return table
 
 
-def run(recipe: TrainRecipe, folder: Path) -> Outcome:
+def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
+    """Train, or resume the run in ``folder``; ``table``: show each evaluation as it is made."""
     tokenizer = load_tokenizer(recipe.model)
     languages = read_languages(recipe.texts, recipe.languages)
     data = TextData(languages, tokenizer, recipe.optimization, recipe.weights)
     L.seed_everything(recipe.optimization.seed, verbose=False)
     model = load_model(recipe.model, random_weights=recipe.from_scratch)
     region = Region.load(recipe.region, model=model) if recipe.region else None
-    watch = tracker(recipe, model, tokenizer, list(languages), folder)
+    watch = tracker(recipe, model, tokenizer, list(languages), folder, table)
     results: dict[str, Any] = {
         "resumed_from": getattr(latest_checkpoint(folder), "name", None),
         "data": {name: packed.facts() for name, packed in data.packed.items()},

@@ -183,12 +183,20 @@ class QuickstartRecipe:
     """Languages whose scores make the core region."""
     ratio: float = 0.01
     """Share of entries in the core region, in (0, 1]."""
-    steps: int = 30
+    steps: int = 40
     """Optimizer steps of further pre-training."""
     learning_rate: float | None = None
-    """Peak learning rate of further pre-training. None: 1e-3 for the built-in base, 5e-5, the
+    """Peak learning rate of further pre-training. None: 5e-4 for the built-in base, 5e-5, the
     paper's, for any other."""
     sequence_length: int = 128
     """Tokens in a training or scoring sequence."""
     seed: int = 0
-    """Seed of the random region and of the data order."""
+    """Seed of the random region and of the first run's data order."""
+    seeds: int = 3
+    """Runs of each variant, each with another data order: what differs less than they do is
+    noise."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.ratio <= 1, "ratio", "above 0 and at most 1", self.ratio)
+        check(self.steps >= 1, "steps", "1 or more", self.steps)
+        check(self.seeds >= 1, "seeds", "1 or more", self.seeds)

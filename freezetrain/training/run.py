@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from freezetrain.callbacks import ForgettingTracker
 from freezetrain.callbacks.progress import StepProgress
 from freezetrain.errors import UserError
 from freezetrain.models import without_progress_bars
@@ -51,7 +52,7 @@ def fit(
     checkpoint_every: int = 100,
     progress: bool = True,
 ) -> L.Trainer:
-    """Train ``model`` in place, logging and checkpointing into ``folder``; resume what is there.
+    """Train ``model`` on one device, with logs and checkpoints in ``folder``; resume what is there.
 
     Resuming after a kill at any moment gives the weights of the uninterrupted run: data order and
     dropout depend on seed and position alone, and a checkpoint is written whole or not at all.
@@ -65,17 +66,24 @@ def fit(
         every_n_train_steps=checkpoint_every,
         save_on_train_epoch_end=False,
     )
+    if progress:
+        bar = StepProgress()
+        for callback in callbacks:
+            if isinstance(callback, ForgettingTracker):
+                callback.progress = bar.evaluating
+        callbacks = [bar, *callbacks]  # first, so that it is there when the base is evaluated
     trainer = L.Trainer(
+        accelerator="auto",
+        devices=1,
         max_steps=settings.steps,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.clip_norm,
         precision=_precision(settings),
         logger=TensorBoardLogger(folder, name="tensorboard", version=""),
-        callbacks=[*callbacks, checkpoints, *([StepProgress()] if progress else [])],
+        callbacks=[*callbacks, checkpoints],
         log_every_n_steps=1 if settings.steps <= 200 else 10,
         enable_model_summary=False,
         enable_progress_bar=progress,
-        use_distributed_sampler=False,
     )
     model.train()
     with warnings.catch_warnings():

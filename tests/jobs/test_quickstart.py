@@ -27,7 +27,7 @@ def done(tmp_path_factory, model_folder):
     arguments = [
         "quickstart", "--model", model_folder, "--texts", texts, "--texts.key_field", "section",
         "--score_languages", "[en,es]", "--ratio", 0.05, "--steps", 6, "--learning_rate", 0.01,
-        "--sequence_length", 64, "--out", folder,
+        "--sequence_length", 64, "--seeds", 2, "--out", folder,
     ]  # fmt: skip
     with pytest.raises(SystemExit) as stopped:
         main([str(argument) for argument in arguments])
@@ -45,6 +45,7 @@ def test_it_leaves_all_that_it_promises(done):
     assert found == {
         "recipe.yaml", "report.html", "results.json", "scores", "core.safetensors",
         "core-and-vocabulary.safetensors", "plain", "core", "core-and-vocabulary",
+        "plain-seed1", "core-seed1", "core-and-vocabulary-seed1",
     }  # fmt: skip
     for run in ("plain", "core", "core-and-vocabulary"):
         AutoModelForCausalLM.from_pretrained(done / run / "model")
@@ -85,6 +86,16 @@ def test_ablation_is_that_of_the_region_file(done, results, model_folder, tokeni
                 logits = model(window).logits[0, :-1].double()
             nll += torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="sum").item()
     assert math.isclose(results["ablation"]["core"]["es"]["nll"], nll, rel_tol=1e-5)
+
+
+def test_repeats_differ_by_data_order_alone(done, results):
+    for name, run in results["runs"].items():
+        (repeat,) = run["repeats"]
+        assert (run["seed"], repeat["seed"]) == (0, 1)
+        assert run["evaluations"][0] == repeat["evaluations"][0]
+        assert run["evaluations"][-1] != repeat["evaluations"][-1]
+        assert repeat["verify"]["moved"] == 0 or name == "plain"
+    assert not (done / "core-seed1" / "model").exists()
 
 
 def test_runs_start_from_the_same_base(results):
