@@ -21,7 +21,7 @@ from freezetrain.jobs.outcome import Outcome
 from freezetrain.jobs.region_place import region_place
 from freezetrain.jobs.score import score_language
 from freezetrain.jobs.select import make_region
-from freezetrain.models import load_model, load_tokenizer, on_gpu
+from freezetrain.models import load_model, load_tokenizer, local_folder, on_gpu
 from freezetrain.recipe import (
     EvaluationTexts,
     ModelSource,
@@ -125,6 +125,7 @@ def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
             "parameters": sum(p.numel() for p in model.parameters()),
             "layers": len(decoder_blocks(model)),
             "built_in": recipe.model is None,
+            "folder": str(local_folder(source)),
         },
         "target": recipe.target,
         "languages": languages,

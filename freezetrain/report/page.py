@@ -114,34 +114,39 @@ def _files(results: Mapping[str, Any]) -> dict[str, str]:
     for name, run in results["runs"].items():
         if run.get("model"):
             files[f"{run['model']}/"] = f"the model of the run “{name}”, in Hugging Face format"
+            if "/" in run["model"]:
+                logs = f"{run['model'].rpartition('/')[0]}/tensorboard/"
+                files[logs] = f"the course of the run “{name}”, for TensorBoard"
     return files
 
 
 def _commands(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(What it does, command); the page says what the words in capital letters stand for."""
+    """(What it does, command); TEXTS stands for a folder of the reader's."""
     region, target = shlex.quote(results["region"]["file"]), shlex.quote(results["target"])
+    model = shlex.quote(results["model"]["folder"])
     commands = [
         (
             "Train further with the region frozen, on texts of your own",
-            f"freezetrain train --model MODEL --region {region} --texts TEXTS "
+            f"freezetrain train --model {model} --region {region} --texts TEXTS "
             f"--languages+={target}",
         ),
         (
             "See what a region does to every language",
-            f"freezetrain ablate --model MODEL --regions+={region}",
+            f"freezetrain ablate --model {model} --regions+={region}",
         ),
         ("Look into the region", f"freezetrain info {region}"),
     ]
-    if adapted := [run["model"] for run in results["runs"].values() if run.get("model")]:
-        folder = shlex.quote(adapted[0])
+    adapted = {name: run["model"] for name, run in results["runs"].items() if run.get("model")}
+    if frozen := [name for name in adapted if name != "plain"]:
+        folder = shlex.quote(adapted[frozen[0]])
         commands += [
             (
                 "Compare model and region with the base, bit for bit",
-                f"freezetrain verify MODEL_FOLDER {folder} {region}",
+                f"freezetrain verify {model} {folder} {region}",
             ),
             (
                 "Compare two models, language by language",
-                f"freezetrain forgetting MODEL {folder} --target {target}",
+                f"freezetrain forgetting {model} {folder} --target {target}",
             ),
         ]
     own = ("Run all this on a model of your own", "freezetrain quickstart --model PATH_OR_ID")

@@ -26,7 +26,17 @@ def introduction(results: Mapping[str, Any]) -> str:
         f"{_number(len(results['languages']), 'language')} lose by it, and then the model was "
         f"trained further on {language_name(results['target'])} for "
         f"{_number(results['settings']['steps'], 'step')}, once for each of the runs {runs}, "
-        "while all the other languages were watched."
+        f"while all the other languages were watched.{_repeats(results)}"
+    )
+
+
+def _repeats(results: Mapping[str, Any]) -> str:
+    repeats = max((len(run.get("repeats", ())) for run in results["runs"].values()), default=0)
+    if not repeats:
+        return ""
+    return (
+        f" Each run was repeated with {_number(repeats, 'other data order')}; what follows shows "
+        "the first, where nothing else is said."
     )
 
 

@@ -128,7 +128,13 @@ def make_results(
         "columns": (flat % 512).tolist(),
     }
     return {
-        "model": {"name": "base-30", "parameters": 4_128_960, "layers": layers, "built_in": True},
+        "model": {
+            "name": "base-30",
+            "parameters": 4_128_960,
+            "layers": layers,
+            "built_in": True,
+            "folder": "my bases/base",
+        },
         "target": target,
         "languages": codes,
         "score_languages": codes[: min(6, len(codes))],

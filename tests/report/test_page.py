@@ -1,3 +1,4 @@
+import html
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -173,10 +174,10 @@ def test_observations_are_marked_by_symbol_and_word(rendered: tuple[dict[str, An
 def test_the_commands_name_what_lies_beside_the_page(
     rendered: tuple[dict[str, Any], str],
 ) -> None:
-    source = rendered[1]
-    train = "freezetrain train --model MODEL --region core.safetensors --texts TEXTS"
+    source = html.unescape(rendered[1])
+    train = "freezetrain train --model 'my bases/base' --region core.safetensors --texts TEXTS"
     assert f"{train} --languages+=zh" in source
-    assert "freezetrain verify MODEL_FOLDER core-frozen core.safetensors" in source
+    assert "freezetrain verify 'my bases/base' core-frozen core.safetensors" in source
 
 
 def test_same_results_same_bytes_and_an_older_page_is_replaced(make: Make, tmp_path: Path) -> None:

@@ -73,3 +73,12 @@ def test_verify_says_how_many_moved(moved: int, said: str) -> None:
     }
     (line,) = sentences.verify_seen({"runs": runs})
     assert f"of 17,695 weights of the region, {said} from the base; 12 other" in line
+
+
+def test_repeats_are_said_where_there_are_some(make: Any) -> None:
+    results = make(["en", "zh"])
+    assert "repeated" not in sentences.introduction(results)
+    for run in results["runs"].values():
+        run["repeats"] = [run, run]
+    said = sentences.introduction(results)
+    assert "Each run was repeated with 2 other data orders; what follows shows the first" in said
