@@ -95,6 +95,18 @@ def load_model(source: ModelSource, random_weights: bool = False) -> PreTrainedM
     return model.eval()
 
 
+def stored_dtype(source: ModelSource) -> torch.dtype | None:
+    """The type that the model's files hold its weights in, as its configuration says."""
+    _check_path(source)
+    try:
+        config = AutoConfig.from_pretrained(
+            source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise _not_loaded("model", source, error) from error
+    return config.dtype
+
+
 def local_folder(source: ModelSource) -> Path:
     """The folder that holds the model's files: its own, or the hub cache's snapshot."""
     if Path(source.path).is_dir():

@@ -138,6 +138,14 @@ def test_region_of_another_base_and_of_another_architecture(
     assert "shape" in refused(*train(model_folder, tmp_path, "--region", wide))
 
 
+@pytest.mark.parametrize(
+    "more", [("--model.dtype", "bfloat16"), ("--optimization.precision", "bf16-true")]
+)
+def test_freezing_weights_that_would_be_rounded(refused, tmp_path, model_folder, region_file, more):
+    said = refused(*train(model_folder, tmp_path, "--region", region_file, *more))
+    assert said.startswith("the base is stored in torch.float32, and torch.bfloat16 would round")
+
+
 def test_region_with_an_unknown_name_shows_near_misses(refused, tmp_path, model_folder, model):
     masks = Region.random(model, 0.1, seed=0).masks()
     masks["model.layers.0.mlp.upp_proj.weight"] = masks.pop("model.layers.0.mlp.up_proj.weight")

@@ -35,7 +35,7 @@ def region_facts(region: Region) -> tuple[dict[str, Any], Table]:
         "made": region.made,
     }
     title = f"region of {region.count:,} entries, {coverage.model:.3%} of its parameters"
-    table = Table("parameter", "kind", "shape", "entries", "share", title=title)
+    table = _parameter_table(title, "kind", "shape", "entries", "share")
     for name, entries in region.items():
         shape = "×".join(map(str, entries.shape))
         share = f"{coverage.tensors[name]:.3%}"
@@ -52,11 +52,19 @@ def score_facts(scores: Scores) -> tuple[dict[str, Any], Table]:
         "made": scores.made,
     }
     of = scores.made.get("language") or "several languages"
-    table = Table("parameter", "shape", "mean", "largest", title=f"scores of {of}")
+    table = _parameter_table(f"scores of {of}", "shape", "mean", "largest")
     for name, values in scores.items():
         shape = "×".join(map(str, values.shape))
         table.add_row(name, shape, f"{values.mean():.3g}", f"{values.max():.3g}")
     return results, table
+
+
+def _parameter_table(title: str, *headings: str) -> Table:
+    table = Table(title=title)
+    table.add_column("parameter", overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
 
 
 def model_facts(path: str) -> tuple[dict[str, Any], Table]:

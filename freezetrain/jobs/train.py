@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from freezetrain.callbacks import ForgettingTracker, RegionFreeze
 from freezetrain.corpora import read_languages
+from freezetrain.errors import UserError
 from freezetrain.evaluation.table import forgetting_table
 from freezetrain.jobs.evaluate import held_out_documents, window_length
 from freezetrain.jobs.outcome import Outcome
-from freezetrain.models import load_model, load_tokenizer
+from freezetrain.models import load_model, load_tokenizer, stored_dtype
 from freezetrain.recipe import TrainRecipe
 from freezetrain.regions import Region
 from freezetrain.training.data import TextData
@@ -44,6 +45,20 @@ def tracker(
     )
 
 
+def refuse_rounding(recipe: TrainRecipe) -> None:
+    """Frozen entries are the base's, bit for bit: no type that rounds them may hold the weights."""
+    stored = stored_dtype(recipe.model)
+    held = torch.bfloat16 if recipe.optimization.precision == "bf16-true" else None
+    if held is None and recipe.model.dtype != "stored":
+        held = getattr(torch, recipe.model.dtype)
+    if stored is None or held is None or torch.promote_types(stored, held) == held:
+        return
+    raise UserError(
+        f"the base is stored in {stored}, and {held} would round the entries that are to be "
+        "frozen; use model.dtype float32 and precision 32-true or bf16-mixed"
+    )
+
+
 def data_table(data: TextData) -> Table:
     table = Table("language", "documents", "tokens", "bytes", "bytes/token", "sequences")
     for name, packed in data.packed.items():
@@ -55,6 +70,8 @@ def data_table(data: TextData) -> Table:
 
 def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     """Train, or resume the run in ``folder``; ``table``: show each evaluation as it is made."""
+    if recipe.region is not None:
+        refuse_rounding(recipe)
     tokenizer = load_tokenizer(recipe.model)
     languages = read_languages(recipe.texts, recipe.languages)
     data = TextData(languages, tokenizer, recipe.optimization, recipe.weights)
@@ -75,7 +92,9 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     display: list[Any] = [data_table(data)]
     if region is not None:
         results["frozen_entries"] = region.count
-        display.append(f"{region.count:,} entries frozen, each bit-identical to the base's")
+        display.append(
+            f"{region.count:,} entries frozen: each has the bits that it had in the base"
+        )
     if watch is not None:
         history = watch.history
         results["forgetting"] = history.forgetting().to_dict()

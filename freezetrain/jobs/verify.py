@@ -43,7 +43,10 @@ def as_display(found: Comparison) -> list[str | Table]:
     changed = f"{found.changed:,} of {found.trainable:,} trainable entries changed"
     if not found.moved:
         return [f"{found.checked:,} frozen entries are bit-identical; {changed}"]
-    table = Table("parameter", "flat index", "base", "adapted", title="first that moved")
+    table = Table(title="first that moved")
+    table.add_column("parameter", overflow="fold")
+    for heading in ("flat index", "base", "adapted"):
+        table.add_column(heading, justify="right")
     for offender in found.offenders:
         table.add_row(
             offender.name, str(offender.index), repr(offender.base), repr(offender.adapted)
