@@ -85,12 +85,14 @@ def _forgetting(what: str, frozen: Mapping[str, Any], plain: Mapping[str, Any]) 
     if any(one is None for one in compared):
         return {"claim": claim, "holds": False, "seen": "the target was not learnt"}
     gains, losses, controls = zip(*[one for one in compared if one is not None], strict=True)
-    changes = [loss / control - 1 for loss, control in zip(losses, controls, strict=True)]
     seen = (
         f"at a gain of {fmean(gains):.3f} nats per byte the held-out languages had lost "
-        f"{fmean(losses):+.4f} on average, {fmean(controls):+.4f} in plain training; by seed "
-        + ", ".join(f"{change:+.1%}" for change in changes)
+        f"{fmean(losses):+.4f} on average, {fmean(controls):+.4f} in plain training"
     )
+    if min(controls) <= 0:
+        return {"claim": claim, "holds": False, "seen": f"{seen}: there was none to reduce"}
+    changes = [loss / control - 1 for loss, control in zip(losses, controls, strict=True)]
+    seen += "; by seed " + ", ".join(f"{change:+.1%}" for change in changes)
     return {"claim": claim, "holds": all(change < 0 for change in changes), "seen": seen}
 
 
@@ -100,6 +102,6 @@ def _at_equal_gain(
     """The gain that both reach, and the loss of each there; None if nothing was gained."""
     gain = min(max(gain for gain, _ in gain_and_loss(run)) for run in (frozen, plain))
     with_freeze, without = loss_at_gain(frozen, gain), loss_at_gain(plain, gain)
-    if gain <= 0 or with_freeze is None or not without:
+    if gain <= 0 or with_freeze is None or without is None:
         return None
     return gain, with_freeze, without

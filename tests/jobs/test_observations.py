@@ -84,6 +84,14 @@ def test_nothing_learnt_does_not_hold():
     assert (seen["holds"], seen["seen"]) == (False, "the target was not learnt")
 
 
+def test_nothing_forgotten_is_not_less_forgotten():
+    plain, frozen = course((0.0, 0.0), (1.0, -0.2)), course((0.0, 0.0), (1.0, -0.1))
+    for runs in ((frozen, plain), (plain, frozen)):
+        seen = last(observe(results(*runs)))
+        assert not seen["holds"]
+        assert seen["seen"].endswith("in plain training: there was none to reduce")
+
+
 def test_one_language_without_harm_is_enough_to_refute():
     observations = observe(results(PLAIN, PLAIN, core=figures(en=15.0, zh=20.5)))
     assert not observations[0]["holds"]
