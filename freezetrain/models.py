@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -126,6 +126,23 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _not_loaded("tokenizer", source, error) from error
+
+
+def check_fit(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sequence_length: int
+) -> None:
+    """UserError if the tokenizer has tokens, or a sequence has places, that the model lacks."""
+    rows = int(cast(Tensor, model.get_input_embeddings().weight).shape[0])
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model embeds {rows}; give the "
+            "tokenizer that the model was trained with"
+        )
+    if sequence_length > (context := context_length(model, otherwise=sequence_length)):
+        raise UserError(
+            f"sequence_length is {sequence_length} tokens and the model was built for {context}; "
+            f"use {context} or less"
+        )
 
 
 def context_length(model: PreTrainedModel, otherwise: int = 1024) -> int:

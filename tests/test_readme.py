@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from freezetrain.cli import VERBS, _parse
+from freezetrain.cli.verbs import VERBS, parse
 from freezetrain.recipe import TrainRecipe, yaml12
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +75,7 @@ def test_recipe_example_is_valid():
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
 def test_recipes_parse(recipe):
-    verb, parsed, _ = _parse(["train", str(recipe)])
+    verb, parsed, _ = parse(["train", str(recipe)])
     assert verb == "train"
     assert isinstance(parsed, TrainRecipe)
     assert parsed.optimization.steps == yaml.safe_load(recipe.read_text())["optimization"]["steps"]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from freezetrain.corpora import Language, read_languages
 from freezetrain.jobs.outcome import Outcome
 from freezetrain.jobs.progress import progress_bar
-from freezetrain.models import load_model, load_tokenizer, on_gpu
+from freezetrain.models import check_fit, load_model, load_tokenizer, on_gpu
 from freezetrain.recipe import ScoreRecipe
 from freezetrain.regions import Scores, compute_scores
 from freezetrain.training.packing import pack
@@ -23,6 +23,7 @@ def score_language(
     recipe: ScoreRecipe,
 ) -> Scores:
     """Scores of one language over ``recipe.sequences`` of its training sequences, drawn by seed."""
+    check_fit(model, tokenizer, recipe.sequence_length)
     packed = pack(
         language.train,
         tokenizer,

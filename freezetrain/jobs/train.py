@@ -15,7 +15,7 @@ from freezetrain.errors import UserError
 from freezetrain.evaluation.table import forgetting_table
 from freezetrain.jobs.evaluate import held_out_documents, window_length
 from freezetrain.jobs.outcome import Outcome
-from freezetrain.models import load_model, load_tokenizer, stored_dtype
+from freezetrain.models import check_fit, load_model, load_tokenizer, stored_dtype
 from freezetrain.recipe import TrainRecipe
 from freezetrain.regions import Region
 from freezetrain.training.data import TextData
@@ -77,6 +77,7 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     data = TextData(languages, tokenizer, recipe.optimization, recipe.weights)
     L.seed_everything(recipe.optimization.seed, verbose=False)
     model = load_model(recipe.model, random_weights=recipe.from_scratch)
+    check_fit(model, tokenizer, recipe.optimization.sequence_length)
     region = Region.load(recipe.region, model=model) if recipe.region else None
     watch = tracker(recipe, model, tokenizer, list(languages), folder, table)
     results: dict[str, Any] = {

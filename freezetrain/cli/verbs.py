@@ -1,12 +1,8 @@
-"""The command line. It alone parses, prints and exits: 0 done, 1 a check said no, 2 bad input."""
+"""The verbs, and how the command line becomes a recipe."""
 
-import os
-import re
-import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from importlib import import_module
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -15,7 +11,8 @@ from yaml import YAMLError
 
 import freezetrain
 from freezetrain import recipe
-from freezetrain.errors import CheckError, UserError, near_misses
+from freezetrain.cli.complaint import one_sentence
+from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe import yaml12
 
 
@@ -98,86 +95,21 @@ def _spelled_out(arguments: Sequence[str]) -> list[str]:
     return spelled
 
 
-def _field_names(kind: Any, prefix: str = "") -> list[str]:
-    """Dotted names of all fields of a recipe."""
-    names = []
-    hints = get_type_hints(kind)
-    for item in fields(kind):
-        names.append(prefix + item.name)
-        for part in getattr(hints[item.name], "__args__", (hints[item.name],)):
-            if is_dataclass(part):
-                names += _field_names(part, f"{prefix}{item.name}.")
-    return names
-
-
-def _one_sentence(error: BaseException, arguments: Sequence[str]) -> str:
-    """What the parser complains of, in one line, with near misses of an unknown field."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    message = re.sub(r'^Parser key "(.+?)":', r"\1:", " ".join(str(error).split()))
-    verb = VERBS.get(arguments[0]) if arguments else None
-    if verb is None:
-        unknown = arguments[0] if arguments else ""
-        return f"unknown verb {unknown!r}{near_misses(unknown, VERBS)}; verbs: {', '.join(VERBS)}"
-    if message.startswith("Problems parsing config"):
-        recipes = [word for word in arguments[1:] if Path(word).suffix in (".yaml", ".yml")]
-        return f"cannot read the recipe {' '.join(recipes)}: {message.partition(': ')[2]}"
-    if missing := re.search(r"arguments are required: (.+)", message):
-        names = missing.group(1).replace(f"{arguments[0]}.", "")
-        return f"missing {names}: give it on the command line or in a recipe"
-    if unknown_field := re.search(r"(?:arguments: --|option ')([\w.]+)", message):
-        name = unknown_field.group(1)
-        message = f"unknown field {name!r}{near_misses(name, _field_names(verb.recipe))}"
-        return f"{message}; `freezetrain {arguments[0]} --help` lists them"
-    return message
-
-
-def _parse(arguments: Sequence[str]) -> tuple[str, Any, Path | None]:
+def parse(arguments: Sequence[str]) -> tuple[str, Any, Path | None]:
+    """Verb, its recipe, and the folder of ``--out``. UserError, one sentence, for bad input."""
+    if not {"-h", "--help", "--version"}.intersection(arguments[:1]):
+        named = arguments[0] if arguments else ""
+        if named not in VERBS:
+            wrong = (
+                f"unknown verb {named!r}{near_misses(named, VERBS)}" if named else "no verb given"
+            )
+            raise UserError(f"{wrong}; verbs: {', '.join(VERBS)}")
     try:
         parser = build_parser()
         told = parser.instantiate(parser.parse_args(_spelled_out(arguments)))
     except (ArgumentError, ValueError, TypeError, UserError) as error:
-        raise UserError(_one_sentence(error, arguments)) from error
+        raise UserError(one_sentence(error, arguments, VERBS[arguments[0]].recipe)) from error
     values = told[told.verb]
     kind = VERBS[told.verb].recipe
     filled = kind(**{item.name: values[item.name] for item in fields(kind)})
     return told.verb, filled, Path(values.out) if values.out else None
-
-
-def _run(arguments: Sequence[str]) -> int:
-    # Asked for before torch and the tokenizers start their threads.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    name, filled, folder = _parse(arguments)
-    from rich.console import Console
-
-    from freezetrain.jobs.outcome import claimed, default_folder, write_outcome
-
-    console = Console()
-    verb = VERBS[name]
-    with claimed(folder or default_folder(name), filled, verb.resumable) as folder:
-        if (folder / "results.json").is_file():
-            console.print(f"this run is finished; results: {folder / 'results.json'}")
-            return 0
-        outcome = import_module(verb.job).run(filled, folder)
-    write_outcome(folder, name, outcome)
-    for part in outcome.display:
-        console.print(part)
-    console.print(f"results: {folder / 'results.json'}", highlight=False)
-    return 0 if outcome.passed else 1
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    try:
-        status = _run(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"freezetrain: {error}", file=sys.stderr)
-        status = 2
-    except CheckError as error:
-        print(f"freezetrain: {error}", file=sys.stderr)
-        status = 1
-    except KeyboardInterrupt:
-        status = 130
-    sys.exit(status)
