@@ -88,7 +88,8 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     callbacks += [] if watch is None else [watch]
     trainer = fit(model, data, folder, callbacks, recipe.checkpoint_every)
     results["steps"] = trainer.global_step
-    results["final_loss"] = float(trainer.callback_metrics.get("train/loss", torch.nan))
+    loss = trainer.callback_metrics.get("train/loss")  # None if all steps were done before
+    results["final_loss"] = None if loss is None else loss.item()
     results["model"] = "model"
     display: list[Any] = [data_table(data)]
     if region is not None:

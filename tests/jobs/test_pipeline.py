@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -140,6 +141,24 @@ def test_same_recipe_again_resumes_and_says_that_it_is_done(done, capsys):
     assert freezetrain("train", done / "recipe.yaml", "--out", done / "run") == 0
     assert "finished" in capsys.readouterr().out
     assert (done / "run" / "model" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("lost", [["results.json"], ["results.json", "model"]])
+def test_killed_after_the_last_step(done, tmp_path, lost):
+    run = tmp_path / "run"
+    shutil.copytree(done / "run", run)
+    for name in lost:
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert freezetrain("train", done / "recipe.yaml", "--out", run) == 0
+    said = results(run)
+    assert said["resumed_from"] == "step=6.ckpt"
+    assert said["final_loss"] is None
+    assert said["forgetting"] == results(done / "run")["forgetting"]
+    again, before = (
+        load_file(folder / "model" / "model.safetensors") for folder in (run, done / "run")
+    )
+    assert all(torch.equal(again[name], value) for name, value in before.items())
 
 
 def test_another_recipe_in_the_same_folder_is_refused(done, capsys):
