@@ -84,7 +84,7 @@ def load_model(source: ModelSource, random_weights: bool = False) -> PreTrainedM
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.path, dtype=_torch_dtype(source.dtype), output_loading_info=True, **options
             )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise _not_loaded("model", source, error) from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):

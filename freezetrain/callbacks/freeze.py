@@ -54,6 +54,11 @@ class RegionFreeze(L.Callback):
         self._resumed: dict[str, str] = {}
         self._state: dict[str, str] = {}
 
+    @property
+    def state_key(self) -> str:
+        """Two freezes of two modules keep two states in a checkpoint."""
+        return self._generate_state_key(module=self.module)
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._resumed = {}  # a checkpoint is restored after this
         if stage == "fit":

@@ -14,7 +14,7 @@ from freezetrain.recipe import TextSource
 
 BUILT_IN = Path(__file__).parent / "udhr"
 _BUILDERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
-_COMPRESSIONS = {".gz", ".xz", ".zst", ".bz2"}
+_COMPRESSIONS = {".gz", ".xz", ".bz2"}
 _QUIET_BELOW = 64 * 2**20  # bytes: below this, progress bars of reading would only be noise
 
 
@@ -31,7 +31,12 @@ def _language_files(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         suffixes = [s for s in path.suffixes if s not in _COMPRESSIONS]
-        if not path.is_file() or not suffixes or suffixes[-1] not in _BUILDERS:
+        if (
+            path.name.startswith(".")
+            or not path.is_file()
+            or not suffixes
+            or suffixes[-1] not in _BUILDERS
+        ):
             continue
         language = path.name.split(".")[0]
         if language in found:
@@ -52,7 +57,8 @@ def _files(source: TextSource) -> dict[str, Path]:
     folder = Path(source.folder) if source.folder else BUILT_IN
     if not folder.is_dir():
         raise UserError(
-            f"expected a folder of texts at {folder}, but there is none; give texts.folder a "
+            f"expected a folder of texts at {folder}, there is "
+            f"{'a file' if folder.is_file() else 'none'}; give texts.folder a "
             "folder with one file a language, such as en.jsonl"
         )
     files = _language_files(folder)

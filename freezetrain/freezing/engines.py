@@ -32,22 +32,25 @@ _ENGINE = "train on one device or under DistributedDataParallel"
 _OPTIMIZER = "use an optimizer that changes weights in its step alone, such as AdamW"
 
 
-def torch_optimizer(optimizer: Any) -> Optimizer:
-    """The optimizer whose step updates the weights, out of the wrappers of trainers around it.
+def torch_optimizers(optimizer: Any) -> list[Optimizer]:
+    """The optimizers whose steps can move weights, outermost first; the last one holds them.
 
-    Lightning, Fabric and Accelerate keep the inner one as ``.optimizer``. UserError for one on
-    the way that cannot be guarded, or if there is no torch.optim.Optimizer inside.
+    Lightning, Fabric and Accelerate keep the inner one as ``.optimizer``, as do optimizers around
+    others. UserError for one on the way that cannot be guarded, or if the innermost is no
+    torch.optim.Optimizer.
     """
-    _refuse(optimizer, _OPTIMIZERS, _OPTIMIZER)
-    while (inner := getattr(optimizer, "optimizer", None)) is not None:
-        optimizer = inner
-        _refuse(optimizer, _OPTIMIZERS, _OPTIMIZER)
-    if not isinstance(optimizer, Optimizer):
+    found = [optimizer]
+    while (inner := getattr(found[-1], "optimizer", None)) is not None:
+        found.append(inner)
+    for one in found:
+        _refuse(one, _OPTIMIZERS, _OPTIMIZER)
+    if not isinstance(found[-1], Optimizer):
         raise UserError(
-            f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}, which has no step "
+            f"expected a torch.optim.Optimizer, got {type(found[-1]).__name__}, which has no step "
             "hooks to guard frozen entries with"
         )
-    return optimizer
+    # A trainer's wrapper that skipped Optimizer.__init__ has no hooks and no step of its own.
+    return [one for one in found if hasattr(one, "_optimizer_step_pre_hooks")]
 
 
 def refuse_unsupported(model: nn.Module) -> None:
@@ -69,6 +72,11 @@ def refuse_unsupported(model: nn.Module) -> None:
 def refuse_parameters(optimizer: Optimizer, resolved: Sequence[Resolved]) -> None:
     """UserError if a parameter with frozen entries is updated by something else than the step."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if resolved and not any(id(frozen.parameter) in held for frozen in resolved):
+        raise UserError(
+            f"the optimizer ({type(optimizer).__name__}) holds none of the region's parameters, "
+            f"first {resolved[0].name}: pass the model that it trains"
+        )
     for frozen in resolved:
         if frozen.parameter.requires_grad and id(frozen.parameter) not in held:
             raise UserError(

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from freezetrain.errors import CheckError
-from freezetrain.freezing.engines import refuse_parameters, refuse_unsupported, torch_optimizer
+from freezetrain.freezing.engines import refuse_parameters, refuse_unsupported, torch_optimizers
 from freezetrain.freezing.guard import StepGuard
 from freezetrain.freezing.mask import GradientMask
 from freezetrain.regions import Region, Resolved
@@ -60,11 +60,11 @@ class Freeze:
         self, model: nn.Module, optimizer: Optimizer, region: Region, *, check_base: bool = True
     ) -> None:
         refuse_unsupported(model)
-        optimizer = torch_optimizer(optimizer)
+        optimizers = torch_optimizers(optimizer)
         if check_base:
             region.check_base(model)
         resolved = region.resolve(model)
-        refuse_parameters(optimizer, resolved)
+        refuse_parameters(optimizers[-1], resolved)
         self.region = region
         self._model = model
         # Indices live beside the weights, so that no step has to move them.
@@ -74,8 +74,10 @@ class Freeze:
         ]
         self._digests = [_digest(frozen) for frozen in self._resolved]
         self._mask = GradientMask(self._resolved)
-        self._guard = StepGuard(optimizer, self._resolved)
-        self._check = optimizer.register_step_pre_hook(self._mask.before_step)
+        self._guard = StepGuard(optimizers, self._resolved)
+        self._check = optimizers[-1].register_step_pre_hook(
+            torch.compiler.disable(self._mask.before_step)
+        )
 
     @property
     def count(self) -> int:
@@ -93,7 +95,7 @@ class Freeze:
         The start's values are kept as 32 bytes a parameter, so this reads the frozen entries
         once and compares digests. CheckError, naming the first parameters, when one moved or was
         replaced by another tensor; UserError when the model has since come under a trainer that
-        cannot be guaranteed. It also has the next step look at every gradient.
+        cannot be guaranteed.
         """
         self._guard.put_back()
         refuse_unsupported(self._model)
@@ -110,7 +112,6 @@ class Freeze:
                 f"{len(self._resolved)} parameters: {names}; something besides the guarded "
                 "optimizer wrote them, replaced the parameter or changed its dtype"
             )
-        self._mask.check_all()
         return self.count
 
     def remove(self) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -15,19 +16,26 @@ class StepGuard:
     This defeats whatever moves a weight whose gradient is zero: decoupled weight decay, momentum
     from before the freeze, updates that mix the entries of a tensor (Muon). As the values are
     read before every step, a checkpoint loaded between two steps needs nothing special. Memory:
-    one value for each frozen entry, during the step only.
+    one value for each frozen entry, during the step only. Of ``optimizers`` that step one inside
+    another, the outermost step counts.
 
     If a step raises half-way, the values are put back before the next one or by
-    :meth:`put_back`, whichever comes first.
+    :meth:`put_back`, whichever comes first; call that before loading a checkpoint then.
     """
 
-    def __init__(self, optimizer: Optimizer, resolved: Sequence[Resolved]) -> None:
+    def __init__(self, optimizers: Sequence[Optimizer], resolved: Sequence[Resolved]) -> None:
         self._resolved = list(resolved)
         self._values: list[Tensor] = []
         self._depth = 0  # an optimizer whose step calls super().step() runs the hooks twice
+        # Under torch.compile hooks must stay what they are: Python that runs at its moment.
+        take, after_step = map(torch.compiler.disable, (self._take, self._after_step))
         self._handles = [
-            optimizer.register_step_pre_hook(self._take),
-            optimizer.register_step_post_hook(self._after_step),
+            handle
+            for optimizer in optimizers
+            for handle in (
+                optimizer.register_step_pre_hook(take),
+                optimizer.register_step_post_hook(after_step),
+            )
         ]
 
     def _take(self, *_: Any) -> None:

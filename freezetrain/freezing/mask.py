@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from freezetrain.errors import CheckError, UserError
 from freezetrain.regions import Resolved
@@ -15,8 +16,8 @@ from freezetrain.regions import Resolved
 class GradientMask:
     """Zeroes the frozen entries of every gradient before anything else reads it.
 
-    ``resolved`` are the parameters of one live model with their frozen entries. Each that
-    requires a gradient gets a post-accumulate-grad hook, moved before any that is there already.
+    ``resolved`` are the parameters of one live model with their frozen entries. Each gets a
+    post-accumulate-grad hook, moved before any that is there already.
     PyTorch runs it at the end of ``AccumulateGrad::apply``
     (torch/csrc/autograd/functions/accumulate_grad.cpp); DDP's reducer copies the gradient to its
     bucket in a post hook of that node, so after it: what is reduced, clipped and given to the
@@ -28,15 +29,29 @@ class GradientMask:
 
     def __init__(self, resolved: Sequence[Resolved]) -> None:
         self._resolved = list(resolved)
-        self._masked: set[int] = set()  # ids of the parameters masked since the last step
-        self._check_all = True
-        self._handles = []
+        self._accumulating: set[int] = set()  # ids of parameters that have a gradient to add to
+        self._handles: list[RemovableHandle] = []
         for frozen in self._resolved:
-            parameter = frozen.parameter
-            if parameter.requires_grad:
-                handle = parameter.register_post_accumulate_grad_hook(partial(self._mask, frozen))
-                _move_to_front(parameter._post_accumulate_grad_hooks, handle.id)
-                self._handles.append(handle)
+            self._register(frozen)
+
+    def _register(self, frozen: Resolved) -> None:
+        parameter = frozen.parameter
+        trainable = parameter.requires_grad
+        parameter.requires_grad_(True)  # hooks need it, and it may be set after the freeze
+        # Under torch.compile hooks must stay what they are: Python that runs at its moment.
+        note = torch.compiler.disable(partial(self._note, parameter))
+        mask = torch.compiler.disable(partial(self._mask, frozen))
+        self._handles.append(parameter.register_hook(note))
+        self._handles.append(parameter.register_post_accumulate_grad_hook(mask))
+        _move_to_front(parameter._post_accumulate_grad_hooks, self._handles[-1].id)
+        parameter.requires_grad_(trainable)
+
+    def _note(self, parameter: Tensor, _: Tensor) -> None:
+        """Before accumulation: autograd adds to a gradient that is there, else it brings one."""
+        if parameter.grad is None:
+            self._accumulating.discard(id(parameter))
+        else:
+            self._accumulating.add(id(parameter))
 
     def _mask(self, frozen: Resolved, parameter: Tensor) -> None:
         gradient = parameter.grad
@@ -52,14 +67,10 @@ class GradientMask:
                 f"{frozen.name} has frozen entries, which backward(create_graph=True) does not "
                 "see: take second derivatives with torch.autograd.grad"
             )
-        if not _alone_in_memory(gradient):
+        # One that was there stays the caller's tensor, which may be a view of a buffer of theirs.
+        if id(parameter) not in self._accumulating and not _alone_in_memory(gradient):
             parameter.grad = gradient = gradient.clone()
         frozen.entries.fill(gradient, 0.0)
-        self._masked.add(id(parameter))
-
-    def check_all(self) -> None:
-        """Have the next step look at every gradient, as the first one does."""
-        self._check_all = True
 
     def before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -67,9 +78,9 @@ class GradientMask:
         """Optimizer step pre-hook: CheckError if a gradient got past the mask.
 
         A gradient can come by another way than ``backward()`` (assigned to ``.grad``, or written
-        by a communication hook). The values are read on the first step, on the first after
-        :meth:`check_all`, and where the hook has not run since the last step. With a closure the
-        check follows the closure, which computes the gradients.
+        by a communication hook) or be changed after it. With a closure the check follows the
+        closure, which computes the gradients. It costs a read of the frozen entries and, on a
+        GPU, one synchronization a step.
         """
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         if not callable(closure):
@@ -86,18 +97,18 @@ class GradientMask:
         return (args[0], checked, *args[2:]), kwargs
 
     def _check(self) -> None:
-        for frozen in self._resolved:
-            gradient = frozen.parameter.grad
-            if gradient is None or (not self._check_all and id(frozen.parameter) in self._masked):
-                continue
-            if frozen.entries.read(gradient).count_nonzero():
-                raise CheckError(
-                    f"the gradient of {frozen.name} is not zero at its frozen entries: it did not "
-                    "come from backward() or was changed after it; freeze before training and "
-                    "leave gradients to backward()"
-                )
-        self._masked.clear()
-        self._check_all = False
+        found = [
+            (frozen, frozen.entries.read(frozen.parameter.grad).count_nonzero())
+            for frozen in self._resolved
+            if frozen.parameter.grad is not None
+        ]
+        if found and torch.stack([count.to(found[0][1].device) for _, count in found]).any():
+            name = next(frozen.name for frozen, count in found if count)
+            raise CheckError(
+                f"the gradient of {name} is not zero at its frozen entries: it did not come from "
+                "backward(), was changed after it, or is NaN; freeze before training and leave "
+                "gradients to backward()"
+            )
 
     def remove(self) -> None:
         """Take the hooks away; gradients that are there already stay masked."""

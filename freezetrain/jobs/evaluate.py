@@ -1,8 +1,10 @@
 """Held-out documents of a recipe, and a model's figures on them."""
 
+from collections.abc import Mapping
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from freezetrain.corpora import read_languages
+from freezetrain.corpora import Language, read_languages
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Document, Figures, encode_documents, evaluate
 from freezetrain.jobs.progress import progress_bar
@@ -13,10 +15,22 @@ _LONGEST_WINDOW = 2048  # tokens; attention over a longer one costs more than it
 
 
 def held_out_documents(
-    evaluation: EvaluationTexts, tokenizer: PreTrainedTokenizerBase
+    evaluation: EvaluationTexts,
+    tokenizer: PreTrainedTokenizerBase,
+    trained: Mapping[str, Language] | None = None,
 ) -> dict[str, list[Document]]:
-    """Tokenized held-out documents of each language. Raises UserError where one has none."""
+    """Tokenized held-out documents of each language.
+
+    Raises UserError where one has none, or has one that is among the texts ``trained`` on.
+    """
     languages = read_languages(evaluation.texts, evaluation.languages)
+    seen = {text for language in (trained or {}).values() for text in language.train}
+    for name, language in languages.items():
+        if both := sum(text in seen for text in language.test):
+            raise UserError(
+                f"{both} of {len(language.test)} held-out documents of language {name!r} are "
+                "trained on; give both texts the same folder, key_field and test_one_in"
+            )
     for name, language in languages.items():
         if not language.test:
             raise UserError(
@@ -30,7 +44,13 @@ def held_out_documents(
 
 def window_length(evaluation: EvaluationTexts, model: PreTrainedModel) -> int:
     """Tokens of context that documents are evaluated with."""
-    return evaluation.max_length or min(context_length(model), _LONGEST_WINDOW)
+    longest = context_length(model, otherwise=_LONGEST_WINDOW)
+    if evaluation.max_length > longest:
+        raise UserError(
+            f"max_length is {evaluation.max_length} tokens and the model was built for {longest}; "
+            f"use {longest} or less"
+        )
+    return evaluation.max_length or min(longest, _LONGEST_WINDOW)
 
 
 def evaluate_with_bar(

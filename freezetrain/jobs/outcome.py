@@ -10,6 +10,11 @@ from typing import Any
 
 import yaml
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from freezetrain import __version__
 from freezetrain.errors import UserError
 from freezetrain.evaluation.results import write_results
@@ -45,7 +50,12 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> Path:
             raise UserError(
                 f"{folder} is not empty, and nothing in it is overwritten; give --out a new folder"
             )
-        earlier = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
+        try:
+            earlier = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{recipe_file} is damaged, so that the run cannot be told; give --out a new folder"
+            ) from error
         if changed := _differences(earlier, told):
             raise UserError(
                 f"{folder} holds another run, with another {', '.join(changed[:5])}; give --out a "
@@ -54,9 +64,11 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> Path:
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        recipe_file.write_text(
+        unfinished = recipe_file.with_suffix(".unfinished")
+        unfinished.write_text(
             yaml.safe_dump(told, sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
+        unfinished.replace(recipe_file)
     except OSError as error:
         raise UserError(
             f"cannot write to {folder}: {error.strerror}; choose another --out"
@@ -66,17 +78,42 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> Path:
 
 @contextmanager
 def claimed(folder: Path, recipe: Any, resumable: bool = False) -> Iterator[Path]:
-    """:func:`claim`, undone if bad input ends the job before it left anything."""
+    """:func:`claim`, held against other processes, and undone if bad input ends the job early.
+
+    That is, before it left anything.
+    """
     existed = folder.exists()
     claim(folder, recipe, resumable)
     try:
-        yield folder
+        with _held(folder):
+            yield folder
+    except InUseError:
+        raise
     except UserError:
         if os.listdir(folder) == [_RECIPE]:
             (folder / _RECIPE).unlink()
             if not existed:
                 folder.rmdir()
         raise
+
+
+class InUseError(UserError):
+    """Another process is at work in the folder, which is to be left alone."""
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Refuse a folder in which another process is at work. The lock ends with the process."""
+    with (folder / _RECIPE).open("rb") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InUseError(
+                    f"another process is at work in {folder}; wait for it, or give --out another "
+                    "folder"
+                ) from error
+        yield
 
 
 def write_outcome(folder: Path, verb: str, outcome: Outcome) -> None:

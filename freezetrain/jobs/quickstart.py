@@ -98,6 +98,12 @@ def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
             f"the target {recipe.target!r} is not among the texts' languages"
             f"{near_misses(recipe.target, languages)}; they are {' '.join(languages)}"
         )
+    for language in recipe.score_languages:
+        if language not in languages:
+            raise UserError(
+                f"score_languages has {language!r}, of which there are no texts"
+                f"{near_misses(language, languages)}; there are {' '.join(languages)}"
+            )
     evaluation = EvaluationTexts(recipe.texts, languages)
 
     with stages(f"1 of 5: score {len(recipe.score_languages)} languages, select the core region"):

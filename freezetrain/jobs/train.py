@@ -1,5 +1,6 @@
 """`freezetrain train`: further pre-training with a region frozen and other languages watched."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from freezetrain.callbacks import ForgettingTracker, RegionFreeze
-from freezetrain.corpora import read_languages
+from freezetrain.corpora import Language, read_languages
 from freezetrain.errors import UserError
 from freezetrain.evaluation.table import forgetting_table
 from freezetrain.jobs.evaluate import held_out_documents, window_length
@@ -26,16 +27,19 @@ def tracker(
     recipe: TrainRecipe,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    trained: list[str],
+    trained: Mapping[str, Language],
     folder: Path,
     table: bool,
 ) -> ForgettingTracker | None:
-    """What watches the languages; the one trained on, if there is one, is the target."""
+    """What watches the languages: a single one trained on is the target, several are left out."""
     if recipe.watch.off:
         return None
+    documents = held_out_documents(recipe.watch, tokenizer, trained)
+    if len(trained) > 1:
+        documents = {name: texts for name, texts in documents.items() if name not in trained}
     return ForgettingTracker(
-        held_out_documents(recipe.watch, tokenizer),
-        target=trained[0] if len(trained) == 1 else None,
+        documents,
+        target=next(iter(trained)) if len(trained) == 1 else None,
         every_n_steps=recipe.watch.every_n_steps,
         max_length=window_length(recipe.watch, model),
         batch_tokens=recipe.watch.batch_tokens,
@@ -79,7 +83,7 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     model = load_model(recipe.model, random_weights=recipe.from_scratch)
     check_fit(model, tokenizer, recipe.optimization.sequence_length)
     region = Region.load(recipe.region, model=model) if recipe.region else None
-    watch = tracker(recipe, model, tokenizer, list(languages), folder, table)
+    watch = tracker(recipe, model, tokenizer, languages, folder, table)
     results: dict[str, Any] = {
         "resumed_from": getattr(latest_checkpoint(folder), "name", None),
         "data": {name: packed.facts() for name, packed in data.packed.items()},

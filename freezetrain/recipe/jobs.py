@@ -1,6 +1,6 @@
 """One recipe for each verb."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
 from freezetrain.recipe.parts import (
@@ -40,6 +40,7 @@ class ScoreRecipe:
         check(self.sequence_length >= 2, "sequence_length", "2 or more", self.sequence_length)
         check(self.sequences >= 1, "sequences", "1 or more", self.sequences)
         check(self.batch >= 1, "batch", "1 or more", self.batch)
+        check(0 <= self.seed < 2**32, "seed", "from 0 to 2**32 - 1", self.seed)
 
 
 @dataclass
@@ -80,15 +81,22 @@ class SelectRecipe:
     def __post_init__(self) -> None:
         check(0 < self.ratio <= 1, "ratio", "above 0 and at most 1", self.ratio)
         check(self.min_count >= 1, "min_count", "1 or more", self.min_count)
-        needs = {
-            "core": ["scores"],
-            "monolingual": ["scores", "language"],
-            "random": ["like"],
-            "vocabulary": ["model", "language"],
-        }
-        for name in needs[self.kind]:
+        needs, may = {
+            "core": (["scores"], ["languages", "ratio", "which", "per", "unit", "norms"]),
+            "monolingual": (["scores", "language"], ["languages", "ratio", "norms"]),
+            "random": (["like"], ["seed"]),
+            "vocabulary": (["model", "language"], ["texts", "min_count"]),
+        }[self.kind]
+        for name in needs:
             given = getattr(self, name)
             check(given is not None, name, f"given to select a {self.kind} region", given)
+        for item in fields(self):
+            factory = item.default_factory
+            default = item.default if factory is MISSING else factory()
+            given = getattr(self, item.name)
+            used = item.name in ("kind", *needs, *may)
+            expected = f"left out: a {self.kind} region does not use it"
+            check(used or given == default, item.name, expected, given)
 
 
 @dataclass
@@ -130,6 +138,8 @@ class TrainRecipe:
 
     def __post_init__(self) -> None:
         check(self.checkpoint_every >= 1, "checkpoint_every", "1 or more", self.checkpoint_every)
+        expected = "float32, bfloat16 or stored: float16 overflows in training"
+        check(self.model.dtype != "float16", "model.dtype", expected, self.model.dtype)
         if self.from_scratch:
             check(self.region is None, "region", "left out when from_scratch is set", self.region)
 
@@ -199,4 +209,10 @@ class QuickstartRecipe:
     def __post_init__(self) -> None:
         check(0 < self.ratio <= 1, "ratio", "above 0 and at most 1", self.ratio)
         check(self.steps >= 1, "steps", "1 or more", self.steps)
+        check(bool(self.score_languages), "score_languages", "one or more", self.score_languages)
+        check(self.sequence_length >= 2, "sequence_length", "2 or more", self.sequence_length)
+        rate = self.learning_rate
+        check(rate is None or 0 < rate < 1e3, "learning_rate", "a number above 0", rate)
+        valid = 0 <= self.seed < 2**32 - self.seeds
+        check(valid, "seed", "from 0 to 2**32 - 1", self.seed)
         check(self.seeds >= 1, "seeds", "1 or more", self.seeds)

@@ -34,7 +34,7 @@ class TextSource:
     """Texts of several languages: a folder with one file a language."""
 
     folder: str | None = None
-    """Folder of <language>.jsonl, .txt or .parquet, also .gz, .xz, .zst. None: the Universal
+    """Folder of <language>.jsonl, .txt or .parquet, also .gz, .xz, .bz2. None: the Universal
     Declaration of Human Rights in 30 languages, which comes with freezetrain."""
     text_field: str = "text"
     """Field of the text in JSONL and Parquet files."""
@@ -64,7 +64,7 @@ class Optimization:
     learning_rate: float = 5e-5
     """Peak learning rate."""
     min_learning_rate_ratio: float = 0.0
-    """Learning rate at the last step, as a share of the peak."""
+    """Learning rate that the cosine ends at, as a share of the peak."""
     warmup_steps: int = 100
     """Optimizer steps of linear warm-up."""
     weight_decay: float = 0.001
@@ -89,6 +89,7 @@ class Optimization:
             check(math.isfinite(value) and value > 0, name, "a number above 0", value)
         check(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
         check(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
+        check(0 <= self.seed < 2**32, "seed", "from 0 to 2**32 - 1", self.seed)
         for name in ("beta1", "beta2"):
             check(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
         ratio = self.min_learning_rate_ratio

@@ -4,7 +4,7 @@ Everything is found by structure (lists of modules, class names, identity of ten
 parameter name fixed in advance, because every architecture names these parts differently.
 """
 
-from torch import nn
+from torch import Tensor, nn
 
 from freezetrain.errors import UserError
 from freezetrain.regions.resolve import plain_name
@@ -79,12 +79,22 @@ def is_norm(model: nn.Module, name: str) -> bool:
 def input_dim(model: nn.Module, name: str) -> int:
     """The dimension of the weight matrix ``name`` that runs over input features: -1 or -2.
 
-    ``nn.Linear`` stores [out, in]. transformers' ``Conv1D`` (GPT-2) and fused experts marked
-    ``is_transposed`` (GPT-OSS) store [in, out]. Leading dimensions count experts.
+    ``nn.Linear`` stores [out, in]. transformers' ``Conv1D`` (GPT-2) and some fused experts store
+    [in, out]: those marked ``is_transposed`` (GPT-OSS), and those whose ``gate_up_proj`` and
+    ``down_proj`` have shapes that fit together only so (Llama 4). Leading dimensions count experts.
     """
     owner = _owner(model, name)
-    transposed = type(owner).__name__ == "Conv1D" or getattr(owner, "is_transposed", False)
-    return -2 if transposed else -1
+    if type(owner).__name__ == "Conv1D" or getattr(owner, "is_transposed", False):
+        return -2
+    return -2 if _experts_transposed(owner) else -1
+
+
+def _experts_transposed(owner: nn.Module) -> bool:
+    """Whether fused experts store gate and up [E, hidden, 2·inner] and down [E, inner, hidden]."""
+    up, down = (getattr(owner, leaf, None) for leaf in ("gate_up_proj", "down_proj"))
+    if not (isinstance(up, Tensor) and isinstance(down, Tensor) and up.ndim == down.ndim == 3):
+        return False
+    return up.shape[1] == down.shape[2] and up.shape[2] == 2 * down.shape[1]
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module:

@@ -58,11 +58,17 @@ def load_region(path: str | Path, model: nn.Module | None = None) -> Region:
     tensors, header = read_safetensors(path, "region")
     try:
         parameters = {
-            str(name): (tuple(int(size) for size in stored["shape"]), str(stored["kind"]))
+            str(name): (tuple(map(_whole_number, stored["shape"])), str(stored["kind"]))
             for name, stored in header["parameters"].items()
         }
         base = None if header["base"] is None else Base(**header["base"])
         made, digest = dict(header["made"]), str(header["digest"])
+        if base is not None and not (
+            isinstance(base.fingerprint, str)
+            and isinstance(base.name, str | None)
+            and isinstance(base.revision, str | None)
+        ):
+            raise TypeError("base")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"the header of {path} is damaged; copy or make the file again") from error
     unlisted = sorted(tensors.keys() - parameters.keys())
@@ -71,7 +77,10 @@ def load_region(path: str | Path, model: nn.Module | None = None) -> Region:
     entries = {}
     for name, (shape, kind) in parameters.items():
         with about(f"{path}, {name}"):
-            entries[name] = _checked_entries(shape, kind, tensors.get(name))
+            try:
+                entries[name] = _checked_entries(shape, kind, tensors.get(name))
+            except (RuntimeError, TypeError, OverflowError) as error:  # torch, of absurd sizes
+                raise UserError(f"no tensor can have the shape {list(shape)}") from error
     region = Region(entries, base, made)
     if region.digest != digest:
         raise UserError(f"{path} is damaged: its digest differs from the one in its header")
@@ -79,6 +88,12 @@ def load_region(path: str | Path, model: nn.Module | None = None) -> Region:
         region.resolve(model)
         region.check_base(model)
     return region
+
+
+def _whole_number(size: object) -> int:
+    if type(size) is not int:
+        raise TypeError("size")
+    return size
 
 
 def _checked_entries(shape: tuple[int, ...], kind: str, data: Tensor | None) -> Entries:

@@ -267,6 +267,8 @@ class Region(Mapping[str, Entries]):
     def _combine(
         self, other: "Region", operation: str, combine: Callable[[Entries, Entries], Entries]
     ) -> "Region":
+        if not isinstance(other, Region):
+            return NotImplemented
         base = self._common_base(other)
         entries = {}
         for name in {**self, **other}:

@@ -30,10 +30,9 @@ def resolve(entries: Mapping[str, Entries], model: nn.Module) -> list[Resolved]:
     """Find the parameters that the names of ``entries`` mean in ``model``, in the model's order.
 
     The names may stand in ``model`` itself or under one submodule, as in DDP (``module.``) or a
-    LightningModule (``model.``); the shallowest such submodule is taken. Two names of one tied
-    parameter give one item with the union of their entries. Parameters without entries are
-    checked but left out. UserError when names are missing, shapes differ or two submodules of
-    one depth fit.
+    LightningModule (``model.``). Two names of one tied parameter give one item with the union of
+    their entries. Parameters without entries are checked but left out. UserError when names are
+    missing, shapes differ, or two different submodules fit (unless ``model`` itself does).
     """
     prefix = find_prefix(entries, model)
     parameters = all_parameters(model)
@@ -83,13 +82,13 @@ def find_prefix(names: Iterable[str], model: nn.Module) -> str:
         best = votes.most_common(1)[0][0] if votes else ""
         known = {full.removeprefix(best) for full in parameters if full.startswith(best)}
         raise _missing([name for name in names if name not in known], len(names), known)
-    depth = min(prefix.count(".") for prefix in fitting)
-    shallowest = [prefix for prefix in fitting if prefix.count(".") == depth]
-    different = {tuple(id(parameters[prefix + name]) for name in names) for prefix in shallowest}
-    if len(different) > 1:
-        found = " and ".join(repr(prefix.removesuffix(".")) for prefix in shallowest)
+    if "" in fitting:
+        return ""
+    different = {tuple(id(parameters[prefix + name]) for name in names) for prefix in fitting}
+    if len(different) > 1:  # a student and its teacher, whichever of them lies deeper
+        found = " and ".join(repr(prefix.removesuffix(".")) for prefix in fitting)
         raise UserError(f"the region fits the submodules {found}; pass the one that is meant")
-    return shallowest[0]
+    return min(fitting, key=lambda prefix: prefix.count("."))
 
 
 def match_parameters(

@@ -57,7 +57,7 @@ def compute_scores(
     if parameters is None:
         parameters = block_parameters(model, norms=True)
         if method == "wanda":
-            parameters = {name: p for name, p in parameters.items() if p.ndim > 1}
+            parameters = {n: p for n, p in parameters.items() if _is_linear_weight(model, n)}
     _check_parameters(model, parameters)
     run = _Run(model, batches, on_batch)
     if method == "magnitude":
@@ -218,12 +218,16 @@ def _check_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) 
             )
 
 
-def _linear_layer(model: nn.Module, name: str) -> nn.Module:
-    """The linear layer whose weight is ``name``: nn.Linear, or transformers' Conv1D."""
+def _is_linear_weight(model: nn.Module, name: str) -> bool:
+    """Whether ``name`` is the weight of a linear layer: nn.Linear, or transformers' Conv1D."""
     path, _, leaf = name.rpartition(".")
     layer = model.get_submodule(path)
-    linear = isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
-    if leaf != "weight" or not linear:
+    return leaf == "weight" and (isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D")
+
+
+def _linear_layer(model: nn.Module, name: str) -> nn.Module:
+    layer = model.get_submodule(name.rpartition(".")[0])
+    if not _is_linear_weight(model, name):
         raise UserError(
             f"expected the weights of linear layers to score with wanda, got {name!r} of "
             f"{type(layer).__name__}: pass parameters= without it, or another method"

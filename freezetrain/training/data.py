@@ -39,13 +39,19 @@ class TextData(L.LightningDataModule):
             for name, language in languages.items()
         }
 
+        data_order(self._sizes, self.weights, 0, settings.seed)  # refuses bad weights at once
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {name: len(packed.sequences) for name, packed in self.packed.items()}
+
     def train_dataloader(self) -> SequenceLoader:
         rank, world = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
         settings = self.settings
         order = data_order(
-            {name: len(packed.sequences) for name, packed in self.packed.items()},
+            self._sizes,
             self.weights,
             settings.steps * settings.accumulate * settings.micro_batch * world,
             settings.seed,

@@ -18,15 +18,17 @@ from freezetrain.training.optimizer import build_optimizer
 class CausalLM(L.LightningModule):
     """Next-token training of ``model`` on batches [B, L] of token ids.
 
-    Logs loss (nats per token), gradient norm before clipping, learning rate and tokens seen. A
-    loss or gradient norm that is not finite raises CheckError before the optimizer's step, so that
-    it reaches neither the weights nor a checkpoint.
+    Logs, for each optimizer step, the mean loss of its micro-batches (nats per token), the
+    gradient norm before clipping and the learning rate; and the tokens seen. A loss or gradient
+    norm that is not finite raises CheckError before the optimizer's step, so that it reaches
+    neither the weights nor a checkpoint.
     """
 
     def __init__(self, model: PreTrainedModel, settings: Optimization) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
+        self._losses: list[Tensor] = []  # of the micro-batches since the last step
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
         # Dropout depends on seed, batch and rank alone, so that a resumed run repeats it exactly.
@@ -38,7 +40,7 @@ class CausalLM(L.LightningModule):
         loss = token_nll(logits, batch).mean()
         self._require_finite("loss", loss, batch_idx)
         tokens = (batch_idx + 1) * batch.numel() * self.trainer.world_size
-        self.log("train/loss", loss, prog_bar=True)
+        self._losses.append(loss.detach())
         self.log("train/tokens", float(tokens))
         return loss
 
@@ -50,6 +52,8 @@ class CausalLM(L.LightningModule):
     ) -> None:
         norm = clip_grad_norm_(self.parameters(), gradient_clip_val or float("inf"))
         self._require_finite("gradient norm", norm, self.trainer.fit_loop.batch_idx)
+        self.log("train/loss", torch.stack(self._losses).mean(), prog_bar=True)
+        self._losses.clear()
         self.log("train/gradient_norm", norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
 
@@ -64,6 +68,6 @@ class CausalLM(L.LightningModule):
         if not torch.isfinite(value):
             raise CheckError(
                 f"the {what} is {value.item()} at step {self.global_step + 1}, batch {batch_idx}; "
-                "the last checkpoint is kept: lower the learning rate or look at that batch, then "
+                "checkpoints so far are kept: lower the learning rate or look at that batch, then "
                 "start anew"
             )

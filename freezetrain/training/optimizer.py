@@ -35,13 +35,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def learning_rate_factor(step: int, settings: Optimization) -> float:
     """Share of the peak learning rate at optimizer step ``step``, counted from 0.
 
-    Linear from 1/warmup to 1 over the warm-up, then a half cosine that reaches
-    ``min_learning_rate_ratio`` at the end of the last step.
+    Linear from 1/warmup to 1 over the warm-up, then a half cosine from 1 that would reach
+    ``min_learning_rate_ratio`` one step after the last.
     """
     warmup = min(settings.warmup_steps, settings.steps)
     if step < warmup:
         return (step + 1) / warmup
-    progress = min(1.0, (step - warmup + 1) / max(1, settings.steps - warmup))
+    progress = min(1.0, (step - warmup) / max(1, settings.steps - warmup))
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return settings.min_learning_rate_ratio + (1 - settings.min_learning_rate_ratio) * cosine
 

@@ -1,6 +1,10 @@
 """The order of the sequences, a function of seed and position alone: a run resumes exactly."""
 
+import hashlib
+import math
 from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +37,8 @@ def data_order(
                 f"weights name language {language!r}, which is not trained on"
                 f"{near_misses(language, sizes)}; it trains on {' '.join(sizes)}"
             )
-        if not weight > 0:
-            raise UserError(f"the weight of {language!r} must be above 0, got {weight}")
+        if not (weight > 0 and math.isfinite(weight)):
+            raise UserError(f"the weight of {language!r} must be a number above 0, got {weight}")
     if missing := [language for language in sizes if language not in weights]:
         raise UserError(f"weights must name every language trained on; {missing[0]!r} is missing")
     shares = np.array([weights[language] for language in sizes], dtype=np.float64)
@@ -79,8 +83,21 @@ class SequenceLoader:
             self._next += 1
             yield self._sequences[places].long()
 
-    def state_dict(self) -> dict[str, int]:
-        return {"sequences": self._next * self._micro_batch * self._world}
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the sequences and their order."""
+        digest = hashlib.sha256(self._order.numpy().data)
+        digest.update(self._sequences.contiguous().numpy().data)
+        return digest.hexdigest()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        consumed = self._next * self._micro_batch * self._world
+        return {"sequences": consumed, "digest": self.digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["digest"] != self.digest:
+            raise UserError(
+                "the training texts, their split or the tokenizer changed since the checkpoint "
+                "was written; restore them, or start a new run in another folder"
+            )
         self._next = state["sequences"] // (self._micro_batch * self._world)

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -33,7 +34,27 @@ def latest_checkpoint(folder: Path) -> Path | None:
         for path in (folder / "checkpoints").glob("*.ckpt")
         if (match := re.fullmatch(r"step=(\d+)", path.stem))
     ]
-    return max(found)[1] if found else None
+    if not found:
+        return None
+    latest = max(found)[1]
+    if not zipfile.is_zipfile(latest):
+        raise UserError(
+            f"the checkpoint {latest} is damaged; delete it to go on from an earlier one, or from "
+            "the start"
+        )
+    return latest
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """Writes at the end of optimizer steps only, also right after a resume.
+
+    Lightning forgets on resuming that the step it starts from has been saved: in the midst of the
+    next step's accumulation it would save that step again, without the gradients so far.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
 
 
 def _precision(settings: Optimization) -> Literal["32-true", "bf16-mixed", "bf16-true"]:
@@ -60,7 +81,7 @@ def fit(
     settings = data.settings
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(settings.seed, verbose=False)
-    checkpoints = ModelCheckpoint(
+    checkpoints = StepCheckpoint(
         dirpath=folder / "checkpoints",
         filename="{step}",
         every_n_train_steps=checkpoint_every,

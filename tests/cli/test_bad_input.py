@@ -75,11 +75,43 @@ def test_unknown_field_in_a_recipe(refused, tmp_path):
             "'floot32' (did you mean 'float32'",
         ),
         (("--optimization.learning_rate", 0), "learning_rate must be a number above 0"),
+        (("--optimization.seed", -1), "seed must be from 0 to 2**32 - 1, got -1"),
+        (("--model.dtype", "float16"), "model.dtype must be float32, bfloat16 or stored"),
         (("--texts.test_one_in", 1), "test_one_in must be 0, or 2 or more, got 1"),
     ],
 )
 def test_bad_values(refused, more, complaint):
     assert complaint in refused("train", "--model", "x", *more)
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (("--kind", "vocabulary", "--model", "x", "--language", "zh", "--unit", "row"),
+         "unit must be left out: a vocabulary region does not use it, got 'row'"),
+        (("--kind", "monolingual", "--scores", "x", "--language", "zh", "--which", "bottom"),
+         "which must be left out"),
+        (("--kind", "random",), "like must be given to select a random region"),
+        (("--kind", "random", "--like", "x", "--ratio", 0.5), "ratio must be left out"),
+    ],
+)  # fmt: skip
+def test_options_that_a_kind_of_region_does_not_use(refused, more, complaint):
+    assert complaint in refused("select", *more)
+
+
+def test_held_out_documents_that_are_trained_on(refused, tmp_path, model_folder):
+    said = refused(
+        "train", "--model", model_folder, "--languages", "[zh]", "--texts.test_one_in", 0,
+        "--optimization.sequence_length", 32, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert "held-out documents of language 'zh' are trained on" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_do_not_fit_the_configuration(refused, tmp_path, model_folder, make_model):
+    shutil.copytree(model_folder, tmp_path / "odd")
+    make_model(hidden_size=32).config.save_pretrained(tmp_path / "odd")
+    assert "cannot load the model" in refused(*train(tmp_path / "odd", tmp_path))
 
 
 def test_missing_recipe_and_missing_field(refused):

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from freezetrain.errors import UserError
 from freezetrain.freezing import freeze
-from freezetrain.freezing.engines import refuse_unsupported, torch_optimizer
+from freezetrain.freezing.engines import refuse_unsupported, torch_optimizers
 from freezetrain.regions import Region
 
 
@@ -59,7 +59,7 @@ def test_distributed_tensors_are_refused(monkeypatch) -> None:
 @pytest.mark.parametrize("kind", [ZeroRedundancyOptimizer, PostLocalSGDOptimizer, torch.optim.ASGD])
 def test_optimizers_that_write_weights_elsewhere_are_refused(kind: type) -> None:
     with pytest.raises(UserError, match=f"cannot freeze under {kind.__name__}"):
-        torch_optimizer(without_init(kind))
+        torch_optimizers(without_init(kind))
 
 
 def test_wrapped_optimizers_are_unwrapped() -> None:
@@ -68,11 +68,11 @@ def test_wrapped_optimizers_are_unwrapped() -> None:
             self.optimizer = optimizer
 
     inner = adamw(TinyLM().parameters())
-    assert torch_optimizer(Wrapper(Wrapper(inner))) is inner
+    assert torch_optimizers(Wrapper(Wrapper(inner))) == [inner]
     with pytest.raises(UserError, match=r"torch\.optim\.Optimizer, got Wrapper"):
-        torch_optimizer(Wrapper(None))
+        torch_optimizers(Wrapper(None))
     with pytest.raises(UserError, match="ZeroRedundancyOptimizer"):
-        torch_optimizer(Wrapper(without_init(ZeroRedundancyOptimizer)))
+        torch_optimizers(Wrapper(without_init(ZeroRedundancyOptimizer)))
 
 
 def test_parameters_must_be_in_the_optimizer_or_not_trainable() -> None:

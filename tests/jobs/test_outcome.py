@@ -43,3 +43,21 @@ def test_resumable_takes_the_same_recipe_only(tmp_path):
         pass
     with pytest.raises(UserError, match="not empty"), claimed(tmp_path / "out", Recipe()):
         pass
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    with (
+        claimed(tmp_path / "out", Recipe(), resumable=True),
+        pytest.raises(UserError, match="another process is at work"),
+        claimed(tmp_path / "out", Recipe(), resumable=True),
+    ):
+        pass
+    assert (tmp_path / "out" / "recipe.yaml").exists()
+    with claimed(tmp_path / "out", Recipe(), resumable=True):
+        pass
+
+
+def test_a_damaged_recipe_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="is damaged"), claimed(tmp_path, Recipe(), resumable=True):
+        pass

@@ -262,6 +262,18 @@ def test_other_kinds_of_regions(done, model_folder, tmp_path, more):
     assert region.count == results(tmp_path / "out")["entries"] > 0
 
 
+def test_several_languages_trained_on_are_not_held_out(model_folder, tmp_path):
+    code = freezetrain(
+        "train", "--model", model_folder, "--languages", "[en,zh]", "--optimization.steps", 1,
+        "--optimization.sequence_length", 32, "--watch.languages", "[en,es,zh]",
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0
+    found = results(tmp_path / "out")["forgetting"]
+    assert list(found["languages"]) == ["es"]
+    assert found["target"] is None
+
+
 def test_pre_training_from_a_configuration_alone(model_folder, tmp_path):
     code = freezetrain(
         "train", "--model", model_folder, "--from_scratch", "true", "--languages", "[en]",

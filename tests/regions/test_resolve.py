@@ -78,10 +78,12 @@ def test_found_where_single_layers_are_compiled():
     assert found[1].parameter is plain.weight
 
 
-def test_the_shallowest_of_several_is_taken():
+def test_two_that_fit_are_refused_whichever_lies_deeper():
     shallow, deep = Net(), Net()
     model = Holder(helper=Holder(teacher=deep), student=shallow)
-    assert region().resolve(model)[0].parameter is shallow.layers[0].weight
+    with pytest.raises(UserError, match=r"fits the submodules 'helper\.teacher' and 'student'"):
+        region().resolve(model)
+    assert region().resolve(shallow)[0].parameter is shallow.layers[0].weight
 
 
 def test_student_and_teacher_are_refused_but_one_model_under_two_names_is_not():

@@ -280,8 +280,12 @@ def test_refuses_unknown_methods_and_parameters() -> None:
 
 
 def test_wanda_refuses_what_has_no_linear_input() -> None:
+    mixtral = build("mixtral")
+    names = compute_scores(mixtral, text(2), "wanda").keys()
+    assert names == {n for n, _ in mixtral.named_parameters() if "proj.weight" in n}
+    router = {"model.layers.0.mlp.gate.weight": mixtral.model.layers[0].mlp.gate.weight}
     with pytest.raises(UserError, match=r"'model.layers.0.mlp.gate.weight' of MixtralTopKRouter"):
-        compute_scores(build("mixtral"), text(2), "wanda")
+        compute_scores(mixtral, text(2), "wanda", parameters=router)
     model = build("gpt2")
     bias = {"transformer.h.0.mlp.c_fc.bias": model.transformer.h[0].mlp.c_fc.bias}
     with pytest.raises(UserError, match=r"'transformer.h.0.mlp.c_fc.bias' of Conv1D"):

@@ -45,8 +45,9 @@ def test_weights_are_shares_and_each_language_goes_through_its_epochs():
     [
         ({"a": 1.0, "bb": 1.0}, "'bb', which is not trained on"),
         ({"a": 1.0}, "'b' is missing"),
-        ({"a": 1.0, "b": 0.0}, "must be above 0, got 0.0"),
-        ({"a": 1.0, "b": float("nan")}, "must be above 0, got nan"),
+        ({"a": 1.0, "b": 0.0}, "must be a number above 0, got 0.0"),
+        ({"a": 1.0, "b": float("inf")}, "must be a number above 0, got inf"),
+        ({"a": 1.0, "b": float("nan")}, "must be a number above 0, got nan"),
     ],
 )
 def test_bad_weights_are_refused(weights, complaint):
@@ -74,3 +75,13 @@ def test_position_survives_a_restart_with_other_ranks():
         loader.load_state_dict(first.state_dict())
     after = [batch for pair in zip(*rest, strict=True) for batch in pair]
     assert torch.equal(torch.cat([*before, *after]), SEQUENCES[ORDER].long())
+
+
+def test_a_position_in_other_sequences_is_refused():
+    state = SequenceLoader(SEQUENCES, ORDER, 2).state_dict()
+    for changed in (
+        SequenceLoader(SEQUENCES + 1, ORDER, 2),
+        SequenceLoader(SEQUENCES, ORDER[::-1].copy(), 2),
+    ):
+        with pytest.raises(UserError, match="changed since the checkpoint"):
+            changed.load_state_dict(state)

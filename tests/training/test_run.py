@@ -60,6 +60,14 @@ def start(folder, tokenizer_folder, *more):
     )
 
 
+def kill_at(process, batch):
+    for line in process.stdout:
+        if line.strip() == f"batch {batch}":
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+
+
 def weights(folder):
     return AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
 
@@ -74,12 +82,7 @@ def uninterrupted(tmp_path_factory, model_folder):
 @pytest.mark.parametrize("batch", [5, 14])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, model_folder, uninterrupted, batch):
     # Batch 5 ends step 3, batch 14 lies inside step 8.
-    process = start(tmp_path, model_folder, "slow")
-    for line in process.stdout:
-        if line.strip() == f"batch {batch}":
-            process.send_signal(signal.SIGKILL)
-            break
-    assert process.wait() == -signal.SIGKILL
+    kill_at(start(tmp_path, model_folder, "slow"), batch)
     checkpoint = latest_checkpoint(tmp_path)
     assert checkpoint is not None
     step = int(re.search(r"\d+", checkpoint.stem).group())
@@ -94,12 +97,33 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, model_folder, uninter
         assert torch.equal(resumed[name], value), name
 
 
+def test_killed_twice_within_one_step(tmp_path, model_folder, uninterrupted):
+    # The second time in mid-accumulation, right after resuming from step 4.
+    kill_at(start(tmp_path, model_folder, "slow"), 8)
+    kill_at(start(tmp_path, model_folder, "slow"), 8)
+    again = start(tmp_path, model_folder)
+    seen = [line.strip() for line in again.stdout if line.startswith("batch")]
+    assert again.wait(timeout=120) == 0
+    assert seen == [f"batch {n}" for n in range(8, 24)]
+    for name, value in weights(tmp_path).items():
+        assert torch.equal(uninterrupted[name], value), name
+
+
 def test_latest_checkpoint_counts_steps_as_numbers(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     (tmp_path / "checkpoints").mkdir()
     for step in (9, 100, 20):
-        (tmp_path / "checkpoints" / f"step={step}.ckpt").touch()
+        torch.save({}, tmp_path / "checkpoints" / f"step={step}.ckpt")
     assert latest_checkpoint(tmp_path).name == "step=100.ckpt"
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "step=3.ckpt"
+    torch.save({"weights": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(UserError, match=r"step=3.ckpt is damaged"):
+        latest_checkpoint(tmp_path)
 
 
 def test_export_loads_with_transformers(tmp_path, model, tokenizer):
