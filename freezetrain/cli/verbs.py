@@ -53,10 +53,15 @@ def build_parser() -> ArgumentParser:
     for name, verb in VERBS.items():
         words = " ".join(part.split(".")[0].upper() for part in verb.positional)
         about = " ".join((verb.recipe.__doc__ or "").split())
+        short = [
+            f"{word} X is short for {full} X."
+            for word, full in SHORT.items()
+            if _is_group(verb, word)
+        ]
         of_verb = ArgumentParser(
             prog=f"freezetrain {name}",
             usage=f"freezetrain {name} {words.replace('CONFIG', '[RECIPE.yaml]')} [options]",
-            description=about,
+            description=" ".join([about, *short]),
             exit_on_error=False,
         )
         of_verb.add_argument(
@@ -84,15 +89,17 @@ def _spelled_out(arguments: Sequence[str]) -> list[str]:
         if not rest or rest[0].startswith("-"):
             break
         spelled += [f"--{name}", rest.pop(0)]
-    hints = get_type_hints(verb.recipe)
     for word in rest:
         option, equals, value = word.partition("=")
-        # only where the field is a group of fields: quickstart's model is a plain path
-        is_group = hints.get(option[2:]) is not None and hints[option[2:]] != str | None
-        if option in SHORT and is_group:
+        if option in SHORT and _is_group(verb, option):
             option = SHORT[option]
         spelled.append(option + equals + value)
     return spelled
+
+
+def _is_group(verb: Verb, option: str) -> bool:
+    """Whether the option is a group of fields; quickstart's model, for one, is a plain path."""
+    return get_type_hints(verb.recipe).get(option[2:], str | None) != str | None
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, Any, Path | None]:

@@ -10,7 +10,7 @@ from frozen_reference import (
     train,
 )
 
-from freezetrain.errors import CheckError
+from freezetrain.errors import CheckError, UserError
 from freezetrain.freezing import freeze
 from freezetrain.freezing.mask import GradientMask
 from freezetrain.regions import Region
@@ -96,3 +96,37 @@ def test_checkpoint_loaded_between_steps_is_what_stays_frozen() -> None:
         assert torch.equal(frozen.entries.read(frozen.parameter), frozen.entries.read(start))
     with pytest.raises(CheckError, match="changed since the freeze"):
         handle.verify()
+
+
+def test_an_optimizer_around_another_is_guarded_too() -> None:
+    class Decaying(torch.optim.Optimizer):
+        """Decays weights after the step of the optimizer that it holds."""
+
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            super().__init__(optimizer.param_groups, {})
+            self.optimizer = optimizer
+
+        @torch.no_grad()
+        def step(self, closure=None) -> None:
+            self.optimizer.step()
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.mul_(0.9)
+
+    model = TinyLM()
+    region = mixed_region(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    outer = Decaying(adamw(model.parameters()))
+    handle = freeze(model, outer, region)
+    train(model, list(model.parameters()), outer, steps_of_batches(2))
+    assert handle.verify() == handle.count
+    for name, mask in region.masks().items():
+        now = model.get_parameter(name)
+        assert torch.equal(now[mask], before[name][mask])
+        assert mask.all() or not torch.equal(now, before[name])
+
+
+def test_an_optimizer_without_any_of_the_regions_parameters_is_refused() -> None:
+    teacher, student = TinyLM().requires_grad_(False), TinyLM()
+    with pytest.raises(UserError, match="holds none of the region's parameters"):
+        freeze(teacher, adamw(student.parameters()), mixed_region(teacher))

@@ -210,6 +210,21 @@ def test_fused_experts_stored_transposed_are_known() -> None:
     assert not is_norm(model, name)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_fused_experts_are_told_by_their_shapes(transposed: bool) -> None:
+    """Llama 4 stores [E, in, out] without a mark, Mixtral [E, out, in]."""
+    experts = torch.nn.Module()
+    up, down = torch.zeros(3, 24, 8), torch.zeros(3, 8, 12)
+    if transposed:
+        up, down = up.transpose(1, 2), down.transpose(1, 2)
+    experts.gate_up_proj = torch.nn.Parameter(up)
+    experts.down_proj = torch.nn.Parameter(down)
+    model = torch.nn.ModuleDict({"experts": experts})
+    expected = -2 if transposed else -1
+    assert input_dim(model, "experts.gate_up_proj") == expected
+    assert input_dim(model, "experts.down_proj") == expected
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_wrappers_of_torch_leave_no_trace_in_names() -> None:
     model = build("Llama")

@@ -146,6 +146,14 @@ DAMAGE = [
     (set_stored("proj.weight", shape=[-40, -20]), "negative"),
     (set_stored("proj.weight", shape=[20, 40]), "digest differs"),
     (set_stored("proj.weight", shape="x"), "header of .* is damaged"),
+    (set_stored("proj.weight", shape=[40.0, 20.0]), "header of .* is damaged"),
+    (set_stored("proj.weight", shape=[2**62, 2**62]), "no tensor can have the shape"),
+    (
+        lambda tensors, header: header.update(
+            base={"name": None, "revision": None, "fingerprint": 5}
+        ),
+        "header of .* is damaged",
+    ),
     (set_stored("proj.bias", kind="rows"), "int32"),
     (lambda tensors, header: header.pop("parameters"), "header of .* is damaged"),
     (lambda tensors, header: header.pop("digest"), "header of .* is damaged"),

@@ -193,3 +193,12 @@ def test_random_like_has_the_same_counts():
 def test_refusals(call, words):
     with pytest.raises(UserError, match=words):
         call(region(masks(0)), model())
+
+
+@pytest.mark.parametrize("symbol", ["|", "&", "-", "^"])
+def test_algebra_with_something_else_is_a_type_error(symbol):
+    import operator
+
+    apply = {"|": operator.or_, "&": operator.and_, "-": operator.sub, "^": operator.xor}[symbol]
+    with pytest.raises(TypeError):
+        apply(Region({}), {})

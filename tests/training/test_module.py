@@ -38,13 +38,15 @@ def plain_loop(model, data):
     schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, SETTINGS))
     model.train()
     batches = iter(data.train_dataloader())
-    norms = []
+    norms, losses = [], []
     for _ in range(4):
+        losses.append(0.0)
         for _ in range(3):
             batch = next(batches)
             logits = model(batch).logits
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
             (loss / 3).backward()
+            losses[-1] += loss.item() / 3
         total = sum(p.grad.double().square().sum() for p in model.parameters()).sqrt()
         norms.append(total.item())
         for p in model.parameters():
@@ -52,24 +54,26 @@ def plain_loop(model, data):
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return norms
+    return norms, losses
 
 
 def test_four_steps_equal_a_plain_loop(udhr, tokenizer, make_model, tmp_path):
     ours, reference = make_model(), make_model()
     data = TextData({"zh": udhr["zh"]}, tokenizer, SETTINGS)
-    norms = plain_loop(reference, data)
-    logged = []
+    norms, losses = plain_loop(reference, data)
+    logged = {"train/gradient_norm": [], "train/loss": []}
 
-    class Norms(L.Callback):
+    class Logged(L.Callback):
         def on_train_batch_end(self, trainer, *_):
-            if trainer.global_step > len(logged):
-                logged.append(trainer.callback_metrics["train/gradient_norm"].item())
+            for name, values in logged.items():
+                if trainer.global_step > len(values):
+                    values.append(trainer.callback_metrics[name].item())
 
-    fit(ours, data, tmp_path, [Norms()], progress=False)
+    fit(ours, data, tmp_path, [Logged()], progress=False)
     for (name, mine), theirs in zip(ours.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: n + m)
-    assert logged == pytest.approx(norms, rel=1e-4)
+    assert logged["train/gradient_norm"] == pytest.approx(norms, rel=1e-4)
+    assert logged["train/loss"] == pytest.approx(losses, rel=1e-5)
     assert not ours.training
 
 

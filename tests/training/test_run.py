@@ -98,9 +98,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, model_folder, uninter
 
 
 def test_killed_twice_within_one_step(tmp_path, model_folder, uninterrupted):
-    # The second time in mid-accumulation, right after resuming from step 4.
+    # Resumed from step 4, and killed again after its first micro-batch, before step 5 is saved.
     kill_at(start(tmp_path, model_folder, "slow"), 8)
-    kill_at(start(tmp_path, model_folder, "slow"), 8)
+    kill_at(start(tmp_path, model_folder, "slow"), 9)
     again = start(tmp_path, model_folder)
     seen = [line.strip() for line in again.stdout if line.startswith("batch")]
     assert again.wait(timeout=120) == 0
