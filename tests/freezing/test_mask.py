@@ -158,19 +158,36 @@ def test_parameter_that_is_unfrozen_later_is_masked() -> None:
     assert not torch.equal(model.up.weight, before)
 
 
+class Scaled(nn.Module):
+    """With a scalar parameter: there a hook that Dynamo traced was seen to mask nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = TinyLM()
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.inner(ids) * self.scale
+
+
 @pytest.mark.parametrize("compiled_autograd", [False, True])
 def test_backward_inside_a_compiled_function(compiled_autograd: bool) -> None:
-    model = TinyLM()
-    region = mixed_region(model)
+    """The first step runs eagerly, so that the hooks are met by Dynamo when gradients exist."""
+    model = Scaled()
+    region = Region.tensors(model, ["scale"]) | Region.rows(model, {"inner.up.weight": [3]})
     optimizer = adamw(model.parameters())
     freeze(model, optimizer, region)
     torch._dynamo.reset()
-    step = torch.compile(lambda ids: loss_of(model(ids), ids).backward(), backend="eager")
+
+    def backward(ids: Tensor) -> None:
+        loss_of(model(ids), ids).backward()
+
+    compiled = torch.compile(backward, backend="aot_eager")
     masks = region.masks()
     with torch._dynamo.config.patch(compiled_autograd=compiled_autograd):
-        for (batch,) in steps_of_batches(3, 1):
+        for number, (batch,) in enumerate(steps_of_batches(4, 1)):
             optimizer.zero_grad()
-            step(batch)
+            (compiled if number else backward)(batch)
             for name, mask in masks.items():
                 assert not model.get_parameter(name).grad[mask].any(), name
             optimizer.step()
