@@ -34,7 +34,7 @@ def tracker(
     """What watches the languages: a single one trained on is the target, several are left out."""
     if recipe.watch.off:
         return None
-    documents = held_out_documents(recipe.watch, tokenizer, trained)
+    documents = held_out_documents(recipe.watch, tokenizer)
     if len(trained) > 1:
         documents = {name: texts for name, texts in documents.items() if name not in trained}
     return ForgettingTracker(

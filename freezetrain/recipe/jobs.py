@@ -3,6 +3,7 @@
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
+from freezetrain.errors import UserError
 from freezetrain.recipe.parts import (
     EvaluationTexts,
     ModelSource,
@@ -140,6 +141,13 @@ class TrainRecipe:
         check(self.checkpoint_every >= 1, "checkpoint_every", "1 or more", self.checkpoint_every)
         expected = "float32, bfloat16 or stored: float16 overflows in training"
         check(self.model.dtype != "float16", "model.dtype", expected, self.model.dtype)
+        here, there = self.texts, self.watch.texts
+        if not self.watch.off and here.same_folder(there) and here.split != there.split:
+            raise UserError(
+                f"texts and watch.texts read one folder but split it by {here.split} and "
+                f"{there.split} (text_field, key_field, test_one_in), so that held-out documents "
+                "would be trained on; give both the same"
+            )
         if self.from_scratch:
             check(self.region is None, "region", "left out when from_scratch is set", self.region)
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from freezetrain.errors import UserError
@@ -47,6 +48,17 @@ class TextSource:
     def __post_init__(self) -> None:
         valid = self.test_one_in == 0 or self.test_one_in >= 2
         check(valid, "test_one_in", "0, or 2 or more", self.test_one_in)
+
+    def same_folder(self, other: "TextSource") -> bool:
+        """Whether both read the same files."""
+        if self.folder is None or other.folder is None:
+            return self.folder == other.folder
+        return Path(self.folder).resolve() == Path(other.folder).resolve()
+
+    @property
+    def split(self) -> tuple[str, str | None, int]:
+        """What decides which documents are held out."""
+        return self.text_field, self.key_field, self.test_one_in
 
 
 @dataclass

@@ -274,6 +274,27 @@ def test_several_languages_trained_on_are_not_held_out(model_folder, tmp_path):
     assert found["target"] is None
 
 
+def test_equal_documents_under_two_keys_are_no_obstacle(model_folder, text_folder, tmp_path):
+    """Real corpora hold a few; 1 of 154 held-out pages of one that this was tried on."""
+    rows = [
+        json.dumps({"section": f"{n}", "text": "the same text, again and again " * 3})
+        for n in range(60)
+    ]
+    (text_folder / "en.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    source = ("folder", text_folder), ("key_field", "section")
+    options = [
+        word
+        for part in ("texts", "watch.texts")
+        for name, value in source
+        for word in (f"--{part}.{name}", value)
+    ]
+    code = freezetrain(
+        "train", "--model", model_folder, "--languages", "[en]", "--optimization.steps", 1,
+        "--optimization.sequence_length", 32, *options, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0
+
+
 def test_pre_training_from_a_configuration_alone(model_folder, tmp_path):
     code = freezetrain(
         "train", "--model", model_folder, "--from_scratch", "true", "--languages", "[en]",
