@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from freezetrain.regions.resolve import plain_name
+from freezetrain.regions.resolve import full_shape, plain_name
 
 _SAMPLES = 64  # values a parameter that go into the fingerprint
 
@@ -33,22 +34,27 @@ def base_of(model: nn.Module) -> Base:
     )
 
 
+def _itself(parameter: nn.Parameter) -> Tensor:
+    return parameter
+
+
 @torch.no_grad()
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, full: Callable[[nn.Parameter], Tensor] = _itself) -> str:
     """SHA-256 over names, shapes and up to 64 evenly spaced values of every parameter.
 
     Values are rounded to bfloat16 first, so that one base has one fingerprint whether it is
     stored or loaded in float64, float32 or bfloat16, on any device. Not so in float16, which
     rounds elsewhere, nor quantized: there, load the base in the dtype that it was made in.
     Of a tied parameter the first name counts. Changes between the samples go unseen: this tells
-    models apart, it does not prove them equal.
+    models apart, it does not prove them equal. ``full`` gives the whole of a parameter that an
+    engine has split over ranks.
     """
     digest = hashlib.sha256()
     parameters = {plain_name(name): value for name, value in model.named_parameters()}
     for name in sorted(parameters):
         parameter = parameters[name]
-        digest.update(json.dumps([name, list(parameter.shape)]).encode())
-        sample = _sample(parameter).float().bfloat16().cpu().contiguous()
+        digest.update(json.dumps([name, list(full_shape(parameter))]).encode())
+        sample = _sample(full(parameter)).float().bfloat16().cpu().contiguous()
         digest.update(sample.view(torch.int16).numpy().astype("<i2").tobytes())
     return digest.hexdigest()
 

@@ -161,6 +161,20 @@ class Entries:
             return self
         return Entries(self.shape, self.kind, self.data.to(device))
 
+    def narrow(self, start: int, length: int) -> "Entries":
+        """The entries among the ``length`` flat ones from ``start`` on, as a set of shape [length].
+
+        A shard of a tensor that an engine has split over ranks has these.
+        """
+        if self.kind == "all":
+            return Entries.whole((length,))
+        if self.kind != "indices":
+            return Entries.from_mask(self.mask().flatten()[start : start + length])
+        index = self._index()
+        bounds = torch.tensor([start, start + length], device=index.device)
+        first, last = torch.searchsorted(index, bounds).tolist()
+        return Entries.from_indices((length,), index[first:last] - start)
+
     @torch.no_grad()
     def read(self, tensor: Tensor) -> Tensor:
         """Copy the values of ``tensor`` at the entries: [count], in the order of flat indices.

@@ -227,11 +227,18 @@ class Region(Mapping[str, Entries]):
         """The parameters that the region means in ``model``, see :mod:`.resolve`."""
         return resolve(self, model)
 
-    def check_base(self, model: nn.Module) -> None:
-        """UserError when ``model`` is not the base that the region was made for, if known."""
+    def check_base(
+        self, model: nn.Module, full: Callable[[nn.Parameter], Tensor] | None = None
+    ) -> None:
+        """UserError when ``model`` is not the base that the region was made for, if known.
+
+        ``full`` gives the whole of a parameter that an engine has split over ranks.
+        """
         if self.base is None:
             return
-        if fingerprint(find_submodule(self, model)) != self.base.fingerprint:
+        submodule = find_submodule(self, model)
+        found = fingerprint(submodule, full) if full else fingerprint(submodule)
+        if found != self.base.fingerprint:
             raise UserError(
                 f"the region was made for another model, {self.base.name or 'unnamed'} with the "
                 f"fingerprint {self.base.fingerprint[:12]}: pass that one, in its own dtype"

@@ -22,6 +22,8 @@ class Resolved:
     name: str
     """Full name in the model, the first of its names if it is tied: a key of
     ``dict(model.named_parameters())``."""
+    key: str
+    """Its name in the region, one of them if it is tied."""
     parameter: nn.Parameter
     entries: Entries
 
@@ -36,22 +38,27 @@ def resolve(entries: Mapping[str, Entries], model: nn.Module) -> list[Resolved]:
     """
     prefix = find_prefix(entries, model)
     parameters = all_parameters(model)
-    united: dict[int, Entries] = {}
+    united: dict[int, tuple[str, Entries]] = {}
     for name, here in entries.items():
         parameter = parameters[prefix + name]
-        if parameter.shape != here.shape:
+        if full_shape(parameter) != here.shape:
             raise UserError(
                 f"the region has {name!r} of shape {list(here.shape)}, the model of shape "
-                f"{list(parameter.shape)}; pass the model that the region was made for"
+                f"{list(full_shape(parameter))}; pass the model that the region was made for"
             )
         if here.count:
-            known = united.get(id(parameter))
-            united[id(parameter)] = here if known is None else known | here
+            key, known = united.get(id(parameter), (name, None))
+            united[id(parameter)] = key, here if known is None else known | here
     return [
-        Resolved(name, parameter, united[id(parameter)])
+        Resolved(name, united[id(parameter)][0], parameter, united[id(parameter)][1])
         for name, parameter in model.named_parameters()
         if id(parameter) in united
     ]
+
+
+def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Shape of the whole parameter, also where DeepSpeed ZeRO-3 has left only a shard of it."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def find_submodule(names: Iterable[str], model: nn.Module) -> nn.Module:

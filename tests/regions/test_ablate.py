@@ -1,6 +1,7 @@
 """Ablation: the entries change inside the block and come back bit for bit, whatever happens."""
 
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,7 +147,7 @@ def test_a_failure_half_way_in_is_undone(monkeypatch) -> None:
     model = Tied()
     before, region = bits_of(model), some_region(model)
     targets = region.resolve(model)
-    last = type(targets[-1])("missing", torch.ones(2), targets[-1].entries)  # of another shape
+    last = replace(targets[-1], name="missing", parameter=torch.ones(2))  # of another shape
     monkeypatch.setattr(Region, "resolve", lambda *_: [*targets, last])
     with pytest.raises(UserError), ablate(model, region):
         pass

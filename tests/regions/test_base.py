@@ -43,6 +43,26 @@ def test_differs_for_other_values_shapes_and_names():
     assert len(prints) == 8
 
 
+def test_whole_parameters_may_come_from_elsewhere():
+    """As under an engine that leaves every parameter a piece and gathers it when asked."""
+    base, split = model(), model()
+    whole = {parameter: parameter.detach().clone() for parameter in split.parameters()}
+    for parameter in split.parameters():
+        parameter.ds_shape, parameter.data = parameter.shape, parameter.data.flatten()[:3]
+    asked = []
+
+    def full(parameter: nn.Parameter) -> torch.Tensor:
+        asked.append(parameter)
+        return whole[parameter]
+
+    assert fingerprint(split, full) == fingerprint(base)
+    assert len(asked) == len(whole)
+    assert fingerprint(split) != fingerprint(base)
+    with torch.no_grad():
+        whole[split[2].bias][4] = 1.0
+    assert fingerprint(split, full) != fingerprint(base)
+
+
 def test_scalars_and_empty_parameters_have_fingerprints():
     module = nn.Module()
     module.scale = nn.Parameter(torch.tensor(1.5))

@@ -1,5 +1,7 @@
 """Entries against numpy: a set of entries is a bool array, its form the smallest of five."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -158,6 +160,28 @@ def test_set_algebra_equals_numpy(shape):
             ]:
                 assert got == Entries.from_mask(torch.from_numpy(expected))
             assert (a == b) == np.array_equal(left, right)
+
+
+@pytest.mark.parametrize("mask", CASES)
+def test_narrow_equals_a_slice_of_the_flat_mask(mask):
+    entries, flat = Entries.from_mask(torch.from_numpy(mask)), mask.reshape(-1)
+    thirds = [flat.size * part // 3 for part in range(4)]
+    cuts = {*pairwise(thirds), (0, flat.size), (0, 0), (flat.size, flat.size)}
+    cuts |= {(flat.size // 2, min(flat.size // 2 + 1, flat.size)), (min(3, flat.size), flat.size)}
+    for start, end in cuts:
+        part = entries.narrow(start, end - start)
+        assert part.shape == (end - start,)
+        # The very form that the sliced mask has, so that equal sets compare equal.
+        assert part == Entries.from_mask(torch.from_numpy(flat[start:end].copy()))
+        assert part.count == flat[start:end].sum()
+
+
+def test_narrow_parts_of_every_kind_put_together_are_the_whole():
+    for shape in [(41, 7), (97,)]:
+        for mask in patterns(shape).values():
+            entries = Entries.from_mask(torch.from_numpy(mask))
+            found = [entries.narrow(s, min(40, mask.size - s)) for s in range(0, mask.size, 40)]
+            assert torch.equal(torch.cat([part.mask() for part in found]), entries.mask().flatten())
 
 
 def test_tensors_without_entries():

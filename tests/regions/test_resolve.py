@@ -107,8 +107,33 @@ def test_names_of_a_tied_parameter_give_one_item_with_the_union():
     assert found.name == "embed.weight"
     assert found.parameter is net.embed.weight
     assert found.entries == Entries.from_rows((20, 6), [1, 3])
+    assert found.key in tied
     (found,) = Region({"head.weight": Entries.whole((20, 6))}).resolve(net)
     assert found.name == "embed.weight"
+
+
+def test_the_key_is_the_name_that_the_region_has():
+    net = Net()
+    both = Region(
+        {"head.weight": Entries.from_rows((20, 6), [1]), "embed.weight": Entries.empty((20, 6))}
+    )
+    (found,) = both.resolve(net)
+    assert (found.name, found.key) == ("embed.weight", "head.weight")  # which has the entries
+    for item in region().resolve(Holder(module=torch.compile(net))):
+        assert item.name == f"module._orig_mod.{item.key}"
+        assert item.key in region()
+
+
+def test_the_whole_shape_of_a_partitioned_parameter_counts():
+    """ZeRO-3 leaves parameters empty and notes their shape."""
+    net = Net()
+    for layer in net.layers:
+        layer.weight.ds_shape, layer.weight.data = layer.weight.shape, torch.empty(0)
+        layer.bias.ds_shape, layer.bias.data = layer.bias.shape, torch.empty(0)
+    found = region().resolve(net)
+    assert [item.entries for item in found] == [region()[item.key] for item in found]
+    with pytest.raises(UserError, match=r"the model of shape \[6, 6\]"):
+        Region({"layers.0.weight": Entries.empty((0,))}).resolve(net)
 
 
 def test_missing_names_are_refused_with_near_misses_even_when_empty():
