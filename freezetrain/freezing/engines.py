@@ -1,56 +1,118 @@
-"""Which trainers a freeze can be guaranteed under. Every other is refused by name."""
+"""Which engine trains the model, and what a freeze cannot be guaranteed under, refused by name."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from freezetrain.errors import UserError
+from freezetrain.freezing.fsdp import fsdp
+from freezetrain.freezing.layout import Layout, plain
 from freezetrain.regions import Resolved
 
 # By class name, so that an engine that is not installed need not be imported.
-_SHARDED = "it splits parameters over ranks, where a region cannot follow yet"
 _MODELS = {
-    "DeepSpeedEngine": _SHARDED,
-    "FullyShardedDataParallel": _SHARDED,
-    "FSDPModule": _SHARDED,
+    "FullyShardedDataParallel": "it flattens parameters anew at every step (use FSDP2)",
+    "PipelineEngine": "it splits the model's layers over ranks",
 }
-_PARAMETERS = {"DTensor": _SHARDED, "FlatParameter": _SHARDED}
+_PARAMETERS = {"FlatParameter": "it flattens parameters anew at every step (use FSDP2)"}
 _OPTIMIZERS = {
     "ZeroRedundancyOptimizer": "it splits the optimizer over ranks and sends parameters back",
     "PostLocalSGDOptimizer": "it averages parameters over ranks outside the step",
     "ASGD": "it keeps an average of the parameters, decayed at frozen entries too",
     "ScheduleFree": "it swaps parameters with a copy of its own outside the step",
+    "Lomo": "it steps inside backward",
+    "MuonWithAuxAdam": "DeepSpeed mixes the entries of a gradient before it takes the norm",
+    "Onebit": "it sends compressed momentum, in which no entry stays zero",
+    "ZeroOneAdam": "it sends compressed momentum, in which no entry stays zero",
 }
 # Each maps zeros to zeros, entry by entry. Low-rank and quantizing ones do not.
 _COMMUNICATION_HOOKS = ("allreduce_hook", "fp16_compress_hook", "bf16_compress_hook")
 _HOOK_MODULES = "torch.distributed.algorithms.ddp_comm_hooks."
 
-_ENGINE = "train on one device or under DistributedDataParallel"
+_ENGINE = "train on one device, or under DistributedDataParallel, FSDP2 or DeepSpeed ZeRO"
 _OPTIMIZER = "use an optimizer that changes weights in its step alone, such as AdamW"
 
 
-def torch_optimizers(optimizer: Any) -> list[Optimizer]:
-    """The optimizers whose steps can move weights, outermost first; the last one holds them.
+def lay_out(
+    model: nn.Module, optimizer: Any, resolved: Sequence[Resolved], replicated: bool | None
+) -> Layout:
+    """Find the engine that trains ``model`` and where it keeps the region on this rank.
 
-    Lightning, Fabric and Accelerate keep the inner one as ``.optimizer``, as do optimizers around
-    others. UserError for one on the way that cannot be guarded, or if the innermost is no
-    torch.optim.Optimizer.
+    ``optimizer`` may be None for a DeepSpeed engine, which has it. ``replicated``: the ranks of
+    the default process group train copies of the model together; None looks for a
+    DistributedDataParallel or DeepSpeed engine in ``model``. UserError for what is not supported.
     """
-    found = [optimizer]
-    while (inner := getattr(found[-1], "optimizer", None)) is not None:
-        found.append(inner)
-    for one in found:
+    engine = next((m for m in model.modules() if _is_a(m, "DeepSpeedEngine")), None)
+    if optimizer is None:
+        optimizer = getattr(engine, "optimizer", None)
+        if optimizer is None:
+            raise UserError(
+                "expected an optimizer: it may be left out for a DeepSpeed engine that has one"
+            )
+    chain = _chain(optimizer)
+    wrapper = next((o for o in chain if type(o).__module__.startswith("deepspeed.runtime")), None)
+    if wrapper is not None:
+        from freezetrain.freezing.zero import zero
+
+        inner = _hooked(chain[chain.index(wrapper) + 1 :])[-1:]
+        backup = getattr(wrapper, "backup_optimizer", None)  # of a partly offloaded ZeRO-3
+        return zero(wrapper, inner if backup is None else [*inner, backup], resolved)
+    for frozen in resolved:
+        if hasattr(frozen.parameter, "ds_id"):
+            raise UserError(
+                f"{frozen.name} is partitioned by ZeRO-3, and the optimizer "
+                f"({type(chain[-1]).__name__}) is not DeepSpeed's: pass the engine with its own"
+            )
+    optimizers = _hooked(chain)
+    refuse_parameters(optimizers[-1], resolved)
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return fsdp(optimizers, resolved)
+    if replicated is None:
+        replicated = engine is not None or any(
+            isinstance(module, DistributedDataParallel) for module in model.modules()
+        )
+    together = replicated and dist.is_initialized() and dist.get_world_size() > 1
+    name = "DeepSpeed stage 0" if engine is not None else "DDP" if together else "one device"
+    return plain(name, optimizers, resolved, together)
+
+
+def _chain(optimizer: Any) -> list[Any]:
+    """``optimizer`` and those within it, outermost first; UserError for one that is refused.
+
+    Lightning, Fabric, Accelerate and DeepSpeed keep the inner one as ``.optimizer``, as do
+    optimizers around others; SAM as ``.base_optimizer``.
+    """
+    chain = [optimizer]
+    while (inner := _within(chain[-1])) is not None:
+        chain.append(inner)
+    for one in chain:
         _refuse(one, _OPTIMIZERS, _OPTIMIZER)
-    if not isinstance(found[-1], Optimizer):
+    if not isinstance(chain[-1], Optimizer):
         raise UserError(
-            f"expected a torch.optim.Optimizer, got {type(found[-1]).__name__}, which has no step "
+            f"expected a torch.optim.Optimizer, got {type(chain[-1]).__name__}, which has no step "
             "hooks to guard frozen entries with"
         )
-    # A trainer's wrapper that skipped Optimizer.__init__ has no hooks and no step of its own.
-    return [one for one in found if hasattr(one, "_optimizer_step_pre_hooks")]
+    if chain[-1] not in _hooked(chain) or not getattr(type(chain[-1]).step, "hooked", False):
+        raise UserError(
+            f"cannot freeze under {type(chain[-1]).__name__}: its step does not run step hooks, so "
+            "that frozen entries cannot be put back; have it call torch.optim.Optimizer.__init__, "
+            f"or {_OPTIMIZER}"
+        )
+    return chain
+
+
+def _within(optimizer: Any) -> Any:
+    return getattr(optimizer, "optimizer", None) or getattr(optimizer, "base_optimizer", None)
+
+
+def _hooked(chain: Sequence[Any]) -> list[Optimizer]:
+    """Those with step hooks; a trainer's wrapper has none, and no step of its own."""
+    return [one for one in chain if hasattr(one, "_optimizer_step_pre_hooks")]
 
 
 def refuse_unsupported(model: nn.Module) -> None:
@@ -65,8 +127,6 @@ def refuse_unsupported(model: nn.Module) -> None:
             _refuse_communication(module)
     for parameter in model.parameters():
         _refuse(parameter, _PARAMETERS, _ENGINE)
-        if hasattr(parameter, "ds_id"):  # the mark of ZeRO-3 on an else plain Parameter
-            raise UserError(f"cannot freeze under DeepSpeed: {_SHARDED}; {_ENGINE}")
 
 
 def refuse_parameters(optimizer: Optimizer, resolved: Sequence[Resolved]) -> None:
@@ -100,6 +160,10 @@ def _refuse_communication(module: DistributedDataParallel) -> None:
                 f"cannot freeze with the DDP communication hook {name}: it need not keep zero "
                 f"gradients zero; use one of {', '.join(_COMMUNICATION_HOOKS)}"
             )
+
+
+def _is_a(thing: object, name: str) -> bool:
+    return any(kind.__name__ == name for kind in type(thing).__mro__)
 
 
 def _refuse(thing: object, reasons: dict[str, str], instead: str) -> None:

@@ -1,34 +1,54 @@
 """Freezing a region in any training loop: one call, one handle."""
 
-import hashlib
-from dataclasses import replace
+from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
-from freezetrain.errors import CheckError
-from freezetrain.freezing.engines import refuse_parameters, refuse_unsupported, torch_optimizers
+from freezetrain.errors import UserError
+from freezetrain.freezing.audit import Audit
+from freezetrain.freezing.engines import lay_out, refuse_unsupported
+from freezetrain.freezing.folder import WeightsFolder
+from freezetrain.freezing.fsdp import reshard
 from freezetrain.freezing.guard import StepGuard
+from freezetrain.freezing.layout import prove
 from freezetrain.freezing.mask import GradientMask
-from freezetrain.regions import Region, Resolved
+from freezetrain.freezing.start import clamp as set_all
+from freezetrain.freezing.start import take_stored
+from freezetrain.regions import Region
 
 
 def freeze(
-    model: nn.Module, optimizer: Optimizer, region: Region, *, check_base: bool = True
+    model: nn.Module,
+    optimizer: Any,
+    region: Region,
+    *,
+    check_base: bool = True,
+    clamp: float | None = None,
+    base: str | Path | Mapping[str, Tensor] | None = None,
+    audit_every: int = 100,
+    replicated: bool | None = None,
 ) -> "Freeze":
     """Hold the entries of ``region`` bit for bit while ``optimizer`` trains the rest of ``model``.
 
     Training goes on as if the frozen entries were constants: their gradients are zero before
     reduction, clipping and the optimizer see them, and each step leaves their values as they
-    were. Under DDP call it on every rank, with the DistributedDataParallel module, after the
-    model is on its device; accumulation, AMP, closures, gradient checkpointing, torch.compile of
-    the model and tied weights need nothing more::
+    were. The engine is found out: one device, DDP, FSDP2 (``fully_shard``) and DeepSpeed ZeRO
+    stage 1 to 3, with the optimizer offloaded to the CPU or not. Call it on every rank, after the
+    engine has the model: with the DistributedDataParallel module, the sharded one or the
+    DeepSpeed engine. Accumulation, mixed precision with or without loss scaling, closures,
+    gradient checkpointing, torch.compile and tied weights need nothing more::
 
         handle = freezetrain.freeze(model, optimizer, region)
         ...  # the training loop, unchanged
         handle.verify()
+
+    *Bit for bit* is about the values that the optimizer steps, in its own dtype, and about the
+    weights that the forward pass uses. DeepSpeed in 16 bits steps fp32 masters that it makes from
+    weights rounded to 16 bits: for a base stored in fp32 the rounded ones are frozen, unless
+    ``base`` gives the masters the stored values.
 
     What an optimizer derives from a whole tensor still includes frozen entries: Adafactor and
     Muon see zeros there among the gradients (row and column means divide by all entries), and
@@ -36,18 +56,37 @@ def freeze(
     enters the optimizer's state at frozen entries, without effect on any weight.
 
     Args:
-        model: the model, or a wrapper around it (DDP, torch.compile, LightningModule).
+        model: the model, or a wrapper around it (DDP, torch.compile, LightningModule, engine).
         optimizer: the one that holds the region's parameters; call ``freeze`` once for each when
-            two share a region's parameters between them, with a region for each.
+            two share a region's parameters between them, with a region for each. None for a
+            DeepSpeed engine, which has it.
         region: what to freeze; its names are looked up as in :meth:`Region.resolve`.
         check_base: refuse a model that is not the base named in the region. False for a model
             that has been trained since, as on resuming.
+        clamp: set the frozen entries to this value first.
+        base: folder of the base's weights, or parameter name -> tensor: start the masters' frozen
+            entries from these stored values rather than from the weights that they were rounded
+            to.
+        audit_every: steps between two audits, see :class:`~freezetrain.freezing.audit.Audit`;
+            the first step is always audited. 0: only :meth:`Freeze.verify` looks.
+        replicated: whether the processes of the default group train copies of ``model``
+            together, so that they are to be compared; None: if DDP or an engine is found in it.
 
     Raises:
-        UserError: names or shapes of the region that the model lacks; another base; a trainer or
-            an optimizer under which the freeze cannot be guaranteed (sharded ones).
+        UserError: names or shapes of the region that the model lacks; another base; an engine or
+            an optimizer under which the freeze cannot be guaranteed.
+        CheckError: the ranks, or the masters and the weights, disagree from the start.
     """
-    return Freeze(model, optimizer, region, check_base=check_base)
+    return Freeze(
+        model,
+        optimizer,
+        region,
+        check_base=check_base,
+        clamp=clamp,
+        base=base,
+        audit_every=audit_every,
+        replicated=replicated,
+    )
 
 
 class Freeze:
@@ -57,68 +96,79 @@ class Freeze:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, region: Region, *, check_base: bool = True
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        region: Region,
+        *,
+        check_base: bool = True,
+        clamp: float | None = None,
+        base: str | Path | Mapping[str, Tensor] | None = None,
+        audit_every: int = 100,
+        replicated: bool | None = None,
     ) -> None:
+        if audit_every < 0:
+            raise UserError(f"audit_every must be 0 or more steps, got {audit_every}")
+        if clamp is not None and base is not None:
+            raise UserError("clamp and base both say what the frozen entries start from: give one")
         refuse_unsupported(model)
-        optimizers = torch_optimizers(optimizer)
-        if check_base:
-            region.check_base(model)
+        reshard(model)
         resolved = region.resolve(model)
-        refuse_parameters(optimizers[-1], resolved)
+        layout = lay_out(model, optimizer, resolved, replicated).on_device()
+        if check_base:
+            region.check_base(model, layout.full)
+        prove(layout, resolved, exact=check_base)
+        if clamp is not None:
+            set_all(layout, clamp)
+        elif base is not None:
+            take_stored(layout, WeightsFolder(base) if isinstance(base, str | Path) else base)
         self.region = region
+        self.engine = layout.engine
+        self.count = sum(frozen.entries.count for frozen in resolved)
+        # Says what bit for bit is about here.
+        self.description = f"{self.count:,} entries frozen under {layout.describe()}"
         self._model = model
-        # Indices live beside the weights, so that no step has to move them.
-        self._resolved = [
-            replace(frozen, entries=frozen.entries.to(frozen.parameter.device))
-            for frozen in resolved
-        ]
-        self._digests = [_digest(frozen) for frozen in self._resolved]
-        self._mask = GradientMask(self._resolved)
-        self._guard = StepGuard(optimizers, self._resolved)
-        self._check = optimizers[-1].register_step_pre_hook(
-            torch.compiler.disable(self._mask.before_step)
-        )
-
-    @property
-    def count(self) -> int:
-        """Number of frozen entries; a tied parameter counts once."""
-        return sum(frozen.entries.count for frozen in self._resolved)
+        self._parameters = [(frozen.name, frozen.parameter) for frozen in resolved]
+        self._mask = GradientMask(layout.gradients)
+        self._guard = StepGuard(layout.optimizers, layout.inner, layout.masters)
+        try:
+            self._audit = Audit(layout, self._mask, self._guard, audit_every)
+        except BaseException:
+            self._mask.remove()
+            self._guard.remove()
+            raise
+        self._audit.replaced = self._replaced
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the values that the frozen entries had at the start."""
-        return hashlib.sha256("".join(self._digests).encode()).hexdigest()
+        """Digest of the values that the frozen entries started with, 16 hexadecimal digits.
+
+        It does not depend on the engine, the number of ranks or the dtype that holds the values.
+        """
+        return self._audit.digest
 
     def verify(self) -> int:
         """Check that every frozen entry has the bits that it had at the start; return how many.
 
-        The start's values are kept as 32 bytes a parameter, so this reads the frozen entries
-        once and compares digests. CheckError, naming the first parameters, when one moved or was
-        replaced by another tensor; UserError when the model has since come under a trainer that
-        cannot be guaranteed.
+        Call it on every rank. CheckError on all of them, naming parameter, entry, rank and step,
+        when an entry of one moved or a parameter was replaced by another tensor; UserError when
+        the model has since come under an engine that cannot be guaranteed.
         """
         self._guard.put_back()
         refuse_unsupported(self._model)
-        now = {id(parameter) for parameter in self._model.parameters()}
-        moved = [
-            frozen.name
-            for frozen, digest in zip(self._resolved, self._digests, strict=True)
-            if id(frozen.parameter) not in now or _digest(frozen) != digest
-        ]
-        if moved:
-            names = ", ".join(moved[:5]) + (", ..." if len(moved) > 5 else "")
-            raise CheckError(
-                f"frozen entries changed since the freeze in {len(moved)} of "
-                f"{len(self._resolved)} parameters: {names}; something besides the guarded "
-                "optimizer wrote them, replaced the parameter or changed its dtype"
-            )
+        self._audit.values()
         return self.count
+
+    def _replaced(self) -> list[str]:
+        reshard(self._model)
+        now = {id(parameter) for parameter in self._model.parameters()}
+        return [name for name, parameter in self._parameters if id(parameter) not in now]
 
     def remove(self) -> None:
         """Let the region train again. May be called twice."""
         self._mask.remove()
         self._guard.remove()
-        self._check.remove()
+        self._audit.remove()
 
     def __enter__(self) -> "Freeze":
         return self
@@ -134,10 +184,3 @@ class Freeze:
                 self.verify()
         finally:
             self.remove()
-
-
-@torch.no_grad()
-def _digest(frozen: Resolved) -> str:
-    """SHA-256 of the bytes of the values at the frozen entries, in the parameter's dtype."""
-    values = frozen.entries.read(frozen.parameter)
-    return hashlib.sha256(values.contiguous().view(torch.uint8).cpu().numpy().data).hexdigest()

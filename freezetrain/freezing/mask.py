@@ -6,109 +6,85 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
-from freezetrain.errors import CheckError, UserError
-from freezetrain.regions import Resolved
+from freezetrain.errors import UserError
+from freezetrain.freezing.shard import Shard
 
 
 class GradientMask:
     """Zeroes the frozen entries of every gradient before anything else reads it.
 
-    ``resolved`` are the parameters of one live model with their frozen entries. Each gets a
+    ``shards`` are parameters of one live model with their frozen entries. Each gets a
     post-accumulate-grad hook, moved before any that is there already.
     PyTorch runs it at the end of ``AccumulateGrad::apply``
     (torch/csrc/autograd/functions/accumulate_grad.cpp); DDP's reducer copies the gradient to its
-    bucket in a post hook of that node, so after it: what is reduced, clipped and given to the
-    optimizer is zero at frozen entries, in each micro-step and on each rank.
+    bucket in a post hook of that node, so after it, and DeepSpeed reduces in hooks of the same
+    kind: what is reduced, clipped and given to the optimizer is zero at frozen entries, in each
+    micro-step and on each rank. FSDP2 calls these hooks itself, once a shard is reduced.
 
     The hook raises UserError for sparse gradients and for ``backward(create_graph=True)``, where
     writing zeros would not tell the graph.
     """
 
-    def __init__(self, resolved: Sequence[Resolved]) -> None:
-        self._resolved = list(resolved)
-        self._accumulating: set[int] = set()  # ids of parameters that have a gradient to add to
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.fired: set[int] = set()
+        """Numbers of the shards that have had a gradient masked."""
+        self._entries = {shard.number: shard.entries for shard in shards}
+        self._accumulating: set[int] = set()  # numbers of those that have a gradient to add to
         self._handles: list[RemovableHandle] = []
-        for frozen in self._resolved:
-            self._register(frozen)
+        try:
+            for shard in shards:
+                self._register(shard)
+        except BaseException:
+            self.remove()
+            raise
 
-    def _register(self, frozen: Resolved) -> None:
-        parameter = frozen.parameter
+    def _register(self, shard: Shard) -> None:
+        parameter = shard.owner
+        if not (parameter.is_floating_point() or parameter.is_complex()):
+            return  # it never has a gradient
         trainable = parameter.requires_grad
         parameter.requires_grad_(True)  # hooks need it, and it may be set after the freeze
         # Under torch.compile hooks must stay what they are: Python that runs at its moment.
-        note = torch.compiler.disable(partial(self._note, parameter))
-        mask = torch.compiler.disable(partial(self._mask, frozen))
+        note = torch.compiler.disable(partial(self._note, shard.number, parameter))
+        mask = torch.compiler.disable(partial(self._mask, shard))
         self._handles.append(parameter.register_hook(note))
         self._handles.append(parameter.register_post_accumulate_grad_hook(mask))
         _move_to_front(parameter._post_accumulate_grad_hooks, self._handles[-1].id)
         parameter.requires_grad_(trainable)
 
-    def _note(self, parameter: Tensor, _: Tensor) -> None:
+    def _note(self, number: int, parameter: Tensor, _: Tensor) -> None:
         """Before accumulation: autograd adds to a gradient that is there, else it brings one."""
         if parameter.grad is None:
-            self._accumulating.discard(id(parameter))
+            self._accumulating.discard(number)
         else:
-            self._accumulating.add(id(parameter))
+            self._accumulating.add(number)
 
-    def _mask(self, frozen: Resolved, parameter: Tensor) -> None:
+    def _mask(self, shard: Shard, parameter: Tensor) -> None:
         gradient = parameter.grad
         if gradient is None:
             return
         if gradient.layout != torch.strided:
             raise UserError(
-                f"{frozen.name} has a gradient of layout {gradient.layout}, a region needs dense "
+                f"{shard.name} has a gradient of layout {gradient.layout}, a region needs dense "
                 "ones: build the embedding with sparse=False"
             )
         if gradient.requires_grad:
             raise UserError(
-                f"{frozen.name} has frozen entries, which backward(create_graph=True) does not "
+                f"{shard.name} has frozen entries, which backward(create_graph=True) does not "
                 "see: take second derivatives with torch.autograd.grad"
             )
-        # One that was there stays the caller's tensor, which may be a view of a buffer of theirs.
-        if id(parameter) not in self._accumulating and not _alone_in_memory(gradient):
+        # A shard's gradient (FSDP2) is a part of a buffer that autograd does not know. One that
+        # was there stays the caller's tensor, which may be a view of a buffer of theirs.
+        private = isinstance(gradient, DTensor) or shard.number in self._accumulating
+        if not private and not _alone_in_memory(gradient):
             parameter.grad = gradient = gradient.clone()
-        frozen.entries.fill(gradient, 0.0)
-
-    def before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Optimizer step pre-hook: CheckError if a gradient got past the mask.
-
-        A gradient can come by another way than ``backward()`` (assigned to ``.grad``, or written
-        by a communication hook) or be changed after it. With a closure the check follows the
-        closure, which computes the gradients. It costs a read of the frozen entries and, on a
-        GPU, one synchronization a step.
-        """
-        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
-        if not callable(closure):
-            self._check()
-            return None
-
-        def checked() -> Any:
-            loss = closure()
-            self._check()
-            return loss
-
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": checked}
-        return (args[0], checked, *args[2:]), kwargs
-
-    def _check(self) -> None:
-        found = [
-            (frozen, frozen.entries.read(frozen.parameter.grad).count_nonzero())
-            for frozen in self._resolved
-            if frozen.parameter.grad is not None
-        ]
-        if found and torch.stack([count.to(found[0][1].device) for _, count in found]).any():
-            name = next(frozen.name for frozen, count in found if count)
-            raise CheckError(
-                f"the gradient of {name} is not zero at its frozen entries: it did not come from "
-                "backward(), was changed after it, or is NaN; freeze before training and leave "
-                "gradients to backward()"
-            )
+        here = shard.of(gradient)
+        entries = self._entries[shard.number] = self._entries[shard.number].to(here.device)
+        entries.fill(here, 0.0)
+        self.fired.add(shard.number)
 
     def remove(self) -> None:
         """Take the hooks away; gradients that are there already stay masked."""

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
+from freezetrain.freezing.layout import Layout
+from freezetrain.freezing.shard import Shard
 from freezetrain.regions import Region
 
 VOCABULARY = 13
@@ -146,3 +148,47 @@ def assert_same_training(model: nn.Module, reference: Constants) -> None:
             parameter.detach(), expected[name].detach(), rtol=1e-9, atol=1e-11, msg=name
         )
         assert mask.all() or not torch.equal(parameter[~mask], start[~mask]), name
+
+
+def whole_shards(model: nn.Module, region: Region) -> list[Shard]:
+    """The region on one device, as a freeze lays it out."""
+    return [Shard.whole(frozen, number) for number, frozen in enumerate(region.resolve(model))]
+
+
+def flat_layout(
+    model: nn.Module,
+    region: Region,
+    rank: int = 0,
+    world: int = 1,
+    dtype: torch.dtype = torch.float32,
+    shift: int = 0,
+) -> Layout:
+    """As ZeRO lays a region out: one flat master of all weights, of which each rank has a slice.
+
+    ``shift``: a fault, so many elements that every place in the master is off.
+    """
+    resolved = region.resolve(model)
+    flat = torch.cat([p.detach().flatten().to(dtype) for p in model.parameters()])
+    size = -(-len(flat) // world)
+    low, high = size * rank, min(size * (rank + 1), len(flat))
+    owner = torch.cat([flat[low:high], torch.zeros(2, dtype=dtype)]).requires_grad_()
+    numbers = {frozen.name: number for number, frozen in enumerate(resolved)}
+    masters, offset = [], 0
+    for name, parameter in model.named_parameters():
+        start, end = max(offset, low), min(offset + parameter.numel(), high)
+        if name in numbers and start < end:
+            frozen = resolved[numbers[name]]
+            shape, place = (end - start,), start - low + shift
+            masters.append(Shard.part(frozen, numbers[name], owner, start - offset, shape, place))
+        offset += parameter.numel()
+    optimizer = adamw([owner])
+    whole = whole_shards(model, region)
+    return Layout(
+        engine="a flat master",
+        optimizers=[optimizer],
+        inner=[optimizer],
+        gradients=whole,
+        masters=masters,
+        copies=whole,
+        sharded=True,
+    )

@@ -8,25 +8,25 @@ from frozen_reference import (
     mixed_region,
     steps_of_batches,
     train,
+    whole_shards,
 )
 
 from freezetrain.errors import CheckError, UserError
 from freezetrain.freezing import freeze
+from freezetrain.freezing.guard import StepGuard, in_step
 from freezetrain.freezing.mask import GradientMask
 from freezetrain.regions import Region
 
 
 def test_without_the_guard_weight_decay_moves_frozen_entries() -> None:
     model = TinyLM()
-    resolved = mixed_region(model).resolve(model)
-    before = [frozen.entries.read(frozen.parameter) for frozen in resolved]
-    GradientMask(resolved)
+    shards = whole_shards(model, mixed_region(model))
+    before = [shard.read() for shard in shards]
+    GradientMask(shards)
     train(model, list(model.parameters()), adamw(model.parameters()), steps_of_batches())
-    for frozen, values in zip(resolved, before, strict=True):
+    for shard, values in zip(shards, before, strict=True):
         # Only the decay of 6 steps: each is a factor of 1 - lr * weight_decay.
-        torch.testing.assert_close(
-            frozen.entries.read(frozen.parameter), values * (1 - 1e-3) ** 6, rtol=1e-12, atol=0
-        )
+        torch.testing.assert_close(shard.read(), values * (1 - 1e-3) ** 6, rtol=1e-12, atol=0)
 
 
 class Decay(torch.optim.Optimizer):
@@ -94,7 +94,7 @@ def test_checkpoint_loaded_between_steps_is_what_stays_frozen() -> None:
     for frozen in region.resolve(model):
         start = other.get_parameter(frozen.name)
         assert torch.equal(frozen.entries.read(frozen.parameter), frozen.entries.read(start))
-    with pytest.raises(CheckError, match="changed since the freeze"):
+    with pytest.raises(CheckError, match=r"embedding\.weight\[\d+\] is frozen and changed from"):
         handle.verify()
 
 
@@ -130,3 +130,82 @@ def test_an_optimizer_without_any_of_the_regions_parameters_is_refused() -> None
     teacher, student = TinyLM().requires_grad_(False), TinyLM()
     with pytest.raises(UserError, match="holds none of the region's parameters"):
         freeze(teacher, adamw(student.parameters()), mixed_region(teacher))
+
+
+def partitions() -> tuple[TinyLM, Region, torch.optim.Optimizer]:
+    model = TinyLM()
+    region = Region.rows(model, {"up.weight": [1], "down.weight": [2], "embedding.weight": [3]})
+    return model, region, Decay([model.up.weight, model.down.weight])
+
+
+def test_only_what_the_optimizer_holds_now_can_be_moved_by_its_step() -> None:
+    model, region, optimizer = partitions()
+    shards = whole_shards(model, region)
+    names = [shard.name for shard in in_step(optimizer, shards)]
+    assert names == ["up.weight", "down.weight"]
+    optimizer.param_groups[0]["params"] = [model.embedding.weight]
+    assert [shard.name for shard in in_step(optimizer, shards)] == ["embedding.weight"]
+
+
+def test_a_step_made_of_several_counts_once() -> None:
+    """ZeRO-3 with sub-groups lets its optimizer step one flat tensor at a time."""
+    model, region, optimizer = partitions()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    guard = StepGuard([optimizer], [optimizer], whole_shards(model, region))
+    counts = []
+    for _ in range(2):
+        for parameter in (model.up.weight, model.down.weight):
+            optimizer.param_groups[0]["params"] = [parameter]
+            optimizer.step()
+            counts.append((guard.step, guard.entered))
+    assert counts == [(1, 1), (1, 2), (2, 3), (2, 4)]
+    for name, mask in region.masks().items():
+        assert torch.equal(model.get_parameter(name)[mask], before[name][mask])
+    assert not torch.equal(model.down.weight, before["down.weight"])
+    torch.testing.assert_close(model.up.weight[0], before["up.weight"][0] * 0.9**2)
+
+
+def test_steps_within_one_another_count_once() -> None:
+    model, region, _ = partitions()
+    Decay(model.parameters())  # from now on its step runs hooks of its own
+    optimizer = DecayTwice(model.parameters())
+    guard = StepGuard([optimizer], [optimizer], whole_shards(model, region))
+    optimizer.step()
+    optimizer.step()
+    assert (guard.step, guard.entered) == (2, 2)
+
+
+
+
+@pytest.mark.parametrize("kind", [Decay, DecayTwice])
+def test_steps_after_one_that_raised_are_audited(kind: type[Decay]) -> None:
+    model = TinyLM()
+    optimizer = kind(model.parameters())
+    freeze(model, optimizer, Region.rows(model, {"up.weight": [1]}), audit_every=1)
+    optimizer.breaks = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    optimizer.breaks = False
+    optimizer.step()
+    with torch.no_grad():
+        model.up.weight[1] = 2.0
+    with pytest.raises(CheckError, match=r"step 3: up\.weight\[6\] .* to 2\.0"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", [Decay, DecayTwice])
+def test_values_loaded_after_a_step_that_raised_and_one_that_did_not_stay(
+    kind: type[Decay],
+) -> None:
+    model = TinyLM()
+    optimizer = kind(model.parameters())
+    freeze(model, optimizer, Region.rows(model, {"up.weight": [1]}))
+    optimizer.breaks = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    optimizer.breaks = False
+    optimizer.step()
+    with torch.no_grad():
+        model.up.weight[1] = 2.0
+    optimizer.step()
+    assert model.up.weight[1].eq(2.0).all()

@@ -1,0 +1,231 @@
+"""Proof, every so many steps and on every rank, that the freeze does what it promises."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from freezetrain.errors import CheckError
+from freezetrain.freezing.digest import as_hex, combined
+from freezetrain.freezing.guard import StepGuard, in_step
+from freezetrain.freezing.layout import Layout
+from freezetrain.freezing.mask import GradientMask
+from freezetrain.freezing.shard import Shard
+
+
+class _Report(NamedTuple):
+    """What one rank found."""
+
+    problem: str | None
+    masters: int | None
+    """Digest of the masters that it holds; None where they were not looked at."""
+    fired: set[int]
+    suspects: dict[int, str]
+    """Number -> name of parameters that have a gradient which this rank's mask never saw."""
+
+
+class Audit:
+    """Compares the frozen entries with those at the start, and looks at their gradients.
+
+    Before the first step, and then before one in ``every``: the masters and the weights that the
+    forward pass uses have the digests that they had at the start, on each rank and added up over
+    all; their gradients are zero; and each parameter that has a gradient has had one masked. All
+    ranks hear of what one finds and raise the same CheckError, which names parameter, entry,
+    rank and step.
+
+    To name entries, the values of the start are kept on the CPU: those that this rank's
+    optimizer holds. With ``every`` = 0 nothing is kept nor checked until :meth:`values`, which
+    then names parameters only.
+    """
+
+    def __init__(self, layout: Layout, mask: GradientMask, guard: StepGuard, every: int) -> None:
+        self._layout = layout
+        self._mask = mask
+        self._guard = guard
+        self._every = every
+        self._entered = 0  # the guard's count at the last audit
+        self._step = 0  # the step last audited
+        self.replaced: Callable[[], list[str]] = list
+        """Names of parameters that are no longer the model's."""
+        self._masters = _digests(layout.masters)
+        self._copies = _digests(layout.copies)
+        self._values = [shard.read().cpu() for shard in layout.masters] if every else []
+        ranks = layout.gather((layout.replica, combined(self._masters)))
+        self._replicas = [replica for replica, _ in ranks]
+        totals = self._totals([masters for _, masters in ranks])
+        if len(totals) > 1:
+            raise CheckError(
+                f"the ranks start with different frozen values under {layout.engine}: load the "
+                "same weights on all of them before the freeze"
+            )
+        (self._total,) = totals
+        self._handles = [
+            optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step))
+            for optimizer in layout.inner
+            if every
+        ]
+
+    @property
+    def digest(self) -> str:
+        """Digest of all frozen values at the start, the same for any number of ranks: 16 digits."""
+        return as_hex(self._total)
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Step pre-hook of the optimizers that hold the tensors. Runs after the guard's."""
+        step, entered = self._guard.step, self._guard.entered
+        if (step - 1) % self._every or entered == self._entered:
+            return None
+        self._entered = entered
+        problem, masters = None, None
+        if step != self._step:  # the first of the optimizer steps that make up a training step
+            self._step = step
+            problem, masters = self._moved()
+        shards = in_step(optimizer, self._layout.masters)
+        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+        if not callable(closure):
+            self._judge(problem, masters, shards)
+            return None
+
+        def checked() -> Any:
+            """Gradients exist once the closure has run."""
+            loss = closure()
+            self._judge(problem, masters, shards)
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": checked}
+        return (args[0], checked, *args[2:]), kwargs
+
+    def values(self) -> None:
+        """CheckError on all ranks if a frozen entry of one moved. Call it on every rank."""
+        self._judge(*self._moved(), [])
+
+    def _judge(self, problem: str | None, masters: int | None, shards: Sequence[Shard]) -> None:
+        """Raise the first problem of any rank, on all."""
+        problem = problem or self._unmasked(shards)
+        suspects = {} if problem else self._never_masked(shards)
+        reports = self._layout.gather(_Report(problem, masters, self._mask.fired, suspects))
+        fired = set().union(*(report.fired for report in reports))
+        for rank, report in enumerate(reports):
+            problem = report.problem
+            for number, name in report.suspects.items():
+                if number not in fired:
+                    problem = problem or (
+                        f"{name} has a gradient whose frozen entries were never masked: freeze "
+                        "after the last change of the model's parameters or hooks"
+                    )
+            if problem is not None:
+                self._guard.put_back()  # the step that this stops has no post-hook
+                where = f"rank {rank}, " if self._layout.distributed else ""
+                raise CheckError(f"{where}step {self._guard.step}: {problem}")
+        if masters is not None and self._totals([r.masters for r in reports]) != {self._total}:
+            self._guard.put_back()
+            raise CheckError(
+                f"step {self._guard.step}: the ranks no longer hold the same frozen values"
+            )
+
+    def _totals(self, masters: Sequence[int]) -> set[int]:
+        """What the digests of the ranks add up to, in each replica: one value if all is well."""
+        return {
+            combined([m for m, r in zip(masters, self._replicas, strict=True) if r == replica])
+            for replica in self._replicas
+        }
+
+    def _moved(self) -> tuple[str | None, int]:
+        """What changed since the start, as a sentence; and the digest of the masters now."""
+        masters, copies = _digests(self._layout.masters), _digests(self._layout.copies)
+        return self._first_moved(masters, copies), combined(masters)
+
+    def _first_moved(self, masters: list[int], copies: list[int]) -> str | None:
+        gone = self.replaced()
+        if gone:
+            return f"{gone[0]} was replaced by another tensor since the freeze"
+        for place, (shard, digest) in enumerate(zip(self._layout.masters, masters, strict=True)):
+            if digest != self._masters[place]:
+                return self._sentence(shard, shard, place)
+        for number, (copy, digest) in enumerate(zip(self._layout.copies, copies, strict=True)):
+            if digest != self._copies[number]:
+                for place, master in enumerate(self._layout.masters):
+                    if master.number == copy.number:
+                        return self._sentence(copy, master, place)
+                return self._sentence(copy, copy, -1)
+        return None
+
+    def _sentence(self, held: Shard, master: Shard, place: int) -> str:
+        """Name the first entry of ``held`` that has not the kept value of ``master``."""
+        what = "" if held is master else f"the {held.of(held.owner).dtype} copy of "
+        if self._values and place >= 0:
+            kept = self._values[place]
+            start = master.before - held.before
+            now = held.read()[start : start + len(kept)].cpu()
+            differs = kept.to(now.dtype).double().view(torch.int64) != now.double().view(
+                torch.int64
+            )
+            if differs.any():
+                first = int(differs.nonzero()[0])
+                return (
+                    f"{what}{held.name}[{master.index_of(first)}] is frozen and changed from "
+                    f"{kept[first].item()} to {now[first].item()}; {int(differs.sum())} of its "
+                    "frozen entries here did: something besides the guarded optimizer wrote them"
+                )
+        return (
+            f"frozen entries of {what}{held.name} changed since the freeze: something besides "
+            "the guarded optimizer wrote them, or changed its dtype"
+        )
+
+    def _unmasked(self, shards: Sequence[Shard]) -> str | None:
+        """The first gradient that is not zero at a frozen entry, as a sentence."""
+        found = [
+            (shard, shard.entries.read(shard.gradient()))
+            for shard in shards
+            if shard.owner.grad is not None
+        ]
+        counts = _on_cpu([values.count_nonzero() for _, values in found])
+        for (shard, values), count in zip(found, counts, strict=True):
+            # Clipping by a norm that is NaN makes all of a gradient NaN. A fused optimizer that
+            # unscales enters such a step to skip it.
+            if count and not shard.gradient().isnan().all():
+                first = int(values.nonzero()[0])
+                return (
+                    f"the gradient of {shard.name}[{shard.index_of(first)}] is "
+                    f"{values[first].item()}, not zero as at all frozen entries: it did not come "
+                    "from backward(), or was changed after it; freeze before training and leave "
+                    "gradients to backward()"
+                )
+        return None
+
+    def _never_masked(self, shards: Sequence[Shard]) -> dict[int, str]:
+        unseen = [
+            shard
+            for shard in shards
+            if shard.number not in self._mask.fired and shard.owner.grad is not None
+        ]
+        counts = _on_cpu([shard.gradient().count_nonzero() for shard in unseen])
+        return {s.number: s.name for s, count in zip(unseen, counts, strict=True) if count}
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+def _digests(shards: Sequence[Shard]) -> list[int]:
+    return _on_cpu([shard.digest() for shard in shards])
+
+
+def _on_cpu(scalars: list[Tensor]) -> list[int]:
+    """Integers from any devices, with one synchronization for each."""
+    by_device: dict[torch.device, list[int]] = {}
+    for number, scalar in enumerate(scalars):
+        by_device.setdefault(scalar.device, []).append(number)
+    result = [0] * len(scalars)
+    for numbers in by_device.values():
+        values = torch.stack([scalars[number] for number in numbers]).tolist()
+        for number, value in zip(numbers, values, strict=True):
+            result[number] = value
+    return result

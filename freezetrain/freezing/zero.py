@@ -1,0 +1,152 @@
+"""DeepSpeed: where ZeRO keeps a region's fp32 masters. The one file that imports deepspeed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from freezetrain.errors import UserError
+from freezetrain.freezing.layout import Layout
+from freezetrain.freezing.shard import Shard
+from freezetrain.regions import Resolved
+
+_KNOWN = (BF16_Optimizer, DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3)
+_INSTEAD = "use ZeRO stage 1, 2 or 3, with or without offload_optimizer to the CPU"
+
+
+def zero(wrapper: Any, inner: Sequence[Optimizer], resolved: Sequence[Resolved]) -> Layout:
+    """A model under ``wrapper``, the optimizer that ``deepspeed.initialize`` made.
+
+    Each rank guards and audits the part of the region that lies in its own fp32 partition.
+    Gradients are masked where DeepSpeed first sees them, whole and not reduced yet, so every rank
+    also keeps the region's entries (4 bytes an entry, or 1 bit a weight where that is less): with
+    an offloaded optimizer DeepSpeed takes the norm while it reduces, so that masking shards
+    afterwards would be too late.
+
+    UserError for what DeepSpeed offers beyond that and the coordinates here do not cover.
+    """
+    _refuse(wrapper, inner)
+    if type(wrapper) is DeepSpeedZeroOptimizer_Stage3:
+        return _stage_3(wrapper, inner, resolved)
+    whole = [Shard.whole(frozen, number) for number, frozen in enumerate(resolved)]
+    masters = _fragments(wrapper, resolved)
+    held = {id(p) for group in _groups(wrapper) for p in group}
+    if not dist.get_rank():  # what is not trained has no master: its weights count, once
+        masters += [shard for shard in whole if id(shard.owner) not in held]
+    stage = 1 if isinstance(wrapper, BF16_Optimizer) or not wrapper.partition_gradients else 2
+    return Layout(
+        engine=f"DeepSpeed ZeRO-{stage} ({type(wrapper).__name__})",
+        optimizers=inner,
+        inner=inner,
+        gradients=whole,
+        masters=masters,
+        copies=whole,
+        distributed=dist.get_world_size() > 1,
+        sharded=True,
+    )
+
+
+def _groups(wrapper: Any) -> list[list[nn.Parameter]]:
+    for name in ("bit16_groups", "bf16_groups", "fp16_groups"):
+        if hasattr(wrapper, name):
+            return getattr(wrapper, name)
+    raise AssertionError(type(wrapper))
+
+
+def _fragments(wrapper: Any, resolved: Sequence[Resolved]) -> list[Shard]:
+    """ZeRO-1, ZeRO-2 and BF16_Optimizer: a contiguous slice of all parameters of a group."""
+    flat = (
+        wrapper.fp32_groups_flat_partition
+        if isinstance(wrapper, BF16_Optimizer)
+        else wrapper.single_partition_of_fp32_groups
+    )
+    shards = []
+    for number, frozen in enumerate(resolved):
+        mapping = getattr(frozen.parameter, "_hp_mapping", None)
+        if mapping is not None:  # else another rank's, or not trained
+            here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+            owner = flat[mapping.param_group_index]
+            part = Shard.part(frozen, number, owner, here.start, (here.numel,), there.start)
+            shards.append(part)
+    return shards
+
+
+def _stage_3(wrapper: Any, inner: Sequence[Optimizer], resolved: Sequence[Resolved]) -> Layout:
+    masters, copies = [], []
+    held = {id(p) for group in _groups(wrapper) for p in group}
+    for number, frozen in enumerate(resolved):
+        parameter: Any = frozen.parameter
+        size = parameter.ds_tensor.ds_numel
+        first = min(size * dist.get_rank(parameter.ds_process_group), parameter.ds_numel)
+        length = min(size, parameter.ds_numel - first)  # the last ranks' shards end in padding
+        copy = Shard.part(frozen, number, parameter.ds_tensor, first, (length,), 0)
+        copies.append(copy)
+        if id(parameter) not in held:  # not trained
+            masters.append(copy)
+            continue
+        group, start, _ = wrapper.grad_position[wrapper.get_param_id(parameter)]
+        owner = wrapper.fp32_partitioned_groups_flat[group]
+        masters.append(Shard.part(frozen, number, owner, first, (length,), start))
+
+    def refresh() -> None:
+        """Small parameters stay gathered between steps: gather them anew."""
+        persistent = wrapper.persistent_parameters
+        if persistent:
+            persistent[0].partition(persistent)
+            persistent[0].all_gather(persistent)
+
+    return Layout(
+        engine="DeepSpeed ZeRO-3",
+        optimizers=inner,
+        inner=inner,
+        gradients=[Shard.whole(frozen, number) for number, frozen in enumerate(resolved)],
+        masters=masters,
+        copies=copies,
+        distributed=dist.get_world_size() > 1,
+        sharded=True,
+        full=_gathered,
+        refresh=refresh,
+    )
+
+
+def _gathered(parameter: nn.Parameter) -> Tensor:
+    with GatheredParameters([parameter]):
+        return parameter.detach().clone()
+
+
+def _refuse(wrapper: Any, inner: Sequence[Optimizer]) -> None:
+    found = None
+    if type(wrapper).__name__ in ("FP16_Optimizer", "FP16_UnfusedOptimizer"):
+        # Their initialize_optimizer_states steps with zero gradients, which decays the masters.
+        found = "stage 0 in 16 bits, where weight decay moves the fp32 masters as it starts"
+    elif type(wrapper) not in _KNOWN:
+        found = type(wrapper).__name__
+    elif getattr(wrapper, "mpu", None) is not None:
+        found = "model parallelism (mpu)"
+    elif getattr(wrapper, "has_moe_layers", False):
+        found = "expert parallelism (MoE layers)"
+    elif getattr(wrapper, "swap_optimizer", False):
+        found = "offload_optimizer to NVMe"
+    elif getattr(wrapper, "params_in_nvme_and_cpu", False):
+        found = "offload_param to NVMe"
+    elif getattr(wrapper, "round_robin_gradients", False):
+        # _hp_mapping, and with it safe_get_full_fp32_param, does not follow the reordering.
+        found = "round_robin_gradients, which shards parameters elsewhere than it says"
+    elif getattr(wrapper, "zenflow", False):
+        found = "ZenFlow"
+    elif getattr(wrapper, "zero_hpz_partition_size", 1) > 1:
+        found = "zero_hpz_partition_size above 1"
+    elif any(group.get("use_muon") for one in inner for group in one.param_groups):
+        found = "its Muon, which orthogonalizes gradients before their norm is taken"
+    else:
+        group = getattr(wrapper, "dp_process_group", None)
+        if group is not None and dist.get_world_size(group) != dist.get_world_size():
+            found = "data parallelism over a part of the ranks"
+    if found is not None:
+        raise UserError(f"cannot freeze under DeepSpeed with {found}: {_INSTEAD}")

@@ -1,0 +1,179 @@
+"""More optimizers against frozen entries as constants; groups, several, quantized state."""
+
+from collections.abc import Callable
+from itertools import chain
+
+import pytest
+import torch
+from frozen_reference import (
+    Constants,
+    TinyLM,
+    adamw,
+    assert_same_training,
+    mixed_region,
+    steps_of_batches,
+    train,
+)
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from freezetrain.errors import UserError
+from freezetrain.freezing import freeze
+from freezetrain.regions import Region
+
+
+class Lion(Optimizer):
+    """Chen et al., "Symbolic discovery of optimization algorithms" (arXiv 2302.06675)."""
+
+    def __init__(self, parameters, lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    update = momentum.lerp(p.grad, 1 - group["betas"][0]).sign()
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * update)
+                    momentum.lerp_(p.grad, 1 - group["betas"][1])
+
+
+ELEMENTWISE: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
+    "lion": Lion,
+    "radam decoupled": lambda p: torch.optim.RAdam(
+        p, lr=1e-2, weight_decay=0.1, decoupled_weight_decay=True
+    ),
+    "nadam l2": lambda p: torch.optim.NAdam(p, lr=1e-2, weight_decay=0.1),
+    "adamax l2": lambda p: torch.optim.Adamax(p, lr=1e-2, weight_decay=0.1),
+    "adadelta l2": lambda p: torch.optim.Adadelta(p, lr=1.0, weight_decay=0.1),
+    "rmsprop centered": lambda p: torch.optim.RMSprop(p, lr=1e-2, centered=True, weight_decay=0.1),
+    "rprop": lambda p: torch.optim.Rprop(p, lr=1e-2),
+    "adam fused": lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=0.1, fused=True),
+    "sgd fused": lambda p: torch.optim.SGD(
+        p, lr=0.5, momentum=0.9, weight_decay=0.1, nesterov=True, fused=True
+    ),
+    "sgd foreach": lambda p: torch.optim.SGD(
+        p, lr=0.5, momentum=0.9, weight_decay=0.1, foreach=True
+    ),
+}
+
+
+@pytest.mark.parametrize("build", ELEMENTWISE.values(), ids=ELEMENTWISE.keys())
+def test_trains_as_if_frozen_entries_were_constants(build) -> None:
+    model, steps = TinyLM(), steps_of_batches()
+    region = mixed_region(model)
+    reference = Constants(TinyLM(), region)
+    train(reference, reference.parameters(), build(reference.parameters()), steps)
+    optimizer = build(list(model.parameters()))
+    with freeze(model, optimizer, region, audit_every=1):
+        train(model, list(model.parameters()), optimizer, steps)
+    assert_same_training(model, reference)
+
+
+def test_parameter_groups() -> None:
+    model, steps = TinyLM(), steps_of_batches()
+    region = mixed_region(model)
+    reference = Constants(TinyLM(), region)
+
+    def build(named: dict[str, nn.Parameter]) -> Optimizer:
+        groups = [{"params": [p for name, p in named.items() if "norm" in name], "lr": 1e-3}]
+        optimizer = adamw([*groups, {"params": [named["up.weight"]], "weight_decay": 0.5}])
+        held = set(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+        optimizer.add_param_group({"params": [p for p in named.values() if p not in held]})
+        return optimizer
+
+    free = {name: p for name, p in reference.free.items() if p.numel()}
+    train(reference, reference.parameters(), build(free), steps)
+    optimizer = build(dict(model.named_parameters()))
+    with freeze(model, optimizer, region, audit_every=1):
+        train(model, list(model.parameters()), optimizer, steps)
+    assert_same_training(model, reference)
+
+
+class Both:
+    """Two optimizers stepped one after the other."""
+
+    def __init__(self, *optimizers: Optimizer) -> None:
+        self.optimizers = optimizers
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+def test_two_optimizers_have_a_freeze_and_a_region_each() -> None:
+    model, steps = TinyLM(), steps_of_batches()
+    region = mixed_region(model)
+    reference = Constants(TinyLM(), region)
+
+    def build(named: dict[str, nn.Parameter]) -> Both:
+        mine = [named["up.weight"], named["down.weight"]]
+        rest = [p for p in named.values() if all(p is not one for one in mine)]
+        return Both(torch.optim.SGD(mine, lr=0.5, momentum=0.9, weight_decay=0.1), adamw(rest))
+
+    free = {name: p for name, p in reference.free.items() if p.numel()}
+    train(reference, reference.parameters(), build(free), steps)
+    both = build(dict(model.named_parameters()))
+    with pytest.raises(
+        UserError, match=r"is not in the optimizer \(SGD\): pass the optimizer that"
+    ):
+        freeze(model, both.optimizers[0], region)
+    parts = [{}, {}]
+    for name, entries in region.items():
+        parts[name not in ("up.weight", "down.weight")][name] = entries
+    handles = [
+        freeze(model, optimizer, Region(part), audit_every=1)
+        for optimizer, part in zip(both.optimizers, parts, strict=True)
+    ]
+    train(model, list(model.parameters()), both, steps)
+    assert sum(handle.verify() for handle in handles) == sum(e.count for e in region.values())
+    assert_same_training(model, reference)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_schedulers_and_compiled_steps_replace_the_step_and_still_run_it() -> None:
+    model, steps = TinyLM(), steps_of_batches(3)
+    region = mixed_region(model)
+    reference = Constants(TinyLM(), region)
+
+    def build(parameters) -> Optimizer:
+        optimizer = adamw(parameters)
+        torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        optimizer.step = torch.compile(optimizer.step, backend="eager")
+        return optimizer
+
+    train(reference, reference.parameters(), build(reference.parameters()), steps)
+    optimizer = build(model.parameters())
+    with freeze(model, optimizer, region, audit_every=1):
+        train(model, list(model.parameters()), optimizer, steps)
+    assert_same_training(model, reference)
+
+
+@pytest.mark.parametrize("name", ["AdamW8bit", "PagedAdamW8bit", "Lion8bit", "SGD8bit"])
+def test_8_bit_optimizers(name: str) -> None:
+    """Their state is quantized in blocks that hold frozen and trainable entries."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 80), nn.GELU(), nn.Linear(80, 64))
+    region = Region.random(model, 0.3, seed=0)
+    options = {"momentum": 0.9} if name == "SGD8bit" else {}
+    optimizer = getattr(bitsandbytes.optim, name)(
+        model.parameters(), lr=1e-2, weight_decay=0.1, min_8bit_size=1024, **options
+    )
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    with freeze(model, optimizer, region, audit_every=1):
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(8, 64)).square().mean().backward()
+            optimizer.step()
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    assert any(isinstance(v, Tensor) and v.dtype == torch.uint8 for v in states)
+    for key, mask in region.masks().items():
+        now = model.get_parameter(key)
+        assert torch.equal(now[mask], before[key][mask])
+        assert not torch.equal(now[~mask], before[key][~mask])
