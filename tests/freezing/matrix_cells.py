@@ -1,0 +1,181 @@
+"""The cells of the engine matrix: engine x precision x optimizer, and what is special in some."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+PLAIN, DDP, FSDP2, HSDP = "one device", "DDP", "FSDP2", "FSDP2, 2-D mesh (HSDP)"
+STAGE_0 = "DeepSpeed stage 0"
+ZERO_1, ZERO_2, ZERO_3 = "ZeRO-1", "ZeRO-2", "ZeRO-3"
+BF16_OPTIMIZER = "ZeRO-1, BF16_Optimizer"
+ZERO_2_OFFLOAD, ZERO_3_OFFLOAD = "ZeRO-2, offload", "ZeRO-3, offload"
+SUB_GROUPS = "ZeRO-3, many sub-groups"
+ENGINES = (
+    *(PLAIN, DDP, FSDP2, HSDP, STAGE_0, ZERO_1, BF16_OPTIMIZER),
+    *(ZERO_2, ZERO_2_OFFLOAD, ZERO_3, ZERO_3_OFFLOAD, SUB_GROUPS),
+)
+"""In the order of the documentation's table."""
+
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bf16-true": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""Precision -> dtype of the forward pass; masters are fp32 but in bf16-true."""
+OPTIMIZERS = ("AdamW", "SGD", "Nesterov", "NAdam")
+WORLDS = (2, 3, 4)
+
+NO_FREEZE = "no freeze"
+NOT_TRAINED = "parameters with requires_grad=False"
+STORED_BASE = "base stored in fp32"
+CPU_ADAM = "DeepSpeedCPUAdam"
+ZERO_INIT = "zero.Init"
+LAST_MICRO_STEP = "gradients reduced in the last micro-step alone"
+OFFLOAD_PARAMETERS = "parameters offloaded to the CPU"
+SCATTERED = "contiguous_gradients off"
+OVERLAP = "overlap_comm"
+SMALL_BUCKETS = "buckets of 50 elements"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run."""
+
+    engine: str
+    precision: str = "fp32"
+    optimizer: str = "AdamW"
+    variant: str = ""
+    world: int = 2
+
+    @property
+    def name(self) -> str:
+        parts = (self.engine, self.precision, self.optimizer, self.variant, f"{self.world} ranks")
+        return " | ".join(part for part in parts if part)
+
+    @property
+    def rows(self) -> int:
+        """Of a micro-batch, over all ranks: two each."""
+        return 2 * self.world
+
+    @property
+    def steps(self) -> int:
+        """fp16 has more of them, as loss scaling skips the first."""
+        return 7 if self.precision == "fp16" else 4
+
+    @property
+    def deepspeed(self) -> bool:
+        return "ZeRO" in self.engine or self.engine == STAGE_0
+
+
+def runs_in(engine: str, precision: str) -> bool:
+    if engine == STAGE_0:  # refused in 16 bits
+        return precision == "fp32"
+    if engine == BF16_OPTIMIZER:
+        return precision == "bf16"
+    # DeepSpeed keeps fp32 masters.
+    return precision != "bf16-true" or engine in (PLAIN, DDP, FSDP2)
+
+
+def cells(world: int) -> list[Cell]:
+    """Those of the process group of ``world`` ranks, in the order in which they run."""
+    return list({2: _pairs, 3: _uneven, 4: _meshes}[world]())
+
+
+def _pairs() -> Iterator[Cell]:
+    engines = [engine for engine in ENGINES if engine != HSDP]
+    for precision, optimizers in (
+        ("fp32", OPTIMIZERS),
+        ("bf16", ("AdamW", "SGD", "NAdam")),
+        ("bf16-true", ("AdamW", "SGD")),
+        ("fp16", ("AdamW", "SGD")),
+    ):
+        for engine in engines:
+            if runs_in(engine, precision):
+                yield from (Cell(engine, precision, optimizer) for optimizer in optimizers)
+    for engine in (PLAIN, DDP, FSDP2, STAGE_0, ZERO_1, BF16_OPTIMIZER, ZERO_2, ZERO_3):
+        precision = "bf16" if engine == BF16_OPTIMIZER else "fp32"
+        yield Cell(engine, precision, variant=NO_FREEZE)
+        yield Cell(engine, precision, "SGD", variant=NOT_TRAINED)
+    for engine in (BF16_OPTIMIZER, ZERO_2, ZERO_3, ZERO_3_OFFLOAD):
+        yield Cell(engine, "bf16", variant=STORED_BASE)
+    for engine, precision, variant in (
+        (FSDP2, "bf16", LAST_MICRO_STEP),
+        (FSDP2, "fp32", OFFLOAD_PARAMETERS),
+        (ZERO_2, "fp32", SCATTERED),
+        (ZERO_2, "bf16", OVERLAP),
+        (ZERO_3, "bf16", OVERLAP),
+        (ZERO_2, "fp32", SMALL_BUCKETS),
+        (ZERO_3, "fp32", SMALL_BUCKETS),
+        (ZERO_3, "fp32", ZERO_INIT),
+        (ZERO_3_OFFLOAD, "bf16", OFFLOAD_PARAMETERS),
+        (ZERO_2_OFFLOAD, "fp32", CPU_ADAM),
+        (ZERO_3_OFFLOAD, "bf16", CPU_ADAM),
+    ):
+        yield Cell(engine, precision, "SGD" if variant == LAST_MICRO_STEP else "AdamW", variant)
+
+
+def _uneven() -> Iterator[Cell]:
+    """No size of the model divides by three but those of 6, and no flat partition does."""
+    for precision in ("fp32", "bf16"):
+        for engine in ENGINES:
+            if engine != HSDP and runs_in(engine, precision):
+                yield Cell(engine, precision, world=3)
+    for engine in (ZERO_2, ZERO_3):
+        yield Cell(engine, "fp16", world=3)
+    yield Cell(ZERO_3, "fp32", variant=NO_FREEZE, world=3)
+
+
+def _meshes() -> Iterator[Cell]:
+    """Needs ranks that replicate and ranks that shard; with four, some shards are empty."""
+    yield Cell(FSDP2, world=4)
+    for precision in ("fp32", "bf16"):
+        yield Cell(HSDP, precision, world=4)
+    yield Cell(HSDP, variant=NO_FREEZE, world=4)
+
+
+def optimizer_of(name: str, named: dict[str, nn.Parameter]) -> Optimizer:
+    """An optimizer whose weight decay would move frozen entries.
+
+    AdamW and SGD have two parameter groups, the second without decay. ``named``: the parameters
+    by their names in the model, in any shape.
+    """
+    if name == "NAdam":
+        return torch.optim.NAdam(
+            named.values(), lr=1e-2, weight_decay=0.5, decoupled_weight_decay=True
+        )
+    if name == "Nesterov":
+        return torch.optim.SGD(
+            named.values(), lr=0.5, momentum=0.9, weight_decay=0.1, nesterov=True
+        )
+    if name == "SGD":
+        return torch.optim.SGD(_grouped(named, 0.1), lr=0.5, momentum=0.9)
+    groups = _grouped(named, 0.5)  # times the learning rate above half an ulp of bf16
+    if name == CPU_ADAM:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, lr=1e-2, betas=(0.9, 0.95))
+    return torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95))
+
+
+def _grouped(named: dict[str, nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Two parameter groups: matrices with weight decay, biases and norms without."""
+    matrices = [value for name, value in named.items() if _is_matrix(name)]
+    others = [value for name, value in named.items() if not _is_matrix(name)]
+    return [
+        {"params": matrices, "weight_decay": decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def _is_matrix(name: str) -> bool:
+    return name.endswith("weight") and not name.startswith("norm")
+
+
+def own_rows(input_ids: Tensor, cell: Cell, rank: int) -> Tensor:
+    """This rank's rows of a micro-batch; on one device each rank trains alone, on all of them."""
+    return input_ids if cell.engine == PLAIN else input_ids[rank :: cell.world]

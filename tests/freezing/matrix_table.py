@@ -1,0 +1,106 @@
+"""docs/engines.md, made from the outcomes of the engine matrix."""
+
+from collections.abc import Iterable, Mapping
+
+from matrix_cells import DTYPES, ENGINES, NO_FREEZE, Cell
+
+PASSES, FAILS, NOT_RUN = "✓", "✗", "not run"
+
+_INTRODUCTION = """\
+# Engines
+
+<!-- Made by tests/freezing/test_matrix.py from what it saw; see there how to make it anew. -->
+
+A tick means that a small model was trained for real by {ranks} gloo processes on CPUs (not GPUs),
+with clipping that acts, gradient accumulation, a tied weight and two parameter groups, and that:
+
+- every frozen entry had the bits that it started with, in the weights of the forward pass, in the
+  values that the optimizer steps (fp32 masters where there are some), in the checkpoint on disk and
+  in the exported weights;
+- trainable entries were, to rounding, those of one process in fp64 in which frozen entries are
+  constants, and did move;
+- so was the gradient norm of every step, which counts trainable entries alone;
+- the handle's digest was that of the same region on one device.
+
+Without a freeze the same entries move, as the test checks too.
+
+bf16 and fp16: the forward pass in 16 bits, fp32 masters (autocast, FSDP2's
+`MixedPrecisionPolicy`, DeepSpeed); fp16 with loss scaling that skips the first steps. bf16-true:
+weights and optimizer in bf16. AdamW and NAdam decay weights apart from the gradient, SGD has
+momentum and L2, Nesterov is SGD with `nesterov=True`. With 3 and 4 ranks, where shards are
+uneven or empty, the optimizer is AdamW.
+"""
+
+_COSTS = """\
+## What it costs
+
+- One device, DDP: each rank keeps the region's entries (4 bytes an entry, or 1 bit a weight of
+  the parameter where that is less), and during a step one value for each. With audits, which are
+  on by default, the values of the start stay in the CPU's memory.
+- FSDP2: each rank masks, guards and audits its own shards, with the entries that lie there; all of
+  it falls with the number of ranks.
+- ZeRO-1, 2 and 3, offloaded or not: each rank guards and audits its own fp32 partition, which
+  falls with the number of ranks. For the gradient mask each rank keeps all of the region's entries
+  (4 bytes an entry, or 1 bit a weight where that is less): DeepSpeed takes the norm while it
+  reduces, so that masking shards afterwards would be too late.
+- FSDP2 and ZeRO gather each parameter of the region once, one at a time, when the freeze starts.
+- The handle holds the region that it was given, in the CPU's memory of every rank.
+- Audits read each rank's frozen values and gather one digest a rank; see `audit_every`.
+"""
+
+
+def render(marks: Mapping[Cell, str], refused: Mapping[str, str]) -> str:
+    """``marks``: PASSES, FAILS or NOT_RUN for each cell. ``refused``: what -> its message."""
+    frozen = {cell: mark for cell, mark in marks.items() if cell.variant != NO_FREEZE}
+    worlds = sorted({cell.world for cell in marks})
+    ranks = ", ".join(map(str, worlds[:-1])) + f" or {worlds[-1]}"
+    parts = [
+        _INTRODUCTION.format(ranks=ranks),
+        "## Supported\n",
+        _matrix({cell: mark for cell, mark in frozen.items() if not cell.variant}),
+        "Further runs:\n",
+        _variants({cell: mark for cell, mark in frozen.items() if cell.variant}),
+        "## Refused\n\nEach raises this, before anything is trained:\n",
+        _table(("what", "message"), refused.items()),
+        "What is in neither table has not been tried.\n",
+        _COSTS,
+    ]
+    return "\n".join(parts)
+
+
+def _matrix(marks: Mapping[Cell, str]) -> str:
+    rows = []
+    for engine in ENGINES:
+        here = {cell: mark for cell, mark in marks.items() if cell.engine == engine}
+        worlds = sorted({cell.world for cell in here})
+        ranks = ", ".join(map(str, worlds))
+        rows.append((engine, ranks, *(_marked(here, precision) for precision in DTYPES)))
+    return _table(("engine", "ranks", *DTYPES), rows)
+
+
+def _marked(marks: Mapping[Cell, str], precision: str) -> str:
+    """The optimizers of one engine and precision, each by the worst of its marks."""
+    found: dict[str, str] = {}
+    for cell, mark in marks.items():
+        if cell.precision == precision and found.get(cell.optimizer) != FAILS:
+            found[cell.optimizer] = mark
+    by_mark = {
+        mark: [optimizer for optimizer, its in found.items() if its == mark]
+        for mark in dict.fromkeys(found.values())
+    }
+    return "; ".join(f"{mark} {', '.join(names)}" for mark, names in by_mark.items())
+
+
+def _variants(marks: Mapping[Cell, str]) -> str:
+    found: dict[tuple[str, str], list[str]] = {}
+    for cell, mark in marks.items():
+        run = f"{cell.engine} ({cell.precision}, {cell.optimizer})"
+        found.setdefault((cell.variant, mark), []).append(run)
+    rows = ((variant, f"{mark} {'; '.join(runs)}") for (variant, mark), runs in found.items())
+    return _table(("with", "engine"), sorted(rows))
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -1,0 +1,202 @@
+"""The matrix under DeepSpeed, by ``deepspeed.initialize``."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from frozen_reference import MAX_NORM, TinyLM, loss_of
+from matrix_cells import (
+    BF16_OPTIMIZER,
+    CPU_ADAM,
+    OFFLOAD_PARAMETERS,
+    OVERLAP,
+    SCATTERED,
+    SMALL_BUCKETS,
+    STAGE_0,
+    SUB_GROUPS,
+    ZERO_INIT,
+    Cell,
+    optimizer_of,
+    own_rows,
+)
+from torch import Tensor
+from torch.utils.cpp_extension import get_default_build_root
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+import deepspeed
+from deepspeed.checkpoint.constants import PARAM_SLICE_MAPPINGS, SINGLE_PARTITION_OF_FP32_GROUPS
+from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+def configuration(cell: Cell) -> dict[str, Any]:
+    stage = 0 if cell.engine == STAGE_0 else int(cell.engine[len("ZeRO-")])
+    # Biases and norms stay whole on every rank, matrices do not.
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "stage3_param_persistence_threshold": 20,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    }
+    if "offload" in cell.engine:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if cell.engine == SUB_GROUPS:
+        zero["sub_group_size"] = 40
+    if cell.variant == OFFLOAD_PARAMETERS:
+        zero["offload_param"] = {"device": "cpu"}
+    if cell.variant == SCATTERED:
+        zero["contiguous_gradients"] = False
+    if cell.variant == OVERLAP:
+        zero["overlap_comm"] = True
+    if cell.variant == SMALL_BUCKETS:
+        zero |= {"reduce_bucket_size": 50, "allgather_bucket_size": 50}
+        zero |= {"stage3_prefetch_bucket_size": 50, "stage3_max_live_parameters": 50}
+    result: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": cell.rows // cell.world,
+        "gradient_accumulation_steps": 2,
+        "gradient_clipping": MAX_NORM,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if cell.precision == "bf16":
+        result["bf16"] = {"enabled": True}
+    if cell.engine == BF16_OPTIMIZER:
+        result["data_types"] = {"grad_accum_dtype": "fp32"}
+    if cell.precision == "fp16":  # so high that the first steps overflow
+        result["fp16"] = {"enabled": True, "initial_scale_power": 17, "hysteresis": 1}
+    return result
+
+
+def cannot_run(cell: Cell) -> str:
+    """Why; empty if it can."""
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
+    if cell.variant != CPU_ADAM or any(Path(root).glob("**/cpu_adam.so")):
+        return ""
+    return (
+        "DeepSpeedCPUAdam is not built, which takes a compiler and about a minute: do so with "
+        "DS_ACCELERATOR=cpu python -c 'from deepspeed.ops.op_builder import CPUAdamBuilder; "
+        "CPUAdamBuilder().load()'"
+    )
+
+
+class DeepSpeed:
+    """The engine is passed to the freeze alone: it has the optimizer."""
+
+    optimizer = None
+
+    def __init__(self, cell: Cell, module: TinyLM, folder: Path) -> None:
+        deepspeed.init_distributed("gloo")
+        self.cell = cell
+        self.folder = folder
+        config = configuration(cell)
+        if cell.variant == ZERO_INIT:
+            module = _partitioned(module, config)
+        self.module = module
+        self.names = [name for name, _ in module.named_parameters()]
+        name = CPU_ADAM if cell.variant == CPU_ADAM else cell.optimizer
+        trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.model, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer_of(name, trainable), config=config
+        )
+        self.norms: list[float] = []
+        if cell.engine == STAGE_0:
+            _record_norm(self.norms)
+
+    def step(self, batches: list[Tensor]) -> tuple[float, bool]:
+        """The gradient's norm before clipping, and whether loss scaling skipped the step."""
+        before = self.model.skipped_steps
+        for input_ids in batches:
+            mine = own_rows(input_ids, self.cell, dist.get_rank())
+            self.model.backward(loss_of(self.model(mine).float(), mine))
+            self.model.step()
+        norm = self.model.get_global_grad_norm()
+        if norm is None:  # stage 0 takes it and tells nobody
+            norm = self.norms[-1] if self.norms else float("nan")
+        return float(norm), self.model.skipped_steps > before
+
+    def masters(self) -> dict[str, Tensor]:
+        if self.cell.engine == STAGE_0:
+            return {name: value.detach() for name, value in self.module.named_parameters()}
+        found = {}
+        for name, parameter in self.module.named_parameters():
+            value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+            found[name] = self._gathered(parameter) if value is None else value
+        return found
+
+    def _gathered(self, parameter: torch.nn.Parameter) -> Tensor:
+        """One that is not trained, which has no master."""
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        self.model.save_checkpoint(str(self.folder), tag="end")
+        if self.cell.engine == STAGE_0:
+            return self._weights_on_disk()
+        if self.cell.engine == BF16_OPTIMIZER:  # zero_to_fp32 does not know its files
+            found = self._partitions_on_disk()
+        else:
+            found = get_fp32_state_dict_from_zero_checkpoint(str(self.folder), tag="end")
+        # At stage 1 both leave out what was not trained.
+        return self._weights_on_disk() | dict(found)
+
+    def _weights_on_disk(self) -> dict[str, Tensor]:
+        """Those of the forward pass; ZeRO-3 has none there."""
+        file = self.folder / "end" / "mp_rank_00_model_states.pt"
+        return torch.load(file, weights_only=False)["module"] if file.exists() else {}
+
+    def _partitions_on_disk(self) -> dict[str, Tensor]:
+        """The fp32 values in the ranks' files, put together as DeepSpeed's own slices say."""
+        parts: dict[str, list[Tensor]] = {}
+        for rank in range(self.cell.world):
+            file = self.folder / "end" / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+            state = torch.load(file, weights_only=False)["optimizer_state_dict"]
+            flat = state[SINGLE_PARTITION_OF_FP32_GROUPS]
+            for group, slices in enumerate(state[PARAM_SLICE_MAPPINGS]):
+                for name, where in slices.items():
+                    parts.setdefault(name, []).append(
+                        flat[group].narrow(0, where.start, where.numel)
+                    )
+        shapes = {name: value.shape for name, value in self.module.named_parameters()}
+        return {name: torch.cat(found).view(shapes[name]) for name, found in parts.items()}
+
+    def export(self) -> dict[str, Tensor]:
+        self.model.save_16bit_model(str(self.folder), "export.bin")
+        dist.barrier()
+        return torch.load(self.folder / "export.bin", weights_only=True)
+
+    def close(self) -> None:
+        self.model.destroy()
+
+
+def _record_norm(norms: list[float]) -> None:
+    """Note what DeepSpeed's stage 0 clips by."""
+    import deepspeed.runtime.engine as engine
+
+    clip = engine.clip_grad_norm_
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        norm = clip(*args, **kwargs)
+        norms.append(float(norm))
+        return norm
+
+    engine.clip_grad_norm_ = noting
+
+
+def _partitioned(start: TinyLM, config: dict[str, Any]) -> TinyLM:
+    """The same weights in a model whose parameters ZeRO-3 splits as they are made."""
+
+    class Partitioned(TinyLM):
+        def double(self) -> "Partitioned":
+            return self
+
+    with deepspeed.zero.Init(config_dict_or_path=config, dtype=torch.float32):
+        model = Partitioned()
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(start.get_parameter(name).data)
+    return model
