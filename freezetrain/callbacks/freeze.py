@@ -1,5 +1,6 @@
 """Freeze a region while any LightningModule trains."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,38 +8,51 @@ import lightning as L
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
+    ModelParallelStrategy,
     SingleDeviceStrategy,
     SingleDeviceXLAStrategy,
     Strategy,
     XLAStrategy,
 )
-from torch import nn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
 
 from freezetrain.errors import UserError, near_misses
-from freezetrain.freezing import Freeze, freeze
+from freezetrain.freezing import Freeze
 from freezetrain.freezing.engines import refuse_unsupported
+from freezetrain.freezing.resume import RunFreeze
 from freezetrain.regions import Region
 
 
 class RegionFreeze(L.Callback):
     """Hold a region bit for bit during ``fit``, as :func:`freezetrain.freeze` does in any loop.
 
-    Works with accumulation, clipping, every precision and manual optimization, on one device and
-    under DDP. The freeze starts when the optimizer exists and a checkpoint has been restored, is
-    verified before each checkpoint is written and at the end of training (CheckError names the
-    parameters that moved), and ends with the fit, also on an exception. Checkpoints hold digests
-    of the region and of its values: one resumes with the region that it was trained with.
-    Lightning does not ask callbacks about checkpoints with ``save_weights_only=True``: those are
-    not verified as they are written.
+    Works with accumulation, clipping, every precision and manual optimization, on one device,
+    under DDP, FSDP2 (ModelParallelStrategy) and DeepSpeed ZeRO. The freeze starts when the
+    optimizer exists and a checkpoint has been restored, is audited as it goes, verified before
+    each checkpoint is written and at the end of training (CheckError names what moved), and ends
+    with the fit, also on an exception. Checkpoints hold digests of the region and of its values:
+    one resumes with the region that it was trained with. Lightning does not ask callbacks about
+    checkpoints with ``save_weights_only=True``: those are not verified as they are written.
 
     Raises UserError, before training starts, for any other strategy, more than one optimizer, a
     region that does not fit the module or its base, and a checkpoint of another region.
     """
 
     def __init__(
-        self, region: Region | str | Path, module: str | None = None, check_base: bool = True
+        self,
+        region: Region | str | Path,
+        module: str | None = None,
+        *,
+        check_base: bool = True,
+        clamp: float | None = None,
+        base: str | Path | Mapping[str, Tensor] | None = None,
+        audit_every: int = 100,
+        first_step: int = 0,
+        last_step: int | None = None,
+        other_region: bool = False,
     ) -> None:
-        """Say what is frozen.
+        """Say what is frozen, and when.
 
         Args:
             region: the region, or its file.
@@ -46,13 +60,38 @@ class RegionFreeze(L.Callback):
                 for; None finds the one submodule that has the region's parameters.
             check_base: refuse a model that is not the region's base. Not looked at on resuming
                 a frozen run, whose trainable entries have moved since.
+            clamp: set the frozen entries to this value first, when the freeze begins. A callback
+                that is to see the base as it was (ForgettingTracker) stands before this one.
+            base: folder or weights of the base as it is stored, for engines that round it, see
+                :func:`freezetrain.freeze`.
+            audit_every: optimizer steps between audits.
+            first_step: optimizer steps before the freeze begins.
+            last_step: optimizer steps after which it ends; None: it lasts.
+            other_region: resume a checkpoint that was trained with another region.
         """
-        self.region = region if isinstance(region, Region) else Region.load(region)
+        self._run = RunFreeze(
+            region,
+            check_base=check_base,
+            clamp=clamp,
+            base=base,
+            audit_every=audit_every,
+            first_step=first_step,
+            last_step=last_step,
+            other_region=other_region,
+        )
         self.module = module
-        self.check_base = check_base
-        self.handle: Freeze | None = None
-        self._resumed: dict[str, str] = {}
-        self._state: dict[str, str] = {}
+        self._stored: dict[str, Any] | None = None
+        self._told: Freeze | None = None
+
+    @property
+    def region(self) -> Region:
+        """What is frozen."""
+        return self._run.region
+
+    @property
+    def handle(self) -> Freeze | None:
+        """The freeze while it holds."""
+        return self._run.handle
 
     @property
     def state_key(self) -> str:
@@ -60,7 +99,7 @@ class RegionFreeze(L.Callback):
         return self._generate_state_key(module=self.module)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._resumed = {}  # a checkpoint is restored after this
+        self._stored = None  # a checkpoint is restored after this
         if stage == "fit":
             _refuse_strategy(trainer.strategy)
 
@@ -69,30 +108,28 @@ class RegionFreeze(L.Callback):
             raise UserError(
                 f"RegionFreeze needs one optimizer, {type(pl_module).__name__} has "
                 f"{len(trainer.optimizers)}: give all parameters to one, or call "
-                "freezetrain.freeze for each in on_fit_start"
+                "freezetrain.freeze for each in on_train_start"
             )
-        if self._resumed and self._resumed["region"] != self.region.digest:
-            raise UserError(
-                f"the checkpoint was trained with the region {self._resumed['region'][:12]} "
-                f"frozen, got {self.region.digest[:12]}: resume with the same region, or start "
-                "a new run from its weights"
-            )
-        assert trainer.strategy.model is not None
-        refuse_unsupported(trainer.strategy.model)  # with DDP around it
-        handle = freeze(
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The first hook by which every strategy has restored its checkpoint.
+        strategy = trainer.strategy
+        assert strategy.model is not None
+        refuse_unsupported(strategy.model)  # with DDP around it
+        self._run.begin(
             self._model(pl_module),
             trainer.optimizers[0],
-            self.region,
-            check_base=self.check_base and not self._resumed,
+            trainer.global_step,
+            stored=self._stored,
+            replicated=isinstance(strategy, DDPStrategy) and trainer.world_size > 1,
         )
-        if self._resumed and self._resumed["values"] != handle.digest:
-            handle.remove()
-            raise UserError(
-                "the restored values of the frozen entries are not those that the checkpoint was "
-                "trained with: resume with the precision and the weights of that run"
-            )
-        self.handle = handle
-        self._state = {"region": self.region.digest, "values": handle.digest}
+        self._say()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._run.before_step(trainer.global_step)
+        self._say()
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -105,16 +142,22 @@ class RegionFreeze(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        self._end()
+        self._run.end()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._end()
+        self._run.end()
 
-    def state_dict(self) -> dict[str, str]:
-        return self._state
+    def state_dict(self) -> dict[str, Any]:
+        return self._run.state
 
-    def load_state_dict(self, state_dict: dict[str, str]) -> None:
-        self._resumed = dict(state_dict)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._stored = dict(state_dict)
+
+    def _say(self) -> None:
+        """Once for each freeze, what it is about."""
+        if self.handle is not None and self.handle is not self._told:
+            rank_zero_info(self.handle.description)
+        self._told = self.handle
 
     def _model(self, pl_module: L.LightningModule) -> nn.Module:
         if self.module is None:
@@ -132,20 +175,15 @@ class RegionFreeze(L.Callback):
         if self.handle is not None:
             assert trainer.strategy.model is not None
             refuse_unsupported(trainer.strategy.model)
-            self.handle.verify()
-
-    def _end(self) -> None:
-        if self.handle is not None:
-            self.handle.remove()
-            self.handle = None
+            self._run.verify()
 
 
 def _refuse_strategy(strategy: Strategy) -> None:
-    good = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
-    # Subclasses of those two that shard, or step outside PyTorch.
-    bad = isinstance(strategy, DeepSpeedStrategy | SingleDeviceXLAStrategy | XLAStrategy)
-    if not good or bad:
+    good = SingleDeviceStrategy | DDPStrategy | DeepSpeedStrategy | ModelParallelStrategy
+    # Subclasses that step outside PyTorch.
+    bad = SingleDeviceXLAStrategy | XLAStrategy
+    if not isinstance(strategy, good) or isinstance(strategy, bad):
         raise UserError(
             f"RegionFreeze cannot guarantee a freeze under {type(strategy).__name__}: train on "
-            "one device or with strategy='ddp'"
+            "one device, or with DDPStrategy, ModelParallelStrategy (FSDP2) or DeepSpeedStrategy"
         )

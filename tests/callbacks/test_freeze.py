@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from frozen_reference import (
     train,
 )
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -200,6 +201,84 @@ def test_base_is_checked_where_the_checkpoint_was_not_frozen(tmp_path: Path) -> 
     resume(RegionFreeze(based, check_base=False), checkpoint)
 
 
+def test_another_region_is_resumed_with_when_that_is_said(tmp_path: Path) -> None:
+    region = mixed_region(TinyLM())
+    checkpoint = saved_run(tmp_path, RegionFreeze(region))
+    other = region.random_like(seed=3)
+    module = resume(RegionFreeze(other, other_region=True), checkpoint)
+    middle = torch.load(checkpoint, weights_only=True)["state_dict"]
+    for frozen in other.resolve(module):
+        mask = frozen.entries.mask()
+        assert torch.equal(frozen.parameter[mask], middle[frozen.name][mask])
+
+
+def test_clamped_region_is_zero_and_the_rest_trains(tmp_path: Path) -> None:
+    region = mixed_region(TinyLM())
+    module, freeze = Module(), RegionFreeze(region, clamp=0.0)
+    keep = ModelCheckpoint(dirpath=tmp_path, save_last=True)
+    trainer(freeze, keep).fit(module)
+    clamped = TinyLM()
+    with torch.no_grad():
+        for frozen in region.resolve(clamped):
+            frozen.entries.fill(frozen.parameter, 0.0)
+    reference = Constants(clamped, region)
+    train(reference, reference.parameters(), adamw(reference.parameters()), steps_of_batches())
+    assert_same_training(module.network, reference)
+    resumed, whole = resume(RegionFreeze(region, clamp=0.0), tmp_path / "last.ckpt"), Module()
+    trainer(RegionFreeze(region, clamp=0.0), max_epochs=2).fit(whole)
+    for mine, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+class Record(L.Callback):
+    """One frozen weight before each batch, and after the last."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.values.append(pl_module.network.down.bias[0].item())
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        self.values.append(pl_module.network.down.bias[0].item())
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 2), (2, 4), (3, None)])
+def test_freeze_holds_from_one_step_to_another(first: int, last: int | None) -> None:
+    record = Record()
+    freeze = RegionFreeze(mixed_region(TinyLM()), first_step=first, last_step=last)
+    trainer(freeze, record).fit(Module())
+    at_step = record.values[::2]  # two batches a step
+    assert len(at_step) == 7
+    for step, (before, after) in enumerate(pairwise(at_step)):
+        frozen = step >= first and (last is None or step < last)
+        assert (before == after) == frozen, step
+
+
+def test_scheduled_freeze_goes_on_after_a_resume(tmp_path: Path) -> None:
+    # Six steps an epoch: the checkpoint is written before the freeze begins, or while it holds.
+    for first, last in [(8, None), (3, 9)]:
+        place, record = tmp_path / str(first), Record()
+        region = mixed_region(TinyLM())
+
+        def freeze(first=first, last=last, region=region) -> RegionFreeze:
+            return RegionFreeze(region, first_step=first, last_step=last)
+
+        checkpoint = saved_run(place, freeze())
+        resumed, whole = resume(freeze(), checkpoint), Module()
+        trainer(freeze(), record, max_epochs=2).fit(whole)
+        for mine, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+        kept = record.values[::2][first : (last or 12) + 1]
+        assert len(set(kept)) == 1
+        assert len(set(record.values)) > 2
+
+
+def test_schedule_that_cannot_be_is_refused() -> None:
+    with pytest.raises(UserError, match="0 <= first_step < last_step, got 4 and 4"):
+        RegionFreeze(mixed_region(TinyLM()), first_step=4, last_step=4)
+
+
 class Meddle(L.Callback):
     """Writes to a frozen entry after the second step."""
 
@@ -238,11 +317,10 @@ def test_freeze_ends_with_the_fit(fails: bool) -> None:
     assert module.network.down.bias.grad.any()
 
 
-@pytest.mark.parametrize("kind", [DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy])
-def test_sharding_strategies_are_refused_by_name(kind: type) -> None:
+def test_strategies_that_cannot_be_guaranteed_are_refused_by_name() -> None:
     freeze = RegionFreeze(mixed_region(TinyLM()))
-    stand_in = SimpleNamespace(strategy=object.__new__(kind))
-    with pytest.raises(UserError, match=f"cannot guarantee a freeze under {kind.__name__}"):
+    stand_in = SimpleNamespace(strategy=object.__new__(FSDPStrategy))
+    with pytest.raises(UserError, match="cannot guarantee a freeze under FSDPStrategy"):
         freeze.setup(stand_in, Module(), "fit")
     freeze.setup(stand_in, Module(), "validate")
 

@@ -1,0 +1,162 @@
+"""A freeze over a training run: from one step to another, and on from a checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from freezetrain.errors import CheckError, UserError
+from freezetrain.freezing.freeze import Freeze, freeze
+from freezetrain.regions import Region
+
+
+class RunFreeze:
+    """What the callbacks of all trainers do; each calls this from its trainer's own hooks.
+
+    :meth:`begin` once the optimizer exists and a checkpoint has been restored,
+    :meth:`before_step` before the first backward pass of each optimizer step, :meth:`verify`
+    before a checkpoint is written and at the end, :meth:`end` however the run ends; each on every
+    rank. :attr:`state` goes into the checkpoint and comes back to :meth:`begin`.
+
+    A run that is resumed takes the frozen values from the checkpoint: its trainable entries have
+    moved since the base, so that the base is not looked at, and ``clamp`` and ``base`` have been
+    applied before. They do apply where the region was not frozen when the checkpoint was written.
+    """
+
+    def __init__(
+        self,
+        region: Region | str | Path,
+        *,
+        check_base: bool = True,
+        clamp: float | None = None,
+        base: str | Path | Mapping[str, Tensor] | None = None,
+        audit_every: int = 100,
+        first_step: int = 0,
+        last_step: int | None = None,
+        other_region: bool = False,
+    ) -> None:
+        """Say what is frozen and when. No model is looked at yet.
+
+        Args:
+            region: the region, or its file.
+            check_base, clamp, base, audit_every: as in :func:`freezetrain.freeze`.
+            first_step: optimizer steps, counted from the start of the whole run, before the
+                freeze begins; ``clamp`` sets the entries then.
+            last_step: the freeze ends before this step, so that steps ``first_step`` to
+                ``last_step - 1`` are frozen; None: to the end of training.
+            other_region: go on from a checkpoint that was trained with another region, or that
+                holds other values than were frozen.
+        """
+        if first_step < 0 or (last_step is not None and last_step <= first_step):
+            raise UserError(
+                f"expected 0 <= first_step < last_step, got {first_step} and {last_step}: the "
+                "freeze holds from first_step on and ends before last_step"
+            )
+        if first_step and base is not None:
+            raise UserError(
+                "base says what the frozen entries start from, which is not where they are after "
+                f"first_step={first_step} steps of training: leave base out or freeze from step 0"
+            )
+        self.region = region if isinstance(region, Region) else Region.load(region)
+        self.handle: Freeze | None = None
+        """The freeze while it holds."""
+        self._digest = self.region.digest
+        self._check_base = check_base
+        self._start: dict[str, Any] = {"clamp": clamp, "base": base}
+        self._audit_every = audit_every
+        self._first = first_step
+        self._last = last_step
+        self._other_region = other_region
+        self._trained: tuple[nn.Module, Any, bool | None] | None = None
+
+    def begin(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        step: int,
+        *,
+        stored: Mapping[str, Any] | None = None,
+        replicated: bool | None = None,
+    ) -> None:
+        """Freeze, or before ``first_step`` raise now what would be raised then.
+
+        ``step``: optimizer steps made so far. ``stored``: :attr:`state` from the checkpoint that
+        was restored; None on a fresh start and after a run without a freeze. UserError for a
+        checkpoint of another region and for other values, unless ``other_region``; and as
+        :func:`freezetrain.freeze`.
+        """
+        held = self._still_held(model)  # by an attempt at this run that an exception ended
+        self.end()
+        if stored is not None and stored["region"] != self._digest and not self._other_region:
+            raise UserError(
+                f"the checkpoint was trained with the region {stored['region'][:12]} frozen, got "
+                f"{self._digest[:12]}: resume with the same region, start a new run from its "
+                "weights, or say other_region=True"
+            )
+        self._trained = model, optimizer, replicated
+        check_base = self._check_base and stored is None and not held
+        if not self._holds(step):
+            if self._last is None or step < self._last:
+                self._freeze(check_base=check_base, audit_every=0).remove()
+            return
+        same = stored is not None and stored["region"] == self._digest
+        values = stored["values"] if stored is not None and same else None
+        self.handle = self._freeze(
+            check_base=check_base,
+            audit_every=self._audit_every,
+            **({} if values is not None else self._start),
+        )
+        if values not in (None, self.handle.digest) and not self._other_region:
+            self.end()
+            raise UserError(
+                "the restored values of the frozen entries are not those that the checkpoint was "
+                "trained with: resume with the precision and the weights of that run, or say "
+                "other_region=True"
+            )
+
+    def before_step(self, step: int) -> None:
+        """Begin or end the freeze where the step after ``step`` others is the first or last."""
+        if self.handle is None and self._trained is not None and self._holds(step):
+            self.handle = self._freeze(
+                check_base=False, audit_every=self._audit_every, **self._start
+            )
+        elif self.handle is not None and not self._holds(step):
+            self.verify()
+            self.handle.remove()
+            self.handle = None
+
+    def verify(self) -> None:
+        """CheckError if a frozen entry has moved; nothing to do while none is frozen."""
+        if self.handle is not None:
+            self.handle.verify()
+
+    def end(self) -> None:
+        """Let the region train again and forget the model. May be called twice."""
+        if self.handle is not None:
+            self.handle.remove()
+        self.handle = self._trained = None
+
+    @property
+    def state(self) -> dict[str, str | None]:
+        """Digests of the region and of the values that are frozen now, None where none are."""
+        values = None if self.handle is None else self.handle.digest
+        return {"region": self._digest, "values": values}
+
+    def _holds(self, step: int) -> bool:
+        return self._first <= step and (self._last is None or step < self._last)
+
+    def _freeze(self, **options: Any) -> Freeze:
+        assert self._trained is not None
+        model, optimizer, replicated = self._trained
+        return freeze(model, optimizer, self.region, replicated=replicated, **options)
+
+    def _still_held(self, model: nn.Module) -> bool:
+        """Whether ``model`` has been frozen by this all along, so that its base was looked at."""
+        if self.handle is None or self._trained is None or self._trained[0] is not model:
+            return False
+        try:
+            self.handle.verify()
+        except (CheckError, UserError):
+            return False
+        return True
