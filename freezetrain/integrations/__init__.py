@@ -1,0 +1,1 @@
+"""Freezing in trainers of other libraries: one file a library."""

@@ -1,0 +1,168 @@
+"""Freeze a region while the Trainer of transformers trains."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
+
+from freezetrain.freezing import Freeze
+from freezetrain.freezing.resume import RunFreeze
+from freezetrain.regions import Region
+
+_KEY = "freezetrain"  # in trainer_state.json, among the states of callbacks
+
+
+class RegionFreezeCallback(TrainerCallback):
+    """Hold a region bit for bit during ``Trainer.train``, as :func:`freezetrain.freeze` does.
+
+    ``Trainer(..., callbacks=[RegionFreezeCallback("region.safetensors")])`` is all: one device,
+    DDP, DeepSpeed and FSDP2, accumulation and mixed precision need nothing more. Gradients are
+    masked during backward, so that the Trainer clips, and logs as ``grad_norm``, the norm over
+    trainable entries.
+
+    The freeze starts when training begins and a checkpoint has been restored, is verified before
+    each checkpoint is written and at the end of training (CheckError names parameter, entry, rank
+    and step), and ends with training. The Trainer tells callbacks of no exception: after one,
+    the freeze holds until :meth:`end` or the next ``train``. Checkpoints hold digests of the
+    region and of its values: one resumes with the region that it was trained with. Several
+    callbacks with a region each may be given.
+
+    Raises UserError as training begins, for what :func:`freezetrain.freeze` refuses and for a
+    checkpoint of another region.
+    """
+
+    def __init__(
+        self,
+        region: Region | str | Path,
+        *,
+        check_base: bool = True,
+        clamp: float | None = None,
+        base: str | Path | Mapping[str, Tensor] | None = None,
+        audit_every: int = 100,
+        first_step: int = 0,
+        last_step: int | None = None,
+        other_region: bool = False,
+    ) -> None:
+        """Say what is frozen and when.
+
+        Args:
+            region: the region, or its file.
+            check_base: refuse a model that is not the region's base. Not looked at on resuming
+                a frozen run, whose trainable entries have moved since.
+            clamp: set the region to this value when the freeze begins, not again on resuming.
+            base: folder of the base's weights, or parameter name -> tensor, for engines that
+                train in 16 bits; see :func:`freezetrain.freeze`.
+            audit_every: steps between two audits; 0 for none but the verifications.
+            first_step: optimizer steps before the freeze begins; those of earlier runs that
+                this one goes on from count.
+            last_step: steps after which it ends; None: with training.
+            other_region: go on from a checkpoint that was trained with another region, or that
+                holds other values than were frozen.
+        """
+        self._run = RunFreeze(
+            region,
+            check_base=check_base,
+            clamp=clamp,
+            base=base,
+            audit_every=audit_every,
+            first_step=first_step,
+            last_step=last_step,
+            other_region=other_region,
+        )
+        self._verified = -1  # the step after which this last looked
+
+    @property
+    def region(self) -> Region:
+        """What is frozen."""
+        return self._run.region
+
+    @property
+    def handle(self) -> Freeze | None:
+        """The freeze while it holds."""
+        return self._run.handle
+
+    def end(self) -> None:
+        """Let the region train again; only needed after an exception. May be called twice."""
+        self._run.end()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._verified = -1
+        stored = _stored(state)
+        self._run.begin(
+            kwargs["model"],
+            kwargs["optimizer"],
+            state.global_step,
+            # That of this region, or of any to be refused.
+            stored=stored.get(self._run.state["region"], next(iter(stored.values()), None)),
+            replicated=args.world_size > 1,  # under DDP the model comes without it
+        )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._run.before_step(state.global_step)
+        self._record(state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._before_save(state, control.should_save)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._before_save(state, control.should_save)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        # Whether the evaluation was the best is found out, and then saved, after this.
+        self._before_save(state, args.save_strategy == SaveStrategy.BEST or control.should_save)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        # Another callback may have asked for it after this one had its turn.
+        self._before_save(state, self._verified != state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        try:
+            if not (args.load_best_model_at_end and state.best_model_checkpoint):
+                self._run.verify()
+            # Else the model is what a checkpoint held, which was verified as it was written, and
+            # may be of before the freeze.
+        finally:
+            self._run.end()
+
+    def _before_save(self, state: TrainerState, saves: bool) -> None:
+        if saves:
+            self._run.verify()
+            self._verified = state.global_step
+
+    def _record(self, state: TrainerState) -> None:
+        """Put digests where the Trainer saves them with the state of callbacks.
+
+        Not as an ExportableState: to restore one, the Trainer builds the callback anew from JSON,
+        and only if a flag is set.
+        """
+        own = self._run.state
+        saved: Any = state.stateful_callbacks  # a dict by now, whatever its annotation
+        saved.setdefault(_KEY, {})[own["region"]] = own
+
+
+def _stored(state: Any) -> dict[str | None, dict[str, str | None]]:
+    """Region's digest -> what the checkpoint says of it.
+
+    The first callback of a run takes it out, for those after it, so that what the run saves is
+    about its own regions.
+    """
+    if not hasattr(state, "_freezetrain"):
+        state._freezetrain = state.stateful_callbacks.pop(_KEY, {})
+    return state._freezetrain
