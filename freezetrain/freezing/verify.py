@@ -11,6 +11,7 @@ from freezetrain.errors import UserError, near_misses
 from freezetrain.freezing.folder import WeightsFolder
 from freezetrain.regions import Entries, Region
 
+_SIXTEEN_BITS = ("bfloat16", "float16")
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -34,6 +35,8 @@ class Comparison:
     """Frozen entries compared; a tied parameter counts once."""
     moved: int
     """Frozen entries that are not bit-identical."""
+    rounded_to: str | None
+    """bfloat16 or float16 if all that moved have the base's values rounded to it."""
     offenders: list[Offender]
     """The first of those, by parameter in the base's order, then by index."""
     trainable: int
@@ -43,7 +46,13 @@ class Comparison:
 
 
 def compare_checkpoints(
-    base: str | Path, adapted: str | Path, region: Region, first: int = 10
+    base: str | Path,
+    adapted: str | Path,
+    region: Region,
+    first: int = 10,
+    *,
+    clamp: float | None = None,
+    rounded_to: str | None = None,
 ) -> Comparison:
     """Compare two Hugging Face model folders, streaming one tensor of each at a time.
 
@@ -51,20 +60,32 @@ def compare_checkpoints(
     differ both are widened first (bfloat16 and float16 to float32), which is exact: a base in
     bfloat16 and an adapted model in float32 compare by value. Up to ``first`` offenders are kept.
 
+    ``clamp``: the value that frozen entries were set to, instead of the base's. ``rounded_to``:
+    bfloat16 or float16, to compare with the base's frozen values rounded to it, as an engine
+    rounds them that trains in 16 bits; else such entries count as moved.
+
     Raises UserError for folders without safetensors weights, tensors that only one side has,
     other shapes, and names of the region that are not in the files. Weights that config.json
     says are tied may be named either way. Some models are stored under other names than they
     have in memory (fused experts); load both and use :func:`compare_weights` then.
     """
-    return compare_weights(WeightsFolder(base), WeightsFolder(adapted), region, first)
+    weights = WeightsFolder(base), WeightsFolder(adapted)
+    return compare_weights(*weights, region, first, clamp=clamp, rounded_to=rounded_to)
 
 
 def compare_weights(
-    base: Mapping[str, Tensor], adapted: Mapping[str, Tensor], region: Region, first: int = 10
+    base: Mapping[str, Tensor],
+    adapted: Mapping[str, Tensor],
+    region: Region,
+    first: int = 10,
+    *,
+    clamp: float | None = None,
+    rounded_to: str | None = None,
 ) -> Comparison:
     """As :func:`compare_checkpoints` for parameter name -> tensor, as in ``named_parameters()``."""
     entries = _by_stored_name(region, base, adapted)
     checked = moved = trainable = changed = 0
+    rounded = dict.fromkeys(_SIXTEEN_BITS, 0)  # frozen entries that moved by rounding alone
     offenders: list[Offender] = []
     for name in dict.fromkeys([*base, *adapted]):
         before, after = _look_up(base, name, adapted), _look_up(adapted, name, base)
@@ -79,18 +100,37 @@ def compare_weights(
                 f"the region has {name!r} of shape {list(frozen.shape)}, the models of shape "
                 f"{list(before.shape)}: pass the region that was frozen"
             )
+        if clamp is not None:
+            before = before.masked_fill(frozen.mask(), clamp)
+        if rounded_to is not None:
+            before = torch.where(frozen.mask(), _rounded(before, rounded_to), before)
         differs = _differ(name, before, after)
         here = differs & frozen.mask()
         checked += frozen.count
         trainable += frozen.numel - frozen.count
         moved_here = int(here.count_nonzero())
         moved += moved_here
+        if moved_here:
+            for dtype in rounded:
+                off = here & _differ(name, _rounded(before, dtype), after)
+                rounded[dtype] += moved_here - int(off.count_nonzero())
         changed += int(differs.count_nonzero()) - moved_here
         if moved_here and len(offenders) < first:
             for index in here.flatten().nonzero().flatten()[: first - len(offenders)].tolist():
                 values = before.flatten()[index].item(), after.flatten()[index].item()
                 offenders.append(Offender(name, index, *values))
-    return Comparison(checked, moved, offenders, trainable, changed)
+    explains = [dtype for dtype, count in rounded.items() if moved and count == moved]
+    rounds = explains[0] if explains else None
+    return Comparison(checked, moved, rounds, offenders, trainable, changed)
+
+
+def _rounded(tensor: Tensor, dtype: str) -> Tensor:
+    """The values of ``tensor`` rounded to ``dtype``, held in its own."""
+    if dtype not in _SIXTEEN_BITS:
+        raise UserError(f"rounded_to must be one of {', '.join(_SIXTEEN_BITS)}, got {dtype!r}")
+    return (
+        tensor.to(getattr(torch, dtype)).to(tensor.dtype) if tensor.is_floating_point() else tensor
+    )
 
 
 def _by_stored_name(

@@ -1,6 +1,7 @@
 """`freezetrain train`: further pre-training with a region frozen and other languages watched."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from freezetrain.evaluation.table import forgetting_table
 from freezetrain.jobs.evaluate import held_out_documents, window_length
 from freezetrain.jobs.outcome import Outcome
 from freezetrain.models import check_fit, load_model, load_tokenizer, stored_dtype
-from freezetrain.recipe import TrainRecipe
+from freezetrain.recipe import Freezing, TrainRecipe
 from freezetrain.regions import Region
 from freezetrain.training.data import TextData
 from freezetrain.training.run import export, fit, latest_checkpoint
@@ -63,6 +64,17 @@ def refuse_rounding(recipe: TrainRecipe) -> None:
     )
 
 
+def frozen_how(told: Freezing) -> str:
+    """What became of the region's entries, as the end of a sentence."""
+    how = "frozen" if told.clamp is None else f"set to {told.clamp:g} and frozen"
+    if told.first_step:
+        how += f" from step {told.first_step} on"
+    if told.last_step:
+        return how + f" until step {told.last_step}, and trained after it"
+    since = "at that step" if told.first_step else "in the base"
+    return how + (f": each has the bits that it had {since}" if told.clamp is None else "")
+
+
 def data_table(data: TextData) -> Table:
     table = Table("language", "documents", "tokens", "bytes", "bytes/token", "sequences")
     for name, packed in data.packed.items():
@@ -88,8 +100,9 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
         "resumed_from": getattr(latest_checkpoint(folder), "name", None),
         "data": {name: packed.facts() for name, packed in data.packed.items()},
     }
-    callbacks: list[Callback] = [] if region is None else [RegionFreeze(region)]
-    callbacks += [] if watch is None else [watch]
+    # The tracker first: it sees the base before a clamp.
+    callbacks: list[Callback] = [] if watch is None else [watch]
+    callbacks += [] if region is None else [RegionFreeze(region, **asdict(recipe.freeze))]
     trainer = fit(model, data, folder, callbacks, recipe.checkpoint_every)
     results["steps"] = trainer.global_step
     loss = trainer.callback_metrics.get("train/loss")  # None if all steps were done before
@@ -98,9 +111,8 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     display: list[Any] = [data_table(data)]
     if region is not None:
         results["frozen_entries"] = region.count
-        display.append(
-            f"{region.count:,} entries frozen: each has the bits that it had in the base"
-        )
+        results["freeze"] = asdict(recipe.freeze)
+        display.append(f"{region.count:,} entries {frozen_how(recipe.freeze)}")
     if watch is not None:
         history = watch.history
         results["forgetting"] = history.forgetting().to_dict()

@@ -25,17 +25,23 @@ def _stored_as_named(region: Region, folder: Path) -> bool:
     return True
 
 
-def compare(base: Path, adapted: Path, region: Region) -> Comparison:
+def compare(
+    base: Path,
+    adapted: Path,
+    region: Region,
+    clamp: float | None = None,
+    rounded_to: str | None = None,
+) -> Comparison:
     """Compare two model folders, tensor by tensor from their files where that is possible.
 
     transformers stores some models under other names than they have in memory (fused experts,
     GPT-NeoX's head); these are loaded whole.
     """
     if _stored_as_named(region, base):
-        return compare_checkpoints(base, adapted, region)
+        return compare_checkpoints(base, adapted, region, clamp=clamp, rounded_to=rounded_to)
     models = [load_model(ModelSource(str(path), dtype="stored")) for path in (base, adapted)]
     weights = [{n: p.detach() for n, p in model.named_parameters()} for model in models]
-    return compare_weights(weights[0], weights[1], region)
+    return compare_weights(weights[0], weights[1], region, clamp=clamp, rounded_to=rounded_to)
 
 
 def as_display(found: Comparison) -> list[str | Table]:
@@ -51,11 +57,21 @@ def as_display(found: Comparison) -> list[str | Table]:
         table.add_row(
             offender.name, str(offender.index), repr(offender.base), repr(offender.adapted)
         )
-    return [f"{found.moved:,} of {found.checked:,} frozen entries moved; {changed}", table]
+    lines: list[str | Table] = [
+        f"{found.moved:,} of {found.checked:,} frozen entries moved; {changed}"
+    ]
+    if found.rounded_to:
+        lines.append(
+            f"all that moved have the base's values rounded to {found.rounded_to}, as an engine "
+            f"makes them that trains in 16 bits: --rounded_to {found.rounded_to} accepts that"
+        )
+    return [*lines, table]
 
 
 def run(recipe: VerifyRecipe, folder: Path) -> Outcome:
     region = Region.load(recipe.region)
-    found = compare(Path(recipe.base), Path(recipe.adapted), region)
+    found = compare(
+        Path(recipe.base), Path(recipe.adapted), region, recipe.clamp, recipe.rounded_to
+    )
     results = {**asdict(found), "region_digest": region.digest}
     return Outcome(results, as_display(found), passed=found.moved == 0)

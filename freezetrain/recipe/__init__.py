@@ -16,6 +16,7 @@ from freezetrain.recipe.jobs import (
 from freezetrain.recipe.parts import (
     Dtype,
     EvaluationTexts,
+    Freezing,
     ModelSource,
     Optimization,
     TextSource,
@@ -27,6 +28,7 @@ __all__ = [
     "Dtype",
     "EvaluationTexts",
     "ForgettingRecipe",
+    "Freezing",
     "InfoRecipe",
     "ModelSource",
     "Optimization",

@@ -6,6 +6,7 @@ from typing import Literal
 from freezetrain.errors import UserError
 from freezetrain.recipe.parts import (
     EvaluationTexts,
+    Freezing,
     ModelSource,
     Optimization,
     TextSource,
@@ -128,6 +129,8 @@ class TrainRecipe:
     """Share of each language, in any unit. Empty: by size."""
     region: str | None = None
     """Region file; the region is frozen. None: plain full training."""
+    freeze: Freezing = field(default_factory=Freezing)
+    """How it is frozen."""
     optimization: Optimization = field(default_factory=Optimization)
     """How it is trained."""
     watch: Watch = field(default_factory=Watch)
@@ -150,6 +153,9 @@ class TrainRecipe:
             )
         if self.from_scratch:
             check(self.region is None, "region", "left out when from_scratch is set", self.region)
+        if self.region is None:
+            expected = "left out where no region is given"
+            check(self.freeze == Freezing(), "freeze", expected, self.freeze)
 
 
 @dataclass
@@ -176,6 +182,11 @@ class VerifyRecipe:
     """Folder of the adapted model."""
     region: str
     """Region file."""
+    clamp: float | None = None
+    """Value that the region was set to before it was frozen. None: the base's values."""
+    rounded_to: Literal["bfloat16", "float16"] | None = None
+    """Compare with the base's values rounded to this type, where the adapted model was trained in
+    16 bits and the base is stored in 32. None: with the very values."""
 
 
 @dataclass

@@ -109,6 +109,28 @@ class Optimization:
 
 
 @dataclass
+class Freezing:
+    """How a region is frozen."""
+
+    clamp: float | None = None
+    """Set the region to this value first; 0 is the paper's second variant. None: as it is."""
+    first_step: int = 0
+    """Optimizer steps before the freeze begins."""
+    last_step: int | None = None
+    """Optimizer steps after which the freeze ends. None: it lasts."""
+    audit_every: int = 100
+    """Optimizer steps between checks that nothing frozen moved; the first step is checked too.
+    0: only when a checkpoint is written and at the end."""
+
+    def __post_init__(self) -> None:
+        check(self.clamp is None or math.isfinite(self.clamp), "clamp", "finite", self.clamp)
+        check(self.first_step >= 0, "first_step", "0 or more", self.first_step)
+        after = self.last_step is None or self.last_step > self.first_step
+        check(after, "last_step", "after first_step", self.last_step)
+        check(self.audit_every >= 0, "audit_every", "0 or more", self.audit_every)
+
+
+@dataclass
 class EvaluationTexts:
     """Held-out documents to evaluate languages on."""
 

@@ -216,3 +216,57 @@ def test_bad_folders_and_regions_are_one_clear_error(tmp_path: Path) -> None:
     shard = index["weight_map"][DOWN]
     (sharded / shard).unlink()
     refused(f"the shard {shard}", sharded)
+
+
+def in_sixteen_bits(model: LlamaForCausalLM, folder: Path) -> Path:
+    """A copy of the model, trained outside the region, as a run in bfloat16 exports it."""
+    copy = llama()
+    copy.load_state_dict(model.state_dict())
+    train_outside(copy, Region.tensors(copy, [DOWN]))
+    return save(copy.bfloat16(), folder)
+
+
+def test_rounded_values_count_as_moved_unless_they_are_asked_for(tmp_path: Path) -> None:
+    model = llama()
+    region = Region.tensors(model, [DOWN])
+    with torch.no_grad():
+        model.get_parameter(DOWN)[0, :3] = torch.tensor([0.5, -0.0, 1.0])  # exact in bfloat16
+    base, adapted = save(model, tmp_path / "base"), in_sixteen_bits(model, tmp_path / "adapted")
+    weights = model.get_parameter(DOWN).detach()
+    inexact = int((weights.bfloat16().float() != weights).sum())
+    strict = compare_checkpoints(base, adapted, region)
+    assert (strict.checked, strict.moved, strict.rounded_to) == (96, inexact, "bfloat16")
+    assert 0 < inexact < 96
+    lenient = compare_checkpoints(base, adapted, region, rounded_to="bfloat16")
+    assert (lenient.moved, lenient.rounded_to) == (0, None)
+    # An fp32 export of such a run holds the rounded values in the wider type.
+    wide = {name: value.float() for name, value in load_file(adapted / "model.safetensors").items()}
+    assert compare_weights(load_file(base / "model.safetensors"), wide, region).moved == inexact
+    half = compare_weights(
+        load_file(base / "model.safetensors"), wide, region, rounded_to="float16"
+    )
+    assert half.moved
+    other = load_file(adapted / "model.safetensors")
+    other[DOWN][0, 0] = 0.75
+    save_file(other, adapted / "model.safetensors", metadata={"format": "pt"})
+    assert compare_checkpoints(base, adapted, region, rounded_to="bfloat16").moved == 1
+    assert compare_checkpoints(base, adapted, region).rounded_to is None
+    with pytest.raises(UserError, match=r"bfloat16, float16, got 'int8'"):
+        compare_checkpoints(base, adapted, region, rounded_to="int8")
+
+
+def test_clamped_entries_are_compared_with_the_value(tmp_path: Path) -> None:
+    model = llama()
+    region = Region.tensors(model, [DOWN])
+    base = save(model, tmp_path / "base")
+    with torch.no_grad():
+        model.get_parameter(DOWN).fill_(0.0)
+    adapted = save(model, tmp_path / "adapted")
+    assert compare_checkpoints(base, adapted, region).moved == 96
+    found = compare_checkpoints(base, adapted, region, clamp=0.0)
+    assert (found.checked, found.moved) == (96, 0)
+    with torch.no_grad():
+        model.get_parameter(DOWN)[0, 0] = -0.0
+    save(model, tmp_path / "adapted")
+    (offender,) = compare_checkpoints(base, adapted, region, clamp=0.0).offenders
+    assert (offender.name, offender.index, offender.base) == (DOWN, 0, 0.0)

@@ -306,3 +306,44 @@ def test_pre_training_from_a_configuration_alone(model_folder, tmp_path):
     old = load_file(model_folder / "model.safetensors")
     assert made.keys() == old.keys()
     assert not torch.equal(made["lm_head.weight"], old["lm_head.weight"])
+
+
+def test_clamped_training(done, model_folder, tmp_path, capsys):
+    region = done / "core" / "region.safetensors"
+    code = freezetrain(
+        "train", done / "recipe.yaml", "--freeze.clamp", 0, "--optimization.steps", 2,
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert code == 0
+    count = f"{Region.load(region).count:,}"
+    assert f"{count} entries set to 0 and frozen" in capsys.readouterr().out
+    course, plain = (
+        json.loads((folder / "forgetting.json").read_text(encoding="utf-8"))
+        for folder in (tmp_path / "run", done / "run")
+    )
+    # Forgetting is counted from the base as it was, not from the clamped one.
+    assert course["evaluations"][0] == plain["evaluations"][0]
+    words = "verify", model_folder, tmp_path / "run" / "model", region
+    assert freezetrain(*words, "--clamp", 0, "--out", tmp_path / "yes") == 0
+    assert f"{count} frozen entries are bit-identical" in capsys.readouterr().out
+    assert freezetrain(*words, "--out", tmp_path / "no") == 1
+
+
+def test_verify_says_where_only_rounding_moved_entries(done, model_folder, tmp_path, capsys):
+    model = AutoModelForCausalLM.from_pretrained(done / "run" / "model").bfloat16()
+    model.save_pretrained(tmp_path / "rounded")
+    words = "verify", model_folder, tmp_path / "rounded", done / "core" / "region.safetensors"
+    assert freezetrain(*words, "--out", tmp_path / "no") == 1
+    assert "--rounded_to bfloat16 accepts that" in capsys.readouterr().out
+    said = results(tmp_path / "no")
+    assert said["moved"] > 0
+    assert said["rounded_to"] == "bfloat16"
+    assert freezetrain(*words, "--rounded_to", "bfloat16", "--out", tmp_path / "yes") == 0
+
+
+def test_freeze_without_a_region_is_refused(model_folder, tmp_path, capsys):
+    code = freezetrain(
+        "train", "--model", model_folder, "--freeze.clamp", 0, "--out", tmp_path / "out"
+    )
+    assert code == 2
+    assert "freeze must be left out where no region is given" in capsys.readouterr().err
