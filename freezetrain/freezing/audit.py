@@ -170,7 +170,8 @@ class Audit:
                 return (
                     f"{what}{held.name}[{master.index_of(first)}] is frozen and changed from "
                     f"{kept[first].item()} to {now[first].item()}; {int(differs.sum())} of its "
-                    "frozen entries here did: something besides the guarded optimizer wrote them"
+                    "frozen entries here did: something besides the guarded optimizer wrote "
+                    "them, or another checkpoint was loaded"
                 )
         return (
             f"frozen entries of {what}{held.name} changed since the freeze: something besides "

@@ -117,7 +117,7 @@ class Freeze:
         layout = lay_out(model, optimizer, resolved, replicated).on_device()
         if check_base:
             region.check_base(model, layout.full)
-        prove(layout, resolved, exact=check_base)
+        prove(layout, resolved, exact=check_base)  # it leaves ZeRO-3 no whole copy to go stale
         if clamp is not None:
             set_all(layout, clamp)
         elif base is not None:
@@ -130,7 +130,7 @@ class Freeze:
         self._model = model
         self._parameters = [(frozen.name, frozen.parameter) for frozen in resolved]
         self._mask = GradientMask(layout.gradients)
-        self._guard = StepGuard(layout.optimizers, layout.inner, layout.masters)
+        self._guard = StepGuard(layout.optimizers, layout.inner, layout.masters, layout.piecewise)
         try:
             self._audit = Audit(layout, self._mask, self._guard, audit_every)
         except BaseException:

@@ -29,12 +29,17 @@ class StepGuard:
     """
 
     def __init__(
-        self, optimizers: Sequence[Optimizer], inner: Sequence[Optimizer], shards: Sequence[Shard]
+        self,
+        optimizers: Sequence[Optimizer],
+        inner: Sequence[Optimizer],
+        shards: Sequence[Shard],
+        piecewise: bool = False,
     ) -> None:
         self.step = 0
-        """Training steps begun so far. An engine may step its tensors one after the other."""
+        """Training steps begun so far; where they are ``piecewise``, each is several of these:"""
         self.entered = 0
-        """Optimizer steps begun so far, those within others not counted."""
+        """Steps of optimizers begun so far, those within others not counted."""
+        self._piecewise = piecewise
         self._inner = list(inner)
         self._shards = list(shards)
         self._taken: list[tuple[Shard, Tensor]] = []
@@ -70,7 +75,7 @@ class StepGuard:
     def _count(self, optimizer: Optimizer) -> None:
         held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
         self.entered += 1
-        if not self.step or held & self._stepped:
+        if not self._piecewise or not self.step or held & self._stepped:
             self.step += 1
             self._stepped = set()
         self._stepped |= held

@@ -17,10 +17,6 @@ def _itself(parameter: nn.Parameter) -> Tensor:
     return parameter.detach()
 
 
-def _nothing() -> None:
-    pass
-
-
 @dataclass(frozen=True, eq=False)
 class Layout:
     """A region as one engine lays it out on this rank."""
@@ -43,10 +39,10 @@ class Layout:
     """Ranks of one replica number together hold each master once."""
     sharded: bool = False
     """Whether the masters are split over ranks or differ from the copies, which wants a proof."""
+    piecewise: bool = False
+    """Whether a training step is several steps of an inner optimizer, each of some masters."""
     full: Callable[[nn.Parameter], Tensor] = _itself
     """The whole of a parameter, gathered where it is split: call it on every rank."""
-    refresh: Callable[[], None] = _nothing
-    """Call it after writing to the shards, so that nothing derived from them is stale."""
 
     def on_device(self) -> "Layout":
         """With the entries of every shard beside its values."""

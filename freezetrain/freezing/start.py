@@ -22,7 +22,6 @@ def clamp(layout: Layout, value: float) -> None:
             raise UserError(f"clamp must be a finite number in {dtype}, got {value}")
     for shard in (*layout.masters, *layout.copies):
         shard.entries.fill(shard.of(shard.owner), value)
-    layout.refresh()
 
 
 @torch.no_grad()
@@ -44,7 +43,6 @@ def take_stored(layout: Layout, stored: Mapping[str, Tensor]) -> None:
                 "rounded to the model's dtype: pass the base that the model was loaded from"
             )
         shard.write(values)
-    layout.refresh()
 
 
 def _stored_values(shard: Shard, stored: Mapping[str, Tensor]) -> Tensor:

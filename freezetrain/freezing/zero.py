@@ -49,6 +49,7 @@ def zero(wrapper: Any, inner: Sequence[Optimizer], resolved: Sequence[Resolved])
         copies=whole,
         distributed=dist.get_world_size() > 1,
         sharded=True,
+        piecewise=True,
     )
 
 
@@ -94,13 +95,6 @@ def _stage_3(wrapper: Any, inner: Sequence[Optimizer], resolved: Sequence[Resolv
         owner = wrapper.fp32_partitioned_groups_flat[group]
         masters.append(Shard.part(frozen, number, owner, first, (length,), start))
 
-    def refresh() -> None:
-        """Small parameters stay gathered between steps: gather them anew."""
-        persistent = wrapper.persistent_parameters
-        if persistent:
-            persistent[0].partition(persistent)
-            persistent[0].all_gather(persistent)
-
     return Layout(
         engine="DeepSpeed ZeRO-3",
         optimizers=inner,
@@ -110,12 +104,13 @@ def _stage_3(wrapper: Any, inner: Sequence[Optimizer], resolved: Sequence[Resolv
         copies=copies,
         distributed=dist.get_world_size() > 1,
         sharded=True,
+        piecewise=True,
         full=_gathered,
-        refresh=refresh,
     )
 
 
 def _gathered(parameter: nn.Parameter) -> Tensor:
+    """The whole parameter. Afterwards it is partitioned, also if it is one that stays gathered."""
     with GatheredParameters([parameter]):
         return parameter.detach().clone()
 

@@ -1,9 +1,5 @@
 """RegionFreeze under Lightning's sharded strategies, two gloo processes, and resumed."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +14,7 @@ from frozen_reference import (
 )
 from safetensors.torch import load_file
 from torch import Tensor
-
-import freezetrain
+from two_ranks import launch
 
 CELLS = [
     "zero-1:32-true",
@@ -38,36 +33,7 @@ CELLS = [
 def folder(tmp_path_factory) -> Path:
     """What the two ranks of all cells left."""
     folder = tmp_path_factory.mktemp("engines")
-    paths = [Path(freezetrain.__file__).parents[1], Path(__file__).parents[1] / "freezing"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "none",  # as under torchrun
-    }
-    script = Path(__file__).with_name("freeze_engines_fit.py")
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script, folder, *CELLS],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=280)
-        assert rank.returncode == 0, errors
+    launch(folder, Path(__file__).with_name("freeze_engines_fit.py"), folder, *CELLS)
     return folder
 
 

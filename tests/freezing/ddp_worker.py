@@ -1,4 +1,4 @@
-"""One rank of the run in test_ddp.py: ``python ddp_worker.py RANK WORLD FOLDER``."""
+"""One rank of the run in test_ddp.py: ``python ddp_worker.py FOLDER``."""
 
 import sys
 from contextlib import nullcontext
@@ -63,10 +63,9 @@ def reduced_gradients(rank: int, world: int) -> dict[str, Tensor]:
     return seen
 
 
-def main(rank: int, world: int, folder: Path) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world
-    )
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
     for name, options in {
         "plain": {},
         "views": {"gradient_as_bucket_view": True},
@@ -82,4 +81,4 @@ def main(rank: int, world: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(Path(sys.argv[1]))

@@ -1,8 +1,5 @@
 """Two gloo processes under DDP against one process in which frozen entries are constants."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,30 +14,13 @@ from frozen_reference import (
     train,
 )
 from safetensors.torch import load_file
-
-import freezetrain
-
-WORLD = 2
+from two_ranks import WORLD, launch
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
-    worker = Path(__file__).with_name("ddp_worker.py")
-    package = Path(freezetrain.__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, worker, str(rank), str(WORLD), folder],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(WORLD)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=120)
-        assert rank.returncode == 0, errors
+    launch(folder, Path(__file__).with_name("ddp_worker.py"), folder)
     return folder
 
 

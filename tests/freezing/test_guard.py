@@ -151,7 +151,8 @@ def test_a_step_made_of_several_counts_once() -> None:
     """ZeRO-3 with sub-groups lets its optimizer step one flat tensor at a time."""
     model, region, optimizer = partitions()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    guard = StepGuard([optimizer], [optimizer], whole_shards(model, region))
+    shards = whole_shards(model, region)
+    guard = StepGuard([optimizer], [optimizer], shards, piecewise=True)
     counts = []
     for _ in range(2):
         for parameter in (model.up.weight, model.down.weight):
@@ -173,8 +174,6 @@ def test_steps_within_one_another_count_once() -> None:
     optimizer.step()
     optimizer.step()
     assert (guard.step, guard.entered) == (2, 2)
-
-
 
 
 @pytest.mark.parametrize("kind", [Decay, DecayTwice])

@@ -155,4 +155,8 @@ def test_what_is_not_split_needs_no_proof() -> None:
 
     model = TinyLM()
     resolved = mixed_region(model).resolve(model)
-    prove(replace(plain("one device", [], resolved, replicated=False), full=full), resolved, exact=True)
+    prove(
+        replace(plain("one device", [], resolved, replicated=False), full=full),
+        resolved,
+        exact=True,
+    )

@@ -20,13 +20,16 @@ def launch(folder: Path, *command: Any) -> list[str]:
         port = free.getsockname()[1]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(package), str(Path(__file__).parents[1] / "freezing")]),
+        "PYTHONPATH": os.pathsep.join([str(package), str(Path(__file__).parent)]),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "DS_ACCELERATOR": "cpu",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(WORLD),
+        "LOCAL_WORLD_SIZE": str(WORLD),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "none",
     }
     outputs = [(folder / f"{rank}.out", folder / f"{rank}.err") for rank in range(WORLD)]
     ranks = []
