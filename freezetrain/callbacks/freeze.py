@@ -14,7 +14,6 @@ from lightning.pytorch.strategies import (
     Strategy,
     XLAStrategy,
 )
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from freezetrain.errors import UserError, near_misses
@@ -33,7 +32,8 @@ class RegionFreeze(L.Callback):
     each checkpoint is written and at the end of training (CheckError names what moved), and ends
     with the fit, also on an exception. Checkpoints hold digests of the region and of its values:
     one resumes with the region that it was trained with. Lightning does not ask callbacks about
-    checkpoints with ``save_weights_only=True``: those are not verified as they are written.
+    checkpoints with ``save_weights_only=True``: those are not verified as they are written. It
+    takes one callback for each module: to freeze two regions of one, give their union, ``a | b``.
 
     Raises UserError, before training starts, for any other strategy, more than one optimizer, a
     region that does not fit the module or its base, and a checkpoint of another region.
@@ -65,7 +65,8 @@ class RegionFreeze(L.Callback):
             base: folder or weights of the base as it is stored, for engines that round it, see
                 :func:`freezetrain.freeze`.
             audit_every: optimizer steps between audits.
-            first_step: optimizer steps before the freeze begins.
+            first_step: optimizer steps before the freeze begins. It begins and ends between two
+                batches, also where manual optimization makes several steps in one.
             last_step: optimizer steps after which it ends; None: it lasts.
             other_region: resume a checkpoint that was trained with another region.
         """
@@ -81,7 +82,6 @@ class RegionFreeze(L.Callback):
         )
         self.module = module
         self._stored: dict[str, Any] | None = None
-        self._told: Freeze | None = None
 
     @property
     def region(self) -> Region:
@@ -121,15 +121,14 @@ class RegionFreeze(L.Callback):
             trainer.optimizers[0],
             trainer.global_step,
             stored=self._stored,
+            last_of_run=trainer.max_steps if trainer.max_steps > 0 else None,
             replicated=isinstance(strategy, DDPStrategy) and trainer.world_size > 1,
         )
-        self._say()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._run.before_step(trainer.global_step)
-        self._say()
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -150,14 +149,19 @@ class RegionFreeze(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         return self._run.state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._stored = dict(state_dict)
-
-    def _say(self) -> None:
-        """Once for each freeze, what it is about."""
-        if self.handle is not None and self.handle is not self._told:
-            rank_zero_info(self.handle.description)
-        self._told = self.handle
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Not load_state_dict: the run that wrote it may have said module= in another way.
+        states = checkpoint.get("callbacks", {})
+        others = {c.state_key for c in _all(trainer)} - {self.state_key}
+        left = [
+            state
+            for key, state in states.items()
+            if key.startswith(type(self).__qualname__) and key not in others
+        ]
+        mine = [state for state in left if state["region"] == self._run.state["region"]]
+        self._stored = states.get(self.state_key, next(iter([*mine, *left]), None))
 
     def _model(self, pl_module: L.LightningModule) -> nn.Module:
         if self.module is None:
@@ -176,6 +180,10 @@ class RegionFreeze(L.Callback):
             assert trainer.strategy.model is not None
             refuse_unsupported(trainer.strategy.model)
             self._run.verify()
+
+
+def _all(trainer: L.Trainer) -> list[RegionFreeze]:
+    return [c for c in trainer.callbacks if isinstance(c, RegionFreeze)]  # type: ignore[attr-defined]
 
 
 def _refuse_strategy(strategy: Strategy) -> None:

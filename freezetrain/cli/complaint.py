@@ -43,6 +43,13 @@ def one_sentence(error: BaseException, arguments: Sequence[str], recipe: type) -
         misses = near_misses(unknown[1], field_names(recipe))
         return f"unknown field {unknown[1]!r}{misses}; `freezetrain {verb} --help` lists them"
     message = re.sub(r'^Parser key "(.+?)":', r"\1:", message)
+    # A field that may be None: say what else it may be.
+    message = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - "
+        r"(Expected an? .+?) - .*Given value: (.*)",
+        r"\1. Got value: \2",
+        message,
+    )
     return re.sub(
         r"Expected an? (?:typing\.Literal\[(.+)\]|<class '(\w+)'>)\. Got value: (.*)",
         _expected,

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from freezetrain.errors import CheckError
 from freezetrain.freezing.digest import as_hex, combined
+from freezetrain.freezing.engines import own_master
 from freezetrain.freezing.guard import StepGuard, in_step
 from freezetrain.freezing.layout import Layout
 from freezetrain.freezing.mask import GradientMask
@@ -29,9 +30,10 @@ class _Report(NamedTuple):
 class Audit:
     """Compares the frozen entries with those at the start, and looks at their gradients.
 
-    Before the first step, and then before one in ``every``: the masters and the weights that the
-    forward pass uses have the digests that they had at the start, on each rank and added up over
-    all; their gradients are zero; and each parameter that has a gradient has had one masked. All
+    Before the first two steps and then before one in ``every``: the masters and the weights that
+    the forward pass uses have the digests that they had at the start, on each rank and added up
+    over all; their gradients are zero; and each parameter that has a gradient has had one masked;
+    and the optimizer keeps no masters of its own. All
     ranks hear of what one finds and raise the same CheckError, which names parameter, entry,
     rank and step.
 
@@ -47,6 +49,8 @@ class Audit:
         self._every = every
         self._entered = 0  # the guard's count at the last audit
         self._step = 0  # the step last audited
+        self.steps_before = 0
+        """Steps of the run before the freeze began, for messages."""
         self.replaced: Callable[[], list[str]] = list
         """Names of parameters that are no longer the model's."""
         self._masters = _digests(layout.masters)
@@ -77,7 +81,8 @@ class Audit:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Step pre-hook of the optimizers that hold the tensors. Runs after the guard's."""
         step, entered = self._guard.step, self._guard.entered
-        if (step - 1) % self._every or entered == self._entered:
+        due = step <= 2 or (step - 1) % self._every == 0
+        if not due or entered == self._entered:
             return None
         self._entered = entered
         problem, masters = None, None
@@ -120,20 +125,21 @@ class Audit:
                     )
             if problem is not None:
                 self._guard.put_back()  # the step that this stops has no post-hook
-                where = f"rank {rank}, " if self._layout.distributed else ""
-                raise CheckError(f"{where}step {self._guard.step}: {problem}")
+                where = f"rank {self._layout.rank_of(rank)}, " if self._layout.distributed else ""
+                raise CheckError(f"{where}step {self._now()}: {problem}")
         if masters is not None and self._totals([r.masters for r in reports]) != {self._total}:
             self._guard.put_back()
-            raise CheckError(
-                f"step {self._guard.step}: the ranks no longer hold the same frozen values"
-            )
+            raise CheckError(f"step {self._now()}: the ranks no longer hold the same frozen values")
+
+    def _now(self) -> int:
+        return self.steps_before + self._guard.step
 
     def _totals(self, masters: Sequence[int]) -> set[int]:
         """What the digests of the ranks add up to, in each replica: one value if all is well."""
-        return {
-            combined([m for m, r in zip(masters, self._replicas, strict=True) if r == replica])
-            for replica in self._replicas
-        }
+        parts: dict[int, list[int]] = {}
+        for replica, digest in zip(self._replicas, masters, strict=True):
+            parts.setdefault(replica, []).append(digest)
+        return {combined(digests) for digests in parts.values()}
 
     def _moved(self) -> tuple[str | None, int]:
         """What changed since the start, as a sentence; and the digest of the masters now."""
@@ -144,6 +150,15 @@ class Audit:
         gone = self.replaced()
         if gone:
             return f"{gone[0]} was replaced by another tensor since the freeze"
+        for optimizer in self._layout.inner:
+            for shard in self._layout.masters:
+                key = own_master(shard.owner, optimizer.state.get(shard.owner, {}))
+                if key is not None:
+                    return (
+                        f"{type(optimizer).__name__} keeps a copy of {shard.name} of its own, in "
+                        f"higher precision, as state {key!r}, where a freeze cannot hold it: use "
+                        "fp32 weights under autocast, or an engine that keeps fp32 masters"
+                    )
         for place, (shard, digest) in enumerate(zip(self._layout.masters, masters, strict=True)):
             if digest != self._masters[place]:
                 return self._sentence(shard, shard, place)
@@ -194,8 +209,8 @@ class Audit:
                 return (
                     f"the gradient of {shard.name}[{shard.index_of(first)}] is "
                     f"{values[first].item()}, not zero as at all frozen entries: it did not come "
-                    "from backward(), or was changed after it; freeze before training and leave "
-                    "gradients to backward()"
+                    "from backward(), or was changed after it; freeze when there are no gradients "
+                    "yet (zero_grad), and leave them to backward()"
                 )
         return None
 

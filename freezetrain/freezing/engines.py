@@ -1,10 +1,10 @@
 """Which engine trains the model, and what a freeze cannot be guaranteed under, refused by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -45,15 +45,15 @@ def lay_out(
 
     ``optimizer`` may be None for a DeepSpeed engine, which has it. ``replicated``: the ranks of
     the default process group train copies of the model together; None looks for a
-    DistributedDataParallel or DeepSpeed engine in ``model``. UserError for what is not supported.
+    DistributedDataParallel or DeepSpeed engine in ``model``, and among several processes wants
+    one. UserError for what is not supported.
     """
-    engine = next((m for m in model.modules() if _is_a(m, "DeepSpeedEngine")), None)
+    engine: Any = next((m for m in model.modules() if _is_a(m, "DeepSpeedEngine")), None)
+    optimizer = getattr(engine, "optimizer", None) or optimizer
     if optimizer is None:
-        optimizer = getattr(engine, "optimizer", None)
-        if optimizer is None:
-            raise UserError(
-                "expected an optimizer: it may be left out for a DeepSpeed engine that has one"
-            )
+        raise UserError(
+            "expected an optimizer: it may be left out for a DeepSpeed engine that has one"
+        )
     chain = _chain(optimizer)
     wrapper = next((o for o in chain if type(o).__module__.startswith("deepspeed.runtime")), None)
     if wrapper is not None:
@@ -72,13 +72,19 @@ def lay_out(
     refuse_parameters(optimizers[-1], resolved)
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return fsdp(optimizers, resolved)
+    ddp = next((m for m in model.modules() if isinstance(m, DistributedDataParallel)), None)
+    group = getattr(ddp, "process_group", None)
     if replicated is None:
-        replicated = engine is not None or any(
-            isinstance(module, DistributedDataParallel) for module in model.modules()
-        )
-    together = replicated and dist.is_initialized() and dist.get_world_size() > 1
+        replicated = engine is not None or ddp is not None
+        if not replicated and dist.is_initialized() and dist.get_world_size() > 1:
+            raise UserError(
+                f"{dist.get_world_size()} processes run and the model is under no engine: pass the "
+                "DistributedDataParallel module, or say replicated=True (they train copies of it "
+                "together) or False (each trains its own)"
+            )
+    together = replicated and dist.is_initialized() and dist.get_world_size(group) > 1
     name = "DeepSpeed stage 0" if engine is not None else "DDP" if together else "one device"
-    return plain(name, optimizers, resolved, together)
+    return plain(name, optimizers, resolved, together, group)
 
 
 def _chain(optimizer: Any) -> list[Any]:
@@ -125,6 +131,11 @@ def refuse_unsupported(model: nn.Module) -> None:
         _refuse(module, _MODELS, _ENGINE)
         if isinstance(module, DistributedDataParallel):
             _refuse_communication(module)
+            if getattr(getattr(module, "_join_config", None), "enable", False):
+                raise UserError(
+                    "cannot audit within DistributedDataParallel.join, where ranks that are out of "
+                    "data do not take part: give all ranks as many batches, or audit_every=0"
+                )
     for parameter in model.parameters():
         _refuse(parameter, _PARAMETERS, _ENGINE)
 
@@ -160,6 +171,28 @@ def _refuse_communication(module: DistributedDataParallel) -> None:
                 f"cannot freeze with the DDP communication hook {name}: it need not keep zero "
                 f"gradients zero; use one of {', '.join(_COMMUNICATION_HOOKS)}"
             )
+
+
+def own_master(owner: Tensor, state: Mapping[str, Any]) -> str | None:
+    """The key under which an optimizer's ``state`` of ``owner`` holds a master of its own.
+
+    That is, a tensor of a wider dtype most of whose values round to the weights; looked at in up
+    to 1024 places. apex and Transformer Engine keep such ones.
+    """
+    stride = max(1, owner.numel() // 1024)
+    for key, value in state.items():
+        if (
+            isinstance(value, Tensor)
+            and value.shape == owner.shape
+            and value.is_floating_point()
+            and value.element_size() > owner.element_size()
+            and not isinstance(value, DTensor)
+        ):
+            weights = owner.detach().flatten()[::stride]
+            same = value.flatten()[::stride].to(weights.dtype) == weights
+            if 2 * int((same & (weights != 0)).count_nonzero()) > int(weights.count_nonzero()):
+                return key
+    return None
 
 
 def _is_a(thing: object, name: str) -> bool:

@@ -1,5 +1,6 @@
 """Freezing a region in any training loop: one call, one handle."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ from freezetrain.freezing.mask import GradientMask
 from freezetrain.freezing.start import clamp as set_all
 from freezetrain.freezing.start import take_stored
 from freezetrain.regions import Region
+
+_log = logging.getLogger("freezetrain")
 
 
 def freeze(
@@ -45,6 +48,10 @@ def freeze(
         ...  # the training loop, unchanged
         handle.verify()
 
+    Verify before a checkpoint is written, above all after an exception: a step that raised leaves
+    weights moved, which the next step or :meth:`Freeze.verify` puts back. Copies of the model
+    (``deepcopy``) are not frozen.
+
     *Bit for bit* is about the values that the optimizer steps, in its own dtype, and about the
     weights that the forward pass uses. DeepSpeed in 16 bits steps fp32 masters that it makes from
     weights rounded to 16 bits: for a base stored in fp32 the rounded ones are frozen, unless
@@ -68,9 +75,9 @@ def freeze(
             entries from these stored values rather than from the weights that they were rounded
             to.
         audit_every: steps between two audits, see :class:`~freezetrain.freezing.audit.Audit`;
-            the first step is always audited. 0: only :meth:`Freeze.verify` looks.
+            the first two steps are always audited. 0: only :meth:`Freeze.verify` looks.
         replicated: whether the processes of the default group train copies of ``model``
-            together, so that they are to be compared; None: if DDP or an engine is found in it.
+            together, so that they are to be compared; None: found out from DDP or an engine.
 
     Raises:
         UserError: names or shapes of the region that the model lacks; another base; an engine or
@@ -115,18 +122,24 @@ class Freeze:
         reshard(model)
         resolved = region.resolve(model)
         layout = lay_out(model, optimizer, resolved, replicated).on_device()
+        if len(set(layout.gather(region.digest))) > 1:
+            raise UserError("the ranks were given different regions: load one file on all of them")
         if check_base:
-            region.check_base(model, layout.full)
+            layout.together(lambda: region.check_base(model, layout.full))
         prove(layout, resolved, exact=check_base)  # it leaves ZeRO-3 no whole copy to go stale
         if clamp is not None:
-            set_all(layout, clamp)
+            layout.together(lambda: set_all(layout, clamp))
         elif base is not None:
-            take_stored(layout, WeightsFolder(base) if isinstance(base, str | Path) else base)
+            stored = WeightsFolder(base) if isinstance(base, str | Path) else base
+            layout.together(lambda: take_stored(layout, stored))
         self.region = region
         self.engine = layout.engine
         self.count = sum(frozen.entries.count for frozen in resolved)
-        # Says what bit for bit is about here.
         self.description = f"{self.count:,} entries frozen under {layout.describe()}"
+        """What is frozen and, by the dtypes, what *bit for bit* is about."""
+        if layout.first_rank:
+            rounded = layout.rounds and base is None and clamp is None
+            _log.log(logging.WARNING if rounded else logging.INFO, self.description)
         self._model = model
         self._parameters = [(frozen.name, frozen.parameter) for frozen in resolved]
         self._mask = GradientMask(layout.gradients)
@@ -138,6 +151,7 @@ class Freeze:
             self._guard.remove()
             raise
         self._audit.replaced = self._replaced
+        self._removed = False
 
     @property
     def digest(self) -> str:
@@ -152,20 +166,28 @@ class Freeze:
 
         Call it on every rank. CheckError on all of them, naming parameter, entry, rank and step,
         when an entry of one moved or a parameter was replaced by another tensor; UserError when
-        the model has since come under an engine that cannot be guaranteed.
+        the model has since come under an engine that cannot be guaranteed, or after
+        :meth:`remove`.
         """
+        if self._removed:
+            raise UserError("the freeze was removed: verify before remove()")
         self._guard.put_back()
-        refuse_unsupported(self._model)
         self._audit.values()
         return self.count
 
+    def counts_from(self, step: int) -> None:
+        """Have messages count the steps of a run that had made ``step`` before the freeze."""
+        self._audit.steps_before = step
+
     def _replaced(self) -> list[str]:
+        refuse_unsupported(self._model)
         reshard(self._model)
         now = {id(parameter) for parameter in self._model.parameters()}
         return [name for name, parameter in self._parameters if id(parameter) not in now]
 
     def remove(self) -> None:
         """Let the region train again. May be called twice."""
+        self._removed = True
         self._mask.remove()
         self._guard.remove()
         self._audit.remove()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from freezetrain.freezing.shard import Shard
 
@@ -48,14 +49,13 @@ class StepGuard:
         self._stepped: set[int] = set()  # ids of the tensors that have had their turn in this step
         # Under torch.compile hooks must stay what they are: Python that runs at its moment.
         take, after_step = map(torch.compiler.disable, (self._take, self._after_step))
-        self._handles = [
-            handle
-            for optimizer in optimizers
-            for handle in (
-                optimizer.register_step_pre_hook(take),
-                optimizer.register_step_post_hook(after_step),
-            )
-        ]
+        self._handles: list[RemovableHandle] = []
+        for optimizer in optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(take))
+            self._handles.append(optimizer.register_step_post_hook(after_step))
+            # Before hooks that are there already: one may copy the weights, as for an average.
+            hooks: Any = optimizer._optimizer_step_post_hooks  # an OrderedDict
+            hooks.move_to_end(self._handles[-1].id, last=False)
 
     def _take(self, optimizer: Optimizer, *_: Any) -> None:
         running = _steps_on_the_stack()

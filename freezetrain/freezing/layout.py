@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from freezetrain.errors import CheckError
+from freezetrain.errors import CheckError, UserError
 from freezetrain.freezing.digest import combined, value_digest
 from freezetrain.freezing.shard import Shard
 from freezetrain.regions import Resolved
+
+T = TypeVar("T")
 
 
 def _itself(parameter: nn.Parameter) -> Tensor:
@@ -34,7 +37,9 @@ class Layout:
     copies: Sequence[Shard] = ()
     """The weights that the forward pass uses, where they are not the masters."""
     distributed: bool = False
-    """Whether all ranks of the default process group train together."""
+    """Whether the ranks of ``group`` train together."""
+    group: dist.ProcessGroup | None = None
+    """Those that do; None: all of the default process group."""
     replica: int = 0
     """Ranks of one replica number together hold each master once."""
     sharded: bool = False
@@ -60,33 +65,63 @@ class Layout:
         gradients = [moved[id(g)] if id(g) in known else g for g in self.gradients]
         return replace(self, masters=masters, copies=copies, gradients=gradients)
 
+    @property
+    def first_rank(self) -> bool:
+        """Whether this rank speaks for all."""
+        return not self.distributed or dist.get_rank(self.group) == 0
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the masters were made from weights of another dtype."""
+        return bool(self.copies) and _dtypes(self.masters) != _dtypes(self.copies)
+
     def describe(self) -> str:
         """The engine, and the dtypes that *bit for bit* is about."""
-
-        def dtypes(shards: Sequence[Shard]) -> str:
-            kinds = {str(shard.owner.dtype).removeprefix("torch.") for shard in shards}
-            return " and ".join(sorted(kinds))
-
         if not self.masters:  # this rank has none
             return self.engine
-        if dtypes(self.copies) in ("", dtypes(self.masters)):
-            return f"{self.engine}, in {dtypes(self.masters)}"
+        if not self.rounds:
+            return f"{self.engine}, in {_dtypes(self.masters)}"
         return (
-            f"{self.engine}: its {dtypes(self.masters)} masters, made from weights in "
-            f"{dtypes(self.copies)}, and these weights"
+            f"{self.engine}: its {_dtypes(self.masters)} masters, made from weights in "
+            f"{_dtypes(self.copies)}, and these weights"
         )
 
     def gather(self, item: object) -> list:
         """``item`` of every rank, in their order: this rank's alone where it trains alone."""
         if not self.distributed:
             return [item]
-        found: list = [None] * dist.get_world_size()
-        dist.all_gather_object(found, item)
+        found: list = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(found, item, group=self.group)
         return found
+
+    def rank_of(self, place: int) -> int:
+        """The rank whose item :meth:`gather` has at ``place``."""
+        return place if self.group is None else dist.get_global_rank(self.group, place)
+
+    def together(self, action: Callable[[], T]) -> T:
+        """What ``action`` returns; what it raises on one rank is raised on all, so none waits."""
+        mine: UserError | CheckError | None = None
+        try:
+            result = action()
+        except (UserError, CheckError) as error:
+            mine = error
+        for found in self.gather(mine):
+            if found is not None:
+                raise found
+        return result
+
+
+def _dtypes(shards: Sequence[Shard]) -> str:
+    kinds = {str(shard.owner.dtype).removeprefix("torch.") for shard in shards}
+    return " and ".join(sorted(kinds))
 
 
 def plain(
-    engine: str, optimizers: Sequence[Optimizer], resolved: Sequence[Resolved], replicated: bool
+    engine: str,
+    optimizers: Sequence[Optimizer],
+    resolved: Sequence[Resolved],
+    replicated: bool,
+    group: dist.ProcessGroup | None = None,
 ) -> Layout:
     """Each rank holds the whole model: one device, or several under DDP (``replicated``)."""
     shards = [Shard.whole(frozen, number) for number, frozen in enumerate(resolved)]
@@ -97,7 +132,8 @@ def plain(
         gradients=shards,
         masters=shards,
         distributed=replicated,
-        replica=dist.get_rank() if replicated else 0,
+        group=group,
+        replica=dist.get_rank(group) if replicated else 0,
     )
 
 
@@ -124,7 +160,8 @@ def prove(layout: Layout, resolved: Sequence[Resolved], exact: bool) -> None:
     for replica in {rank[0] for rank in ranks}:
         parts = [rank[2] for rank in ranks if rank[0] == replica]
         for number, frozen in enumerate(resolved):
-            if combined([part[number] for part in parts]) != expected[number]:
+            # Of every rank, so that all of them see a difference and raise.
+            if {combined([part[number] for part in parts])} != {rank[1][number] for rank in ranks}:
                 raise CheckError(
                     f"under {layout.engine}, the optimizer's copy of {frozen.name} does not hold "
                     "the model's weights at the frozen entries: weights were loaded into the "

@@ -82,6 +82,9 @@ class GradientMask:
         if not private and not _alone_in_memory(gradient):
             parameter.grad = gradient = gradient.clone()
         here = shard.of(gradient)
+        if isinstance(gradient, DTensor) and here.device.type == "cpu" and here.is_pinned():
+            # Offloaded by FSDP2: older torch calls hooks while this copy is still under way.
+            torch.accelerator.current_stream().synchronize()
         entries = self._entries[shard.number] = self._entries[shard.number].to(here.device)
         entries.fill(here, 0.0)
         self.fired.add(shard.number)

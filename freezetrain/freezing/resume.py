@@ -69,6 +69,7 @@ class RunFreeze:
         self._last = last_step
         self._other_region = other_region
         self._trained: tuple[nn.Module, Any, bool | None] | None = None
+        self._ended: str | None = None  # digest of what was frozen when the run ended
 
     def begin(
         self,
@@ -77,17 +78,25 @@ class RunFreeze:
         step: int,
         *,
         stored: Mapping[str, Any] | None = None,
+        last_of_run: int | None = None,
         replicated: bool | None = None,
     ) -> None:
         """Freeze, or before ``first_step`` raise now what would be raised then.
 
         ``step``: optimizer steps made so far. ``stored``: :attr:`state` from the checkpoint that
-        was restored; None on a fresh start and after a run without a freeze. UserError for a
-        checkpoint of another region and for other values, unless ``other_region``; and as
-        :func:`freezetrain.freeze`.
+        was restored; None on a fresh start and after a run without a freeze. ``last_of_run``:
+        steps after which training is to end, where that is known. UserError for a freeze that
+        would begin no sooner, for a checkpoint of another region and for other values, unless
+        ``other_region``; and as :func:`freezetrain.freeze`.
         """
+        if last_of_run is not None and self._first >= last_of_run > step:
+            raise UserError(
+                f"first_step={self._first} lies beyond the run's {last_of_run} steps, so that "
+                "nothing would be frozen: give a smaller one"
+            )
         held = self._still_held(model)  # by an attempt at this run that an exception ended
         self.end()
+        self._ended = None
         if stored is not None and stored["region"] != self._digest and not self._other_region:
             raise UserError(
                 f"the checkpoint was trained with the region {stored['region'][:12]} frozen, got "
@@ -98,17 +107,19 @@ class RunFreeze:
         check_base = self._check_base and stored is None and not held
         if not self._holds(step):
             if self._last is None or step < self._last:
-                self._freeze(check_base=check_base, audit_every=0).remove()
+                self._freeze(step, check_base=check_base, audit_every=0).remove()
             return
         same = stored is not None and stored["region"] == self._digest
         values = stored["values"] if stored is not None and same else None
         self.handle = self._freeze(
+            step,
             check_base=check_base,
             audit_every=self._audit_every,
             **({} if values is not None else self._start),
         )
         if values not in (None, self.handle.digest) and not self._other_region:
             self.end()
+            self._ended = None
             raise UserError(
                 "the restored values of the frozen entries are not those that the checkpoint was "
                 "trained with: resume with the precision and the weights of that run, or say "
@@ -119,7 +130,7 @@ class RunFreeze:
         """Begin or end the freeze where the step after ``step`` others is the first or last."""
         if self.handle is None and self._trained is not None and self._holds(step):
             self.handle = self._freeze(
-                check_base=False, audit_every=self._audit_every, **self._start
+                step, check_base=False, audit_every=self._audit_every, **self._start
             )
         elif self.handle is not None and not self._holds(step):
             self.verify()
@@ -134,22 +145,28 @@ class RunFreeze:
     def end(self) -> None:
         """Let the region train again and forget the model. May be called twice."""
         if self.handle is not None:
+            self._ended = self.handle.digest
             self.handle.remove()
         self.handle = self._trained = None
 
     @property
     def state(self) -> dict[str, str | None]:
-        """Digests of the region and of the values that are frozen now, None where none are."""
-        values = None if self.handle is None else self.handle.digest
+        """Digests of the region and of the values that are frozen now, None where none are.
+
+        After :meth:`end` still those: a checkpoint may be written once training is over.
+        """
+        values = self._ended if self.handle is None else self.handle.digest
         return {"region": self._digest, "values": values}
 
     def _holds(self, step: int) -> bool:
         return self._first <= step and (self._last is None or step < self._last)
 
-    def _freeze(self, **options: Any) -> Freeze:
+    def _freeze(self, step: int, **options: Any) -> Freeze:
         assert self._trained is not None
         model, optimizer, replicated = self._trained
-        return freeze(model, optimizer, self.region, replicated=replicated, **options)
+        handle = freeze(model, optimizer, self.region, replicated=replicated, **options)
+        handle.counts_from(step)
+        return handle
 
     def _still_held(self, model: nn.Module) -> bool:
         """Whether ``model`` has been frozen by this all along, so that its base was looked at."""

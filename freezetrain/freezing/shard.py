@@ -70,7 +70,7 @@ class Shard:
             entries,
             None if start is None else (start, length),
             first,
-            resolved.entries.narrow(0, first).count,
+            resolved.entries.count_before(first),
         )
 
     @torch.no_grad()

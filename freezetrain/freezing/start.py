@@ -32,9 +32,8 @@ def take_stored(layout: Layout, stored: Mapping[str, Tensor]) -> None:
     before. ``stored``: the region's name of a parameter -> tensor. UserError if it lacks one, has
     another shape, or is not what the model's weights were rounded from.
     """
-    for shard in layout.masters:
-        values = _stored_values(shard, stored)
-        here = shard.of(shard.owner)
+    for shard in layout.masters:  # all of them before the first is written
+        values, here = _stored_values(shard, stored), shard.of(shard.owner)
         copies = [copy for copy in layout.copies if copy.number == shard.number]
         rounded = values.to(copies[0].owner.dtype if copies else here.dtype)
         if not torch.equal(rounded.to(here.dtype).cpu(), shard.read().cpu()):
@@ -42,7 +41,8 @@ def take_stored(layout: Layout, stored: Mapping[str, Tensor]) -> None:
                 f"the weights of {shard.name} at its frozen entries are not those of the base "
                 "rounded to the model's dtype: pass the base that the model was loaded from"
             )
-        shard.write(values)
+    for shard in layout.masters:
+        shard.write(_stored_values(shard, stored))
 
 
 def _stored_values(shard: Shard, stored: Mapping[str, Tensor]) -> Tensor:

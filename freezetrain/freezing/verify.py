@@ -101,7 +101,10 @@ def compare_weights(
                 f"{list(before.shape)}: pass the region that was frozen"
             )
         if clamp is not None:
-            before = before.masked_fill(frozen.mask(), clamp)
+            # In the adapted model's dtype, in which it was set: a base may be stored in another.
+            wider = torch.promote_types(before.dtype, after.dtype)
+            value = torch.tensor(clamp, dtype=torch.float64).to(after.dtype)
+            before = torch.where(frozen.mask(), value.to(wider), before.to(wider))
         if rounded_to is not None:
             before = torch.where(frozen.mask(), _rounded(before, rounded_to), before)
         differs = _differ(name, before, after)

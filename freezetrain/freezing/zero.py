@@ -133,6 +133,8 @@ def _refuse(wrapper: Any, inner: Sequence[Optimizer]) -> None:
     elif getattr(wrapper, "round_robin_gradients", False):
         # _hp_mapping, and with it safe_get_full_fp32_param, does not follow the reordering.
         found = "round_robin_gradients, which shards parameters elsewhere than it says"
+    elif getattr(getattr(wrapper, "parameter_offload", None), "zero_quantized_weights", False):
+        found = "zero_quantized_weights"
     elif getattr(wrapper, "zenflow", False):
         found = "ZenFlow"
     elif getattr(wrapper, "zero_hpz_partition_size", 1) > 1:

@@ -99,6 +99,7 @@ class RegionFreezeCallback(TrainerCallback):
             state.global_step,
             # That of this region, or of any to be refused.
             stored=stored.get(self._run.state["region"], next(iter(stored.values()), None)),
+            last_of_run=state.max_steps,
             replicated=args.world_size > 1,  # under DDP the model comes without it
         )
 

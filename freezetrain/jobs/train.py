@@ -86,7 +86,7 @@ def data_table(data: TextData) -> Table:
 
 def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     """Train, or resume the run in ``folder``; ``table``: show each evaluation as it is made."""
-    if recipe.region is not None:
+    if recipe.region is not None and recipe.freeze.clamp is None:
         refuse_rounding(recipe)
     tokenizer = load_tokenizer(recipe.model)
     languages = read_languages(recipe.texts, recipe.languages)

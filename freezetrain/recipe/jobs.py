@@ -156,6 +156,11 @@ class TrainRecipe:
         if self.region is None:
             expected = "left out where no region is given"
             check(self.freeze == Freezing(), "freeze", expected, self.freeze)
+        steps, first, last = self.optimization.steps, self.freeze.first_step, self.freeze.last_step
+        expected = f"below optimization.steps, {steps}: nothing would be frozen"
+        check(first < steps, "freeze.first_step", expected, first)
+        expected = f"below optimization.steps, {steps}, or left out to freeze to the end"
+        check(last is None or last < steps, "freeze.last_step", expected, last)
 
 
 @dataclass

@@ -241,7 +241,8 @@ class Region(Mapping[str, Entries]):
         if found != self.base.fingerprint:
             raise UserError(
                 f"the region was made for another model, {self.base.name or 'unnamed'} with the "
-                f"fingerprint {self.base.fingerprint[:12]}: pass that one, in its own dtype"
+                f"fingerprint {self.base.fingerprint[:12]}, or the model has been trained since: "
+                "pass that one, in its own dtype, or give check_base=False"
             )
 
     def __getitem__(self, name: str) -> Entries:

@@ -212,6 +212,29 @@ def test_another_region_is_resumed_with_when_that_is_said(tmp_path: Path) -> Non
         assert torch.equal(frozen.parameter[mask], middle[frozen.name][mask])
 
 
+def test_checkpoints_written_after_the_fit_hold_the_values_too(tmp_path: Path) -> None:
+    region, run = mixed_region(TinyLM()), trainer(RegionFreeze(mixed_region(TinyLM()), clamp=0.25))
+    run.fit(Module())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    # Clamping again would be to another value.
+    module = resume(RegionFreeze(region, clamp=0.5), tmp_path / "last.ckpt")
+    for frozen in region.resolve(module):
+        assert (frozen.parameter[frozen.entries.mask()] == 0.25).all()
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    state["state_dict"]["network.down.bias"][0] += 1
+    torch.save(state, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="not those that the checkpoint was trained with"):
+        resume(RegionFreeze(region), tmp_path / "last.ckpt")
+
+
+def test_checkpoint_is_known_however_the_module_is_named(tmp_path: Path) -> None:
+    region = Region(mixed_region(TinyLM()), base=Base("tiny", None, fingerprint(TinyLM())))
+    checkpoint = saved_run(tmp_path, RegionFreeze(region))
+    resume(RegionFreeze(region, module="network"), checkpoint)
+    with pytest.raises(UserError, match="resume with the same region"):
+        resume(RegionFreeze(region.random_like(seed=3), module="network"), checkpoint)
+
+
 def test_clamped_region_is_zero_and_the_rest_trains(tmp_path: Path) -> None:
     region = mixed_region(TinyLM())
     module, freeze = Module(), RegionFreeze(region, clamp=0.0)
@@ -297,6 +320,12 @@ def test_moved_entry_stops_the_run_and_is_not_saved(tmp_path: Path) -> None:
         trainer(freeze, Meddle()).fit(Module())
 
 
+def test_a_freeze_that_ends_before_training_does_is_verified_as_it_ends() -> None:
+    freeze = RegionFreeze(mixed_region(TinyLM()), last_step=2, audit_every=0)
+    with pytest.raises(CheckError, match=r"network\.down\.bias"):
+        trainer(freeze, Meddle()).fit(Module())
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_freeze_ends_with_the_fit(fails: bool) -> None:
     class Fails(Module):
@@ -362,3 +391,22 @@ def test_module_says_which_of_two_models_is_meant() -> None:
     trainer(RegionFreeze(region, module="network.student")).fit(module)
     assert torch.equal(module.network["student"].up.weight, TinyLM().up.weight)
     assert not torch.equal(module.network["teacher"].up.weight, TinyLM(seed=1).up.weight)
+
+
+def test_messages_count_the_steps_of_the_whole_run(tmp_path: Path) -> None:
+    class Late(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_: object) -> None:
+            if trainer.global_step == 9:
+                pl_module.network.down.bias.data[0] += 1
+
+    region = mixed_region(TinyLM())
+    checkpoint = saved_run(tmp_path, RegionFreeze(region))  # of six steps
+    freeze = RegionFreeze(region, audit_every=1)
+    with pytest.raises(CheckError, match=r"step 10: network\.down\.bias\[0\]"):
+        trainer(freeze, Late(), max_epochs=2).fit(Module(), ckpt_path=checkpoint, weights_only=True)
+
+
+def test_freeze_beyond_the_end_is_refused() -> None:
+    freeze = RegionFreeze(mixed_region(TinyLM()), first_step=5)
+    with pytest.raises(UserError, match="first_step=5 lies beyond the run's 5 steps"):
+        trainer(freeze, max_steps=5).fit(Module())

@@ -236,6 +236,23 @@ def test_empty_text_file_and_language_without_data(refused, tmp_path, model_fold
     assert "no texts for language 'zh'" in refused(*train(model_folder, tmp_path, *texts))
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--freeze.clamp", "zero"), "freeze.clamp: expected float, got 'zero'"),
+        (("--freeze.last_step", "2.0"), "freeze.last_step: expected int, got '2.0'"),
+        (("--freeze.first_step", 1000), "freeze.first_step must be below optimization.steps"),
+        (("--freeze.last_step", 1000), "freeze.last_step must be below optimization.steps"),
+    ],
+)
+def test_freezing_that_cannot_be(refused, tmp_path, model_folder, region_file, options, expected):
+    said = refused(
+        *train(model_folder, tmp_path, "--region", region_file, "--optimization.steps", 1000),
+        *options,
+    )
+    assert said.startswith(expected)
+
+
 def test_output_folder_of_another_run_is_left_as_it_is(refused, tmp_path, model_folder):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")

@@ -1,5 +1,6 @@
 """One rank of the run in test_ddp.py: ``python ddp_worker.py FOLDER``."""
 
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -76,7 +77,8 @@ def main(folder: Path) -> None:
         state = {key: value.detach() for key, value in model.module.named_parameters()}
         save_file(state, folder / f"{name}-{rank}.safetensors")
     save_file(reduced_gradients(rank, world), folder / f"reduced-{rank}.safetensors")
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # gloo's threads may abort a regular exit
 
 
 if __name__ == "__main__":

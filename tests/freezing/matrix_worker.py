@@ -43,7 +43,14 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
     handle = None
     if cell.variant != NO_FREEZE:
         base = stored if cell.variant == STORED_BASE else None
-        handle = freeze(trained.model, trained.optimizer, region_of(cell), base=base, audit_every=2)
+        handle = freeze(
+            trained.model,
+            trained.optimizer,
+            region_of(cell),
+            base=base,
+            audit_every=2,
+            replicated=False if cell.engine == PLAIN else None,
+        )
     norms, skipped = [], []
     for number, batches in enumerate(steps_of_batches(cell.steps, rows=cell.rows)):
         norm, skip = trained.step(batches)

@@ -12,7 +12,7 @@ from freezetrain.freezing.audit import Audit
 from freezetrain.freezing.mask import GradientMask
 
 
-@pytest.mark.parametrize(("every", "expected"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [1, 4, 7])])
+@pytest.mark.parametrize(("every", "expected"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [1, 2, 4, 7])])
 @pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
 def test_one_step_in_so_many_is_audited(
     every: int, expected: list[int], closure: bool, monkeypatch
@@ -69,12 +69,12 @@ def test_a_step_within_another_is_not_audited_again() -> None:
     assert handle.verify() == handle.count
 
 
-def test_the_default_looks_at_the_first_step_and_the_hundred_and_first() -> None:
+def test_the_default_looks_at_the_first_two_steps_and_the_hundred_and_first() -> None:
     run = Run()
-    run.step()
+    run.step(2)
     with torch.no_grad():
         run.model.up.weight.view(-1)[7] = 0.5
-    run.step(99)
+    run.step(98)
     with pytest.raises(CheckError, match=r"step 101: up\.weight\[7\] .* to 0\.5"):
         run.step()
 

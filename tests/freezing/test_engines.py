@@ -221,3 +221,13 @@ def test_communication_hooks_that_may_write_zeros_over_are_refused(hook: object)
 )
 def test_communication_hooks_that_keep_zeros_are_accepted(hook: object) -> None:
     refuse_unsupported(wrapped_with(hook))
+
+
+def test_several_processes_without_an_engine_must_be_explained(monkeypatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group=None: 4)
+    model = TinyLM()
+    optimizer, region = adamw(model.parameters()), mixed_region(model)
+    with pytest.raises(UserError, match="4 processes run and the model is under no engine"):
+        freeze(model, optimizer, region)
+    assert freeze(model, optimizer, region, replicated=False).engine == "one device"

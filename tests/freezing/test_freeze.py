@@ -187,7 +187,7 @@ def test_removed_region_trains_again() -> None:
     train(model, list(model.parameters()), optimizer, steps_of_batches())
     for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    with pytest.raises(CheckError, match="is frozen and changed"):
+    with pytest.raises(UserError, match=r"the freeze was removed: verify before remove\(\)"):
         handle.verify()
 
 

@@ -5,6 +5,7 @@ import torch
 from frozen_reference import (
     TinyLM,
     adamw,
+    loss_of,
     mixed_region,
     steps_of_batches,
     train,
@@ -208,3 +209,22 @@ def test_values_loaded_after_a_step_that_raised_and_one_that_did_not_stay(
         model.up.weight[1] = 2.0
     optimizer.step()
     assert model.up.weight[1].eq(2.0).all()
+
+
+def test_a_hook_that_was_there_before_sees_frozen_weights() -> None:
+    """As of one that keeps an average of the weights."""
+    model, region = TinyLM(), mixed_region(TinyLM())
+    optimizer = adamw(model.parameters())
+    seen = {}
+
+    def average(*_: object) -> None:
+        seen.update({name: p.detach().clone() for name, p in model.named_parameters()})
+
+    optimizer.register_step_post_hook(average)
+    ((ids,),) = steps_of_batches(1, 1)
+    with freeze(model, optimizer, region):
+        loss_of(model(ids), ids).backward()
+        optimizer.step()
+    for name, mask in region.masks().items():
+        assert torch.equal(seen[name][mask], TinyLM().get_parameter(name)[mask])
+    assert not torch.equal(seen["up.weight"], TinyLM().up.weight)

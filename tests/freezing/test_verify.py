@@ -270,3 +270,12 @@ def test_clamped_entries_are_compared_with_the_value(tmp_path: Path) -> None:
     save(model, tmp_path / "adapted")
     (offender,) = compare_checkpoints(base, adapted, region, clamp=0.0).offenders
     assert (offender.name, offender.index, offender.base) == (DOWN, 0, 0.0)
+
+
+def test_clamped_value_is_that_of_the_adapted_models_dtype() -> None:
+    region = Region.from_masks({"w": torch.tensor([True, False])})
+    for stored, trained in [("bfloat16", "float32"), ("float32", "bfloat16")]:
+        before = {"w": torch.zeros(2, dtype=getattr(torch, stored))}
+        after = {"w": torch.full((2,), 0.1, dtype=getattr(torch, trained))}
+        assert compare_weights(before, after, region, clamp=0.1).moved == 0
+        assert compare_weights(before, after, region, clamp=0.2).moved == 1

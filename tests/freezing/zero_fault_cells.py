@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-AUDIT_EVERY = 2  # audited before steps 1, 3, ...
+AUDIT_EVERY = 2  # audited before steps 1, 2, 3, 5, ...
 
 # Deliberate faults: what each does, and the step before which the audit has to find it. 0: the
 # proof at the start of the freeze has to.
@@ -18,11 +18,11 @@ RANKS_DIFFER = "ranks start with other values"
 LOADED = "weights loaded after the engine was made"
 STEPS = {
     SKIPPED: 1,
-    NOT_MASKED: 3,
+    NOT_MASKED: 2,
     NOT_PUT_BACK: 3,
     FIRST: 0,
     START: 0,
-    COPIES: 3,
+    COPIES: 2,
     COPY: 3,
     MASTER: 3,
     RANKS_DIFFER: 0,
