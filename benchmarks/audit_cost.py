@@ -1,9 +1,9 @@
 """What the freeze and its audit add to a training step: ``python benchmarks/audit_cost.py``.
 
 Three ways of training one model take turns, step by step, in one process: no freeze, a freeze
-without audits, and a freeze that is audited at every step. Printed as JSON: medians over the
-rounds, and their ratios to the step without a freeze. With ``audit_every=n`` the audit's share is
-its ratio's excess divided by n.
+without audits, and a freeze that is audited at every step; then ``verify()`` alone. Printed as
+JSON: medians over the rounds, and their ratios to the step without a freeze. With
+``audit_every=n`` an audit's share is what it adds, divided by n.
 """
 
 import json
@@ -52,7 +52,7 @@ def measure(
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
         if every is not None:
             region = Region.random(model, ratio, seed=0, parameters=["model.layers.*_proj.weight"])
-            freeze(model, optimizer, region, audit_every=every)
+            handle = freeze(model, optimizer, region, audit_every=every)
         ways[name] = model, optimizer
     batch = torch.randint(config.vocab_size, (sequences, tokens), device=device)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -66,12 +66,19 @@ def measure(
             if device != "cpu":
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
+    looks = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        handle.verify()
+        looks.append(time.perf_counter() - start)
     plain = statistics.median(seconds["no freeze"][1:])
     found = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "frozen_entries": region.count,
         "seconds": {name: statistics.median(values[1:]) for name, values in seconds.items()},
     }
+    # The values' part of an audit, timed by itself.
+    found["seconds"]["verify"] = statistics.median(looks[1:])
     found["ratio"] = {name: value / plain for name, value in found["seconds"].items()}
     # Of each round, so that what slows the machine for a while slows all three.
     rounds_of = list(zip(*(values[1:] for values in seconds.values()), strict=True))
