@@ -1,5 +1,6 @@
 """Run by test_freeze.py: ``python freeze_ddp_fit.py FOLDER``; Lightning starts the second rank."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -50,3 +51,5 @@ if __name__ == "__main__":
     trainer.fit(module)
     state = {name: value.detach() for name, value in module.wrapped.named_parameters()}
     save_file(state, folder / f"rank-{trainer.global_rank}.safetensors")
+    torch.distributed.barrier()
+    os._exit(0)  # gloo's threads may abort a regular exit

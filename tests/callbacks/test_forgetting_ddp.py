@@ -9,7 +9,7 @@ import pytest
 
 # A program of its own, as Lightning starts the second process by running it again.
 PROGRAM = """
-import json, logging, sys, warnings
+import json, logging, os, sys, warnings
 from types import SimpleNamespace
 import lightning as L
 import torch
@@ -80,6 +80,10 @@ with open(f"{out}/rank-{rank}.json", "w") as file:
         "same": all(torch.equal(a, b) for a, b in pairs),
         "refusal": refusal,
     }, file)
+torch.distributed.barrier()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(0)  # gloo's threads may abort a regular exit
 """
 
 
