@@ -32,10 +32,9 @@ class Audit:
 
     Before the first two steps and then before one in ``every``: the masters and the weights that
     the forward pass uses have the digests that they had at the start, on each rank and added up
-    over all; their gradients are zero; and each parameter that has a gradient has had one masked;
-    and the optimizer keeps no masters of its own. All
-    ranks hear of what one finds and raise the same CheckError, which names parameter, entry,
-    rank and step.
+    over all; their gradients are zero; each parameter that has a gradient has had one masked; and
+    the optimizer keeps no masters of its own. All ranks hear of what one finds and raise the same
+    CheckError, which names parameter, entry, rank and step.
 
     To name entries, the values of the start are kept on the CPU: those that this rank's
     optimizer holds. With ``every`` = 0 nothing is kept nor checked until :meth:`values`, which

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from forked_ranks import run_ranks
 from frozen_reference import TinyLM
 from fsdp_sharded import build, train_steps, whole
 from safetensors.torch import save_file
@@ -21,7 +22,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from zero_checkpoint_cells import END, SAVED, uneven_region
-from zero_ranks import run_ranks
 
 from freezetrain.freezing import freeze
 

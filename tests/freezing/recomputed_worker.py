@@ -10,10 +10,10 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 
 import deepspeed
 import torch
+from forked_ranks import run_ranks
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
-from zero_ranks import run_ranks
 
 from freezetrain import Region, freeze
 

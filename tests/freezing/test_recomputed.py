@@ -5,8 +5,8 @@ from itertools import product
 
 import pytest
 import torch
+from forked_ranks import run_worker
 from torch import nn
-from zero_ranks import run_worker
 
 from freezetrain import Region
 

@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from forked_ranks import run_worker
 from together_worker import WORLD
-from zero_ranks import run_worker
 
 
 @pytest.fixture(scope="module")

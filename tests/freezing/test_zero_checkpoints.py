@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import run_worker
 from frozen_reference import TinyLM, adamw
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from zero_checkpoint_cells import CELLS, REFUSED, SOURCES, Cell, beside, uneven_region
-from zero_ranks import run_worker
 
 from freezetrain.freezing import compare_weights, freeze
 

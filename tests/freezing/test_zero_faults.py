@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from forked_ranks import run_worker
 from frozen_reference import TinyLM
 from zero_checkpoint_cells import uneven_region
 from zero_fault_cells import (
@@ -19,7 +20,6 @@ from zero_fault_cells import (
     WRITTEN,
     Cell,
 )
-from zero_ranks import run_worker
 
 COPY_OF = {"fp32": "the torch.float32 copy of ", "bf16": "the torch.bfloat16 copy of "}
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import run_worker
 from frozen_reference import TinyLM
 from safetensors.torch import load_file
 from zero_checkpoint_cells import uneven_region
 from zero_kill_cells import CELLS, KILLED, STEPS, Cell
-from zero_ranks import run_worker
 
 from freezetrain.freezing import compare_weights
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import run_worker
 from frozen_reference import TinyLM, adamw, steps_of_batches
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from zero_checkpoint_cells import uneven_region
-from zero_ranks import run_worker
 from zero_start_cells import AS_IS, CELLS, FSDP2, STORED, Cell
 
 from freezetrain.freezing import compare_weights, freeze

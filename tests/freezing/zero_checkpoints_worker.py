@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.checkpoint.ds_to_universal import main as convert
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from forked_ranks import run_ranks
 from frozen_reference import TinyLM
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,7 +31,6 @@ from zero_checkpoint_cells import (
     uneven_region,
 )
 from zero_engines import build, copies, masters, train_steps
-from zero_ranks import run_ranks
 
 from freezetrain.freezing import Freeze, freeze
 

@@ -16,6 +16,7 @@ import deepspeed
 import fsdp_sharded
 import torch
 import zero_engines
+from forked_ranks import run_ranks
 from frozen_reference import TinyLM, adamw
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -36,7 +37,6 @@ from zero_fault_cells import (
     WRITTEN,
     Cell,
 )
-from zero_ranks import run_ranks
 
 from freezetrain.errors import CheckError
 from freezetrain.freezing import freeze

@@ -8,11 +8,11 @@ import fsdp_sharded
 import torch
 import zero_engines
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+from forked_ranks import run_ranks
 from frozen_reference import TinyLM, steps_of_batches
 from safetensors.torch import save_file
 from torch import Tensor
 from zero_checkpoint_cells import uneven_region
-from zero_ranks import run_ranks
 from zero_start_cells import AS_IS, CELLS, FSDP2, STORED, Cell
 
 from freezetrain.freezing import Freeze, freeze
