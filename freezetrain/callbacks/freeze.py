@@ -31,8 +31,9 @@ class RegionFreeze(L.Callback):
     optimizer exists and a checkpoint has been restored, is audited as it goes, verified before
     each checkpoint is written and at the end of training (CheckError names what moved), and ends
     with the fit, also on an exception. Checkpoints hold digests of the region and of its values:
-    one resumes with the region that it was trained with. Lightning does not ask callbacks about
-    checkpoints with ``save_weights_only=True``: those are not verified as they are written. It
+    one resumes with the region that it was trained with. Not verified as they are written:
+    checkpoints with ``save_weights_only=True``, about which Lightning does not ask callbacks, and
+    those written once the fit has ended or failed (they still hold the digests). Lightning
     takes one callback for each module: to freeze two regions of one, give their union, ``a | b``.
 
     Raises UserError, before training starts, for any other strategy, more than one optimizer, a

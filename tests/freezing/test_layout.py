@@ -1,5 +1,6 @@
 """A layout and its proof: flat masters in slices against the weights of the model."""
 
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from frozen_reference import TinyLM, adamw, flat_layout, mixed_region
 from torch import nn
 
 from freezetrain.errors import CheckError
+from freezetrain.freezing import freeze
 from freezetrain.freezing.layout import Layout, plain, prove
 from freezetrain.regions import Region
 
@@ -160,3 +162,28 @@ def test_what_is_not_split_needs_no_proof() -> None:
         resolved,
         exact=True,
     )
+
+
+def test_a_layout_says_what_bit_for_bit_is_about() -> None:
+    region = mixed_region(TinyLM())
+    rounded = flat_layout(TinyLM().bfloat16(), region)
+    assert rounded.rounds
+    assert rounded.describe() == (
+        "a flat master: its float32 masters, made from weights in bfloat16, and these weights"
+    )
+    same = flat_layout(TinyLM(), region, dtype=torch.float64)
+    assert not same.rounds
+    assert same.describe() == "a flat master, in float64"
+
+
+def test_the_run_says_so_where_masters_were_made_from_rounded_weights(caplog, monkeypatch) -> None:
+    model = TinyLM().bfloat16()
+    region = mixed_region(model)
+    layout = flat_layout(model, region)
+    monkeypatch.setattr(sys.modules[freeze.__module__], "lay_out", lambda *_: layout)
+    handle = freeze(model, None, region)
+    assert [record.getMessage() for record in caplog.records] == [handle.description]
+    assert handle.description.startswith("63 entries frozen under a flat master: its float32")
+    caplog.clear()
+    freeze(model, None, region, clamp=0.0)
+    assert not caplog.records
