@@ -41,17 +41,24 @@ class Audit:
     then names parameters only.
     """
 
-    def __init__(self, layout: Layout, mask: GradientMask, guard: StepGuard, every: int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        mask: GradientMask,
+        guard: StepGuard,
+        every: int,
+        replaced: Callable[[], list[str]],
+    ) -> None:
+        """``replaced``: names of parameters that are no longer the model's."""
         self._layout = layout
         self._mask = mask
         self._guard = guard
         self._every = every
+        self._replaced = replaced
         self._entered = 0  # the guard's count at the last audit
         self._step = 0  # the step last audited
         self.steps_before = 0
         """Steps of the run before the freeze began, for messages."""
-        self.replaced: Callable[[], list[str]] = list
-        """Names of parameters that are no longer the model's."""
         self._masters = _digests(layout.masters)
         self._copies = _digests(layout.copies)
         self._values = [shard.read().cpu() for shard in layout.masters] if every else []
@@ -146,7 +153,7 @@ class Audit:
         return self._first_moved(masters, copies), combined(masters)
 
     def _first_moved(self, masters: list[int], copies: list[int]) -> str | None:
-        gone = self.replaced()
+        gone = self._replaced()
         if gone:
             return f"{gone[0]} was replaced by another tensor since the freeze"
         for optimizer in self._layout.inner:

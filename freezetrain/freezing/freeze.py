@@ -1,7 +1,7 @@
 """Freezing a region in any training loop: one call, one handle."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,11 +14,11 @@ from freezetrain.freezing.engines import lay_out, refuse_unsupported
 from freezetrain.freezing.folder import WeightsFolder
 from freezetrain.freezing.fsdp import reshard
 from freezetrain.freezing.guard import StepGuard
-from freezetrain.freezing.layout import prove
+from freezetrain.freezing.layout import Layout, prove
 from freezetrain.freezing.mask import GradientMask
 from freezetrain.freezing.start import clamp as set_all
 from freezetrain.freezing.start import take_stored
-from freezetrain.regions import Region
+from freezetrain.regions import Region, Resolved
 
 _log = logging.getLogger("freezetrain")
 
@@ -84,16 +84,29 @@ def freeze(
             an optimizer under which the freeze cannot be guaranteed.
         CheckError: the ranks, or the masters and the weights, disagree from the start.
     """
-    return Freeze(
-        model,
-        optimizer,
-        region,
-        check_base=check_base,
-        clamp=clamp,
-        base=base,
-        audit_every=audit_every,
-        replicated=replicated,
-    )
+    if audit_every < 0:
+        raise UserError(f"audit_every must be 0 or more steps, got {audit_every}")
+    if clamp is not None and base is not None:
+        raise UserError("clamp and base both say what the frozen entries start from: give one")
+    refuse_unsupported(model)
+    reshard(model)
+    resolved = region.resolve(model)
+    layout = lay_out(model, optimizer, resolved, replicated).on_device()
+    if len(set(layout.gather(region.digest))) > 1:
+        raise UserError("the ranks were given different regions: load one file on all of them")
+    if check_base:
+        layout.together(lambda: region.check_base(model, layout.full))
+    prove(layout, resolved, exact=check_base)  # it leaves ZeRO-3 no whole copy to go stale
+    if clamp is not None:
+        layout.together(lambda: set_all(layout, clamp))
+    elif base is not None:
+        stored = WeightsFolder(base) if isinstance(base, str | Path) else base
+        layout.together(lambda: take_stored(layout, stored))
+    handle = Freeze(model, region, resolved, layout, audit_every)
+    if layout.first_rank:
+        rounded = layout.rounds and base is None and clamp is None
+        _log.log(logging.WARNING if rounded else logging.INFO, handle.description)
+    return handle
 
 
 class Freeze:
@@ -105,52 +118,26 @@ class Freeze:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Any,
         region: Region,
-        *,
-        check_base: bool = True,
-        clamp: float | None = None,
-        base: str | Path | Mapping[str, Tensor] | None = None,
-        audit_every: int = 100,
-        replicated: bool | None = None,
+        resolved: Sequence[Resolved],
+        layout: Layout,
+        audit_every: int,
     ) -> None:
-        if audit_every < 0:
-            raise UserError(f"audit_every must be 0 or more steps, got {audit_every}")
-        if clamp is not None and base is not None:
-            raise UserError("clamp and base both say what the frozen entries start from: give one")
-        refuse_unsupported(model)
-        reshard(model)
-        resolved = region.resolve(model)
-        layout = lay_out(model, optimizer, resolved, replicated).on_device()
-        if len(set(layout.gather(region.digest))) > 1:
-            raise UserError("the ranks were given different regions: load one file on all of them")
-        if check_base:
-            layout.together(lambda: region.check_base(model, layout.full))
-        prove(layout, resolved, exact=check_base)  # it leaves ZeRO-3 no whole copy to go stale
-        if clamp is not None:
-            layout.together(lambda: set_all(layout, clamp))
-        elif base is not None:
-            stored = WeightsFolder(base) if isinstance(base, str | Path) else base
-            layout.together(lambda: take_stored(layout, stored))
         self.region = region
         self.engine = layout.engine
         self.count = sum(frozen.entries.count for frozen in resolved)
         self.description = f"{self.count:,} entries frozen under {layout.describe()}"
         """What is frozen and, by the dtypes, what *bit for bit* is about."""
-        if layout.first_rank:
-            rounded = layout.rounds and base is None and clamp is None
-            _log.log(logging.WARNING if rounded else logging.INFO, self.description)
         self._model = model
         self._parameters = [(frozen.name, frozen.parameter) for frozen in resolved]
         self._mask = GradientMask(layout.gradients)
         self._guard = StepGuard(layout.optimizers, layout.inner, layout.masters, layout.piecewise)
         try:
-            self._audit = Audit(layout, self._mask, self._guard, audit_every)
+            self._audit = Audit(layout, self._mask, self._guard, audit_every, self._replaced)
         except BaseException:
             self._mask.remove()
             self._guard.remove()
             raise
-        self._audit.replaced = self._replaced
         self._removed = False
 
     @property

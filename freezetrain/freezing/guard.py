@@ -37,9 +37,10 @@ class StepGuard:
         piecewise: bool = False,
     ) -> None:
         self.step = 0
-        """Training steps begun so far; where they are ``piecewise``, each is several of these:"""
+        """Training steps begun so far."""
         self.entered = 0
-        """Steps of optimizers begun so far, those within others not counted."""
+        """Optimizer steps begun so far, without those within others. Where an engine steps its
+        tensors one after the other (``piecewise``), several make up a training step."""
         self._piecewise = piecewise
         self._inner = list(inner)
         self._shards = list(shards)

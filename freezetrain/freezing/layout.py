@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -12,8 +11,6 @@ from freezetrain.errors import CheckError, UserError
 from freezetrain.freezing.digest import combined, value_digest
 from freezetrain.freezing.shard import Shard
 from freezetrain.regions import Resolved
-
-T = TypeVar("T")
 
 
 def _itself(parameter: nn.Parameter) -> Tensor:
@@ -98,17 +95,16 @@ class Layout:
         """The rank whose item :meth:`gather` has at ``place``."""
         return place if self.group is None else dist.get_global_rank(self.group, place)
 
-    def together(self, action: Callable[[], T]) -> T:
-        """What ``action`` returns; what it raises on one rank is raised on all, so none waits."""
+    def together(self, action: Callable[[], None]) -> None:
+        """Do ``action``; what it raises on one rank is raised on all, so that none waits."""
         mine: UserError | CheckError | None = None
         try:
-            result = action()
+            action()
         except (UserError, CheckError) as error:
             mine = error
         for found in self.gather(mine):
             if found is not None:
                 raise found
-        return result
 
 
 def _dtypes(shards: Sequence[Shard]) -> str:
@@ -147,15 +143,16 @@ def prove(layout: Layout, resolved: Sequence[Resolved], exact: bool) -> None:
     """
     if not layout.sharded:
         return
-    expected = []
-    mine = [0] * len(resolved)
+    held: list[list[Shard]] = [[] for _ in resolved]
+    for shard in layout.masters:
+        held[shard.number].append(shard)
+    expected, mine = [], []
     for number, frozen in enumerate(resolved):
         whole = layout.full(frozen.parameter)
         entries = frozen.entries.to(whole.device)
         expected.append(int(value_digest(entries.read(whole), number, 0)))
         dtype = None if exact else whole.dtype
-        held = [shard.digest(dtype) for shard in layout.masters if shard.number == number]
-        mine[number] = combined([int(digest) for digest in held])
+        mine.append(combined([int(shard.digest(dtype)) for shard in held[number]]))
     ranks = layout.gather((layout.replica, expected, mine))
     for replica in {rank[0] for rank in ranks}:
         parts = [rank[2] for rank in ranks if rank[0] == replica]

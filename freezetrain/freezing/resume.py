@@ -61,7 +61,6 @@ class RunFreeze:
         self.region = region if isinstance(region, Region) else Region.load(region)
         self.handle: Freeze | None = None
         """The freeze while it holds."""
-        self._digest = self.region.digest
         self._check_base = check_base
         self._start: dict[str, Any] = {"clamp": clamp, "base": base}
         self._audit_every = audit_every
@@ -97,10 +96,10 @@ class RunFreeze:
         held = self._still_held(model)  # by an attempt at this run that an exception ended
         self.end()
         self._ended = None
-        if stored is not None and stored["region"] != self._digest and not self._other_region:
+        if stored is not None and stored["region"] != self.region.digest and not self._other_region:
             raise UserError(
                 f"the checkpoint was trained with the region {stored['region'][:12]} frozen, got "
-                f"{self._digest[:12]}: resume with the same region, start a new run from its "
+                f"{self.region.digest[:12]}: resume with the same region, start a new run from its "
                 "weights, or say other_region=True"
             )
         self._trained = model, optimizer, replicated
@@ -109,7 +108,7 @@ class RunFreeze:
             if self._last is None or step < self._last:
                 self._freeze(step, check_base=check_base, audit_every=0).remove()
             return
-        same = stored is not None and stored["region"] == self._digest
+        same = stored is not None and stored["region"] == self.region.digest
         values = stored["values"] if stored is not None and same else None
         self.handle = self._freeze(
             step,
@@ -156,7 +155,7 @@ class RunFreeze:
         After :meth:`end` still those: a checkpoint may be written once training is over.
         """
         values = self._ended if self.handle is None else self.handle.digest
-        return {"region": self._digest, "values": values}
+        return {"region": self.region.digest, "values": values}
 
     def _holds(self, step: int) -> bool:
         return self._first <= step and (self._last is None or step < self._last)

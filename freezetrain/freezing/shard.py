@@ -8,6 +8,7 @@ from torch.distributed.tensor import DTensor
 
 from freezetrain.freezing.digest import value_digest
 from freezetrain.regions import Entries, Resolved
+from freezetrain.regions.flat_range import count_before, narrow
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class Shard:
         ``shape`` is that of the part in the owner: one dimension, unless ``start`` is None.
         """
         length = int(torch.Size(shape).numel())
-        entries = resolved.entries.narrow(first, length)
+        entries = narrow(resolved.entries, first, length)
         if len(shape) != 1:
             entries = Entries.from_mask(entries.mask().view(shape))
         return cls(
@@ -70,7 +71,7 @@ class Shard:
             entries,
             None if start is None else (start, length),
             first,
-            resolved.entries.count_before(first),
+            count_before(resolved.entries, first),
         )
 
     @torch.no_grad()

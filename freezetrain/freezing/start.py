@@ -32,10 +32,10 @@ def take_stored(layout: Layout, stored: Mapping[str, Tensor]) -> None:
     before. ``stored``: the region's name of a parameter -> tensor. UserError if it lacks one, has
     another shape, or is not what the model's weights were rounded from.
     """
+    dtypes = {copy.number: copy.owner.dtype for copy in layout.copies}
     for shard in layout.masters:  # all of them before the first is written
         values, here = _stored_values(shard, stored), shard.of(shard.owner)
-        copies = [copy for copy in layout.copies if copy.number == shard.number]
-        rounded = values.to(copies[0].owner.dtype if copies else here.dtype)
+        rounded = values.to(dtypes.get(shard.number, here.dtype))
         if not torch.equal(rounded.to(here.dtype).cpu(), shard.read().cpu()):
             raise UserError(
                 f"the weights of {shard.name} at its frozen entries are not those of the base "

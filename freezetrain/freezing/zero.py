@@ -17,6 +17,18 @@ from freezetrain.freezing.shard import Shard
 from freezetrain.regions import Resolved
 
 _KNOWN = (BF16_Optimizer, DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3)
+# Attributes of the wrapper that say so.
+_FEATURES = {
+    "mpu": "model parallelism (mpu)",
+    "has_moe_layers": "expert parallelism (MoE layers)",
+    "swap_optimizer": "offload_optimizer to NVMe",
+    "params_in_nvme_and_cpu": "offload_param to NVMe",
+    # _hp_mapping, and with it safe_get_full_fp32_param, does not follow the reordering.
+    "round_robin_gradients": (
+        "round_robin_gradients, which shards parameters elsewhere than it says"
+    ),
+    "zenflow": "ZenFlow",
+}
 _INSTEAD = "use ZeRO stage 1, 2 or 3, with or without offload_optimizer to the CPU"
 
 
@@ -116,34 +128,22 @@ def _gathered(parameter: nn.Parameter) -> Tensor:
 
 
 def _refuse(wrapper: Any, inner: Sequence[Optimizer]) -> None:
-    found = None
+    group = getattr(wrapper, "dp_process_group", None)
+    offload = getattr(wrapper, "parameter_offload", None)
     if type(wrapper).__name__ in ("FP16_Optimizer", "FP16_UnfusedOptimizer"):
         # Their initialize_optimizer_states steps with zero gradients, which decays the masters.
-        found = "stage 0 in 16 bits, where weight decay moves the fp32 masters as it starts"
+        found = ["stage 0 in 16 bits, where weight decay moves the fp32 masters as it starts"]
     elif type(wrapper) not in _KNOWN:
-        found = type(wrapper).__name__
-    elif getattr(wrapper, "mpu", None) is not None:
-        found = "model parallelism (mpu)"
-    elif getattr(wrapper, "has_moe_layers", False):
-        found = "expert parallelism (MoE layers)"
-    elif getattr(wrapper, "swap_optimizer", False):
-        found = "offload_optimizer to NVMe"
-    elif getattr(wrapper, "params_in_nvme_and_cpu", False):
-        found = "offload_param to NVMe"
-    elif getattr(wrapper, "round_robin_gradients", False):
-        # _hp_mapping, and with it safe_get_full_fp32_param, does not follow the reordering.
-        found = "round_robin_gradients, which shards parameters elsewhere than it says"
-    elif getattr(getattr(wrapper, "parameter_offload", None), "zero_quantized_weights", False):
-        found = "zero_quantized_weights"
-    elif getattr(wrapper, "zenflow", False):
-        found = "ZenFlow"
-    elif getattr(wrapper, "zero_hpz_partition_size", 1) > 1:
-        found = "zero_hpz_partition_size above 1"
-    elif any(group.get("use_muon") for one in inner for group in one.param_groups):
-        found = "its Muon, which orthogonalizes gradients before their norm is taken"
+        found = [type(wrapper).__name__]
     else:
-        group = getattr(wrapper, "dp_process_group", None)
+        found = [what for name, what in _FEATURES.items() if getattr(wrapper, name, None)]
+        if getattr(wrapper, "zero_hpz_partition_size", 1) > 1:
+            found.append("zero_hpz_partition_size above 1")
+        if getattr(offload, "zero_quantized_weights", False):
+            found.append("zero_quantized_weights")
+        if any(params.get("use_muon") for one in inner for params in one.param_groups):
+            found.append("its Muon, which orthogonalizes gradients before their norm is taken")
         if group is not None and dist.get_world_size(group) != dist.get_world_size():
-            found = "data parallelism over a part of the ranks"
-    if found is not None:
-        raise UserError(f"cannot freeze under DeepSpeed with {found}: {_INSTEAD}")
+            found.append("data parallelism over a part of the ranks")
+    if found:
+        raise UserError(f"cannot freeze under DeepSpeed with {' and '.join(found)}: {_INSTEAD}")

@@ -161,44 +161,6 @@ class Entries:
             return self
         return Entries(self.shape, self.kind, self.data.to(device))
 
-    def narrow(self, start: int, length: int) -> "Entries":
-        """The entries among the ``length`` flat ones from ``start`` on, as a set of shape [length].
-
-        A shard of a tensor that an engine has split over ranks has these.
-        """
-        if self.kind == "all":
-            return Entries.whole((length,))
-        if self.kind == "rows":
-            width = self.numel // self.shape[0]
-            first, last = start // width, -(-(start + length) // width)
-            rows = torch.zeros(last - first, dtype=torch.bool)
-            here = self._index().cpu()
-            rows[here[(here >= first) & (here < last)] - first] = True
-            start -= first * width
-            mask = rows.repeat_interleave(width)
-            return Entries.from_mask(mask[start : start + length])
-        if self.kind != "indices":
-            return Entries.from_mask(self.mask().flatten()[start : start + length])
-        index = self._index()
-        bounds = torch.tensor([start, start + length], device=index.device)
-        first, last = torch.searchsorted(index, bounds).tolist()
-        return Entries.from_indices((length,), index[first:last] - start)
-
-    def count_before(self, stop: int) -> int:
-        """How many of the entries lie among the first ``stop`` flat ones."""
-        if self.kind == "all":
-            return stop
-        if self.kind == "bits":
-            return int(self.mask().flatten()[:stop].count_nonzero())
-        index = self._index()
-        if self.kind == "indices":
-            return int((index < stop).count_nonzero())
-        width = self.numel // self._slices if self.kind == "rows" else self._slices
-        row, rest = divmod(stop, width)
-        if self.kind == "columns":
-            return row * len(index) + int((index < rest).count_nonzero())
-        return int((index < row).count_nonzero()) * width + rest * int((index == row).any())
-
     @torch.no_grad()
     def read(self, tensor: Tensor) -> Tensor:
         """Copy the values of ``tensor`` at the entries: [count], in the order of flat indices.

@@ -236,9 +236,7 @@ class Region(Mapping[str, Entries]):
         """
         if self.base is None:
             return
-        submodule = find_submodule(self, model)
-        found = fingerprint(submodule, full) if full else fingerprint(submodule)
-        if found != self.base.fingerprint:
+        if fingerprint(find_submodule(self, model), full) != self.base.fingerprint:
             raise UserError(
                 f"the region was made for another model, {self.base.name or 'unnamed'} with the "
                 f"fingerprint {self.base.fingerprint[:12]}, or the model has been trained since: "

@@ -210,9 +210,6 @@ class SAM(torch.optim.Optimizer):
             parameter.copy_(self.state[parameter]["before"])
         self.base_optimizer.step()
 
-    def step(self, closure=None) -> None:
-        raise NotImplementedError
-
 
 def test_sam_is_guarded_in_its_base_optimizer() -> None:
     model, region = TinyLM(), mixed_region(TinyLM())

@@ -9,6 +9,7 @@ import torch
 from freezetrain.errors import UserError
 from freezetrain.regions import Entries
 from freezetrain.regions.canonical import fit_as_indices
+from freezetrain.regions.flat_range import narrow
 
 SHAPES = [(), (1,), (7,), (200,), (5, 40), (40, 5), (64, 64), (8, 16), (3, 8, 20), (1, 9), (9, 1)]
 
@@ -169,7 +170,7 @@ def test_narrow_equals_a_slice_of_the_flat_mask(mask):
     cuts = {*pairwise(thirds), (0, flat.size), (0, 0), (flat.size, flat.size)}
     cuts |= {(flat.size // 2, min(flat.size // 2 + 1, flat.size)), (min(3, flat.size), flat.size)}
     for start, end in cuts:
-        part = entries.narrow(start, end - start)
+        part = narrow(entries, start, end - start)
         assert part.shape == (end - start,)
         # The very form that the sliced mask has, so that equal sets compare equal.
         assert part == Entries.from_mask(torch.from_numpy(flat[start:end].copy()))
@@ -180,7 +181,7 @@ def test_narrow_parts_of_every_kind_put_together_are_the_whole():
     for shape in [(41, 7), (97,)]:
         for mask in patterns(shape).values():
             entries = Entries.from_mask(torch.from_numpy(mask))
-            found = [entries.narrow(s, min(40, mask.size - s)) for s in range(0, mask.size, 40)]
+            found = [narrow(entries, s, min(40, mask.size - s)) for s in range(0, mask.size, 40)]
             assert torch.equal(torch.cat([part.mask() for part in found]), entries.mask().flatten())
 
 
