@@ -1,4 +1,4 @@
-"""The two ways in which freezetrain says no, and the near misses of a name."""
+"""The ways in which freezetrain says no or not yet, and the near misses of a name."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -15,6 +15,13 @@ class CheckError(Exception):
     """A check said no: a frozen entry moved, a loss is not finite.
 
     The command line prints it and exits with status 1.
+    """
+
+
+class Preempted(Exception):  # noqa: N818  it is no error
+    """The run was told to stop, has saved a checkpoint and can go on from it.
+
+    The command line prints it and exits with status 75, EX_TEMPFAIL of sysexits.h.
     """
 
 

@@ -5,34 +5,34 @@ Nothing here imports torch, so that the command line can show its help at once.
 
 from freezetrain.recipe.jobs import (
     AblateRecipe,
+    ExtendRecipe,
     ForgettingRecipe,
     InfoRecipe,
     QuickstartRecipe,
     ScoreRecipe,
     SelectRecipe,
-    TrainRecipe,
     VerifyRecipe,
 )
-from freezetrain.recipe.parts import (
-    Dtype,
-    EvaluationTexts,
-    Freezing,
-    ModelSource,
-    Optimization,
-    TextSource,
-    Watch,
-)
+from freezetrain.recipe.model import Attention, Dtype, ModelSource
+from freezetrain.recipe.optimization import Engine, Freezing, Optimization
+from freezetrain.recipe.texts import EvaluationTexts, Replay, TextSource, Watch
+from freezetrain.recipe.train import CHANGEABLE, TrainRecipe
 
 __all__ = [
+    "CHANGEABLE",
     "AblateRecipe",
+    "Attention",
     "Dtype",
+    "Engine",
     "EvaluationTexts",
+    "ExtendRecipe",
     "ForgettingRecipe",
     "Freezing",
     "InfoRecipe",
     "ModelSource",
     "Optimization",
     "QuickstartRecipe",
+    "Replay",
     "ScoreRecipe",
     "SelectRecipe",
     "TextSource",

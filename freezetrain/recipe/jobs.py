@@ -1,18 +1,11 @@
-"""One recipe for each verb."""
+"""One recipe for each verb but train."""
 
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
-from freezetrain.errors import UserError
-from freezetrain.recipe.parts import (
-    EvaluationTexts,
-    Freezing,
-    ModelSource,
-    Optimization,
-    TextSource,
-    Watch,
-    check,
-)
+from freezetrain.recipe.check import check
+from freezetrain.recipe.model import ModelSource
+from freezetrain.recipe.texts import EvaluationTexts, TextSource
 
 Method = Literal["taylor", "taylor-abs", "fisher", "magnitude", "wanda"]
 
@@ -116,51 +109,30 @@ class AblateRecipe:
 
 
 @dataclass
-class TrainRecipe:
-    """Further pre-train a model, with a region frozen and other languages watched."""
+class ExtendRecipe:
+    """Add tokens to a base's vocabulary: the model that further pre-training then starts from."""
 
     model: ModelSource
     """The base."""
+    tokens: str | None = None
+    """File with one new token a line."""
+    learn: int = 0
+    """Learn this many new tokens from the texts of language (instead of tokens)."""
     texts: TextSource = field(default_factory=TextSource)
-    """Texts trained on: their training documents."""
-    languages: list[str] = field(default_factory=list)
-    """Languages trained on. Empty: all that the texts hold."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Share of each language, in any unit. Empty: by size."""
-    region: str | None = None
-    """Region file; the region is frozen. None: plain full training."""
-    freeze: Freezing = field(default_factory=Freezing)
-    """How it is frozen."""
-    optimization: Optimization = field(default_factory=Optimization)
-    """How it is trained."""
-    watch: Watch = field(default_factory=Watch)
-    """What is watched for forgetting."""
-    checkpoint_every: int = 100
-    """Optimizer steps between checkpoints; a run that was stopped resumes from the last one."""
-    from_scratch: bool = False
-    """Pre-train with random weights: model.path needs only a configuration and a tokenizer."""
+    """Texts whose training documents new tokens are learned from (learn)."""
+    language: str | None = None
+    """The language that new tokens are learned from (learn)."""
+    multiple_of: int = 64
+    """Pad the embeddings to a multiple of this many rows, which GPUs compute faster."""
 
     def __post_init__(self) -> None:
-        check(self.checkpoint_every >= 1, "checkpoint_every", "1 or more", self.checkpoint_every)
-        expected = "float32, bfloat16 or stored: float16 overflows in training"
-        check(self.model.dtype != "float16", "model.dtype", expected, self.model.dtype)
-        here, there = self.texts, self.watch.texts
-        if not self.watch.off and here.same_folder(there) and here.split != there.split:
-            raise UserError(
-                f"texts and watch.texts read one folder but split it by {here.split} and "
-                f"{there.split} (text_field, key_field, test_one_in), so that held-out documents "
-                "would be trained on; give both the same"
-            )
-        if self.from_scratch:
-            check(self.region is None, "region", "left out when from_scratch is set", self.region)
-        if self.region is None:
-            expected = "left out where no region is given"
-            check(self.freeze == Freezing(), "freeze", expected, self.freeze)
-        steps, first, last = self.optimization.steps, self.freeze.first_step, self.freeze.last_step
-        expected = f"below optimization.steps, {steps}: nothing would be frozen"
-        check(first < steps, "freeze.first_step", expected, first)
-        expected = f"below optimization.steps, {steps}, or left out to freeze to the end"
-        check(last is None or last < steps, "freeze.last_step", expected, last)
+        check(self.learn >= 0, "learn", "0 or more", self.learn)
+        one = (self.tokens is None) != (self.learn == 0)
+        expected = "given, or else learn a number above 0, and not both"
+        check(one, "tokens", expected, self.tokens)
+        named = self.learn == 0 or self.language is not None
+        check(named, "language", "given to learn tokens from its texts", self.language)
+        check(self.multiple_of >= 1, "multiple_of", "1 or more", self.multiple_of)
 
 
 @dataclass

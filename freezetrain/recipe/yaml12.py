@@ -22,7 +22,7 @@ Yaml12Loader.yaml_implicit_resolvers = {
 Yaml12Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
-Yaml12Loader.add_implicit_resolver(
+_FLOAT = (
     "tag:yaml.org,2002:float",
     re.compile(
         r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
@@ -30,8 +30,21 @@ Yaml12Loader.add_implicit_resolver(
     ),
     list("-+.0123456789"),
 )
+Yaml12Loader.add_implicit_resolver(*_FLOAT)
+
+
+class Yaml12Dumper(yaml.SafeDumper):
+    """Quotes words that either version of YAML reads as something else, such as no and 1e5."""
+
+
+Yaml12Dumper.add_implicit_resolver(*_FLOAT)
 
 
 def load(text: str) -> Any:
     """Read one document."""
     return yaml.load(text, Loader=Yaml12Loader)  # a subclass of the safe loader
+
+
+def dump(value: Any) -> str:
+    """Write one document, in the order of its keys; :func:`load` gives ``value`` back."""
+    return yaml.dump(value, Dumper=Yaml12Dumper, sort_keys=False, allow_unicode=True)

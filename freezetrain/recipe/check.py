@@ -1,0 +1,20 @@
+"""A value of a recipe that cannot work, said in a sentence."""
+
+from collections.abc import Mapping
+
+from freezetrain.errors import UserError
+
+
+def check(condition: bool, name: str, expected: str, value: object) -> None:
+    """UserError naming the field unless ``condition`` holds."""
+    if not condition:
+        raise UserError(f"{name} must be {expected}, got {value!r}; change it in the recipe")
+
+
+def check_shares(name: str, shares: Mapping[str, float]) -> None:
+    """Shares are above 0 and sum to 1; none given is well too."""
+    for key, share in shares.items():
+        check(0 < share <= 1, f"{name}.{key}", "above 0 and at most 1", share)
+    total = sum(shares.values())
+    sums = not shares or abs(total - 1) < 1e-3
+    check(sums, name, "shares that sum to 1", f"{dict(shares)}, which sum to {total:g}")

@@ -1,0 +1,183 @@
+"""How a model is trained, and on what machines."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from freezetrain.errors import UserError
+from freezetrain.recipe.check import check
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true"]
+Schedule = Literal["cosine", "wsd", "constant"]
+Kind = Literal["auto", "ddp", "fsdp2", "zero-1", "zero-2", "zero-3"]
+
+
+@dataclass
+class Optimization:
+    """AdamW with warm-up and a schedule. A run ends at the first limit that it reaches."""
+
+    max_steps: int | None = None
+    """Optimizer steps. None: by max_tokens, or else one pass over the texts trained on."""
+    max_tokens: int | None = None
+    """Tokens trained on, replayed ones included; rounded up to whole steps. None: no limit."""
+    max_hours: float | None = None
+    """Hours of training, over all starts of the run. None: no limit."""
+    sequence_length: int = 512
+    """Tokens in a sequence."""
+    document_mask: bool = False
+    """Tokens attend to their own document only, with positions from its start, where a sequence
+    holds several."""
+    micro_batch: int = 8
+    """Sequences in one forward and backward pass on each device."""
+    batch_tokens: int | None = None
+    """Tokens in an optimizer step, over all devices and accumulated micro-batches. None: one
+    micro-batch on one device."""
+    learning_rate: float = 5e-5
+    """Peak learning rate."""
+    schedule: Schedule = "cosine"
+    """After the warm-up: cosine falls to the end; wsd holds the peak and falls in a straight line
+    over the last decay_ratio of the steps; constant holds it."""
+    min_learning_rate_ratio: float = 0.0
+    """Learning rate that cosine and wsd end at, as a share of the peak."""
+    warmup_steps: int = 100
+    """Optimizer steps of linear warm-up; a pre-trained model needs it too, as AdamW's moments
+    start empty."""
+    warmup_from: float = 0.0
+    """Learning rate that the warm-up starts from, as a share of the peak."""
+    decay_ratio: float = 0.2
+    """Share of the steps in which wsd falls."""
+    weight_decay: float = 0.001
+    """Decoupled weight decay of matrices; norms, biases and embeddings have none."""
+    beta1: float = 0.9
+    """AdamW's first beta."""
+    beta2: float = 0.95
+    """AdamW's second beta."""
+    clip_norm: float = 1.0
+    """Largest gradient norm; frozen entries do not count in it."""
+    ema_decay: float | None = None
+    """Decay, at each step, of an exponential moving average of the weights, which is then what is
+    exported. None: the last weights are."""
+    bad_steps: Literal["stop", "skip"] = "stop"
+    """What to do about a step whose loss or gradient norm is not finite or a spike: stop, or leave
+    the update out and count it (not under DeepSpeed, which steps by itself)."""
+    spike_factor: float | None = None
+    """A gradient norm above this many times the median of the last 100 steps is a spike. None:
+    only what is not finite is bad."""
+    precision: Precision = "auto"
+    """auto: bf16-mixed on a GPU that has it, 32-true elsewhere."""
+    seed: int = 0
+    """Seed of the data order, of dropout and of new weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "max_tokens", "batch_tokens"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, name, "1 or more", value)
+        only = self.max_steps is None or self.max_tokens is None
+        check(only, "max_tokens", "left out where max_steps is given", self.max_tokens)
+        check(self.micro_batch >= 1, "micro_batch", "1 or more", self.micro_batch)
+        check(self.sequence_length >= 2, "sequence_length", "2 or more", self.sequence_length)
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            check(math.isfinite(value) and value > 0, name, "a number above 0", value)
+        hours = self.max_hours
+        check(hours is None or hours > 0, "max_hours", "a number above 0", hours)
+        check(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
+        check(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
+        check(0 <= self.seed < 2**32, "seed", "from 0 to 2**32 - 1", self.seed)
+        for name in ("beta1", "beta2"):
+            check(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
+        for name in ("min_learning_rate_ratio", "warmup_from", "decay_ratio"):
+            check(0 <= getattr(self, name) <= 1, name, "in [0, 1]", getattr(self, name))
+        decay, factor = self.ema_decay, self.spike_factor
+        check(decay is None or 0 < decay < 1, "ema_decay", "in (0, 1)", decay)
+        check(factor is None or factor > 1, "spike_factor", "above 1", factor)
+        tokens, unit = self.step_tokens, self.sequence_length * self.micro_batch
+        expected = f"a multiple of micro_batch x sequence_length, {unit}"
+        check(tokens % unit == 0, "batch_tokens", expected, tokens)
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens in an optimizer step."""
+        return self.batch_tokens or self.micro_batch * self.sequence_length
+
+    @property
+    def step_sequences(self) -> int:
+        """Sequences in an optimizer step."""
+        return self.step_tokens // self.sequence_length
+
+    def accumulate(self, world: int) -> int:
+        """Micro-batches of each of ``world`` ranks in a step; UserError unless they divide it."""
+        together = self.micro_batch * world
+        if self.step_sequences % together:
+            raise UserError(
+                f"{world} devices with micro_batch {self.micro_batch} take {together} sequences at "
+                f"once, which do not divide the {self.step_sequences} of an optimizer step; give "
+                f"optimization.batch_tokens a multiple of {together * self.sequence_length}, or "
+                "another micro_batch"
+            )
+        return self.step_sequences // together
+
+    def steps(self, sequences: int) -> int:
+        """Optimizer steps of the run, where one pass over the texts has so many ``sequences``."""
+        if self.max_steps is not None:
+            return self.max_steps
+        tokens = self.max_tokens or sequences * self.sequence_length
+        return max(1, -(-tokens // self.step_tokens))
+
+
+@dataclass
+class Freezing:
+    """How a region is frozen."""
+
+    clamp: float | None = None
+    """Set the region to this value first; 0 is the paper's second variant. None: as it is."""
+    first_step: int = 0
+    """Optimizer steps before the freeze begins."""
+    last_step: int | None = None
+    """Optimizer steps after which the freeze ends. None: it lasts."""
+    audit_every: int = 100
+    """Optimizer steps between checks that nothing frozen moved; the first step is checked too.
+    0: only when a checkpoint is written and at the end."""
+
+    def __post_init__(self) -> None:
+        check(self.clamp is None or math.isfinite(self.clamp), "clamp", "finite", self.clamp)
+        check(self.first_step >= 0, "first_step", "0 or more", self.first_step)
+        after = self.last_step is None or self.last_step > self.first_step
+        check(after, "last_step", "after first_step", self.last_step)
+        check(self.audit_every >= 0, "audit_every", "0 or more", self.audit_every)
+
+    def check_steps(self, steps: int) -> None:
+        """UserError if a run of ``steps`` optimizer steps would not freeze as is told."""
+        first, last = self.first_step, self.last_step
+        expected = f"below the {steps} steps of the run: nothing would be frozen"
+        check(first < steps, "freeze.first_step", expected, first)
+        expected = f"below the {steps} steps of the run, or left out to freeze to the end"
+        check(last is None or last < steps, "freeze.last_step", expected, last)
+
+
+@dataclass
+class Engine:
+    """What trains the model, on how many devices."""
+
+    kind: Kind = "auto"
+    """auto: one device by itself, several by ddp. ddp: each holds all. zero-1, -2, -3 (DeepSpeed):
+    the optimizer, gradients too, weights too are split over devices. fsdp2 (PyTorch): all three
+    are."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """Keep in CPU memory, under zero: the optimizer; at zero-3 also all: the weights too."""
+    devices: int | None = None
+    """Devices on this machine, unless torchrun or srun says it. None: all GPUs, else one CPU."""
+    gradient_checkpointing: bool = False
+    """Compute activations of the decoder blocks again in the backward pass: less memory, about a
+    third more time."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """More entries for DeepSpeed's configuration, such as zero_optimization."""
+
+    def __post_init__(self) -> None:
+        check(self.devices is None or self.devices >= 1, "devices", "1 or more", self.devices)
+        zero = self.kind.startswith("zero")
+        check(zero or self.offload == "none", "offload", "none unless under zero", self.offload)
+        deep = self.offload != "all" or self.kind == "zero-3"
+        check(deep, "offload", "none or optimizer unless under zero-3", self.offload)
+        expected = "left out unless the kind is a zero"
+        check(zero or not self.deepspeed, "deepspeed", expected, self.deepspeed)

@@ -1,0 +1,136 @@
+"""Which texts: to train on, to replay, to evaluate."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from freezetrain.errors import UserError
+from freezetrain.recipe.check import check, check_shares
+
+
+@dataclass
+class TextSource:
+    """Texts of several languages: a folder with one file a language, or a data set of the hub."""
+
+    folder: str | None = None
+    """Folder of <language>.jsonl, .txt or .parquet, also .gz, .xz, .bz2, .zst; or with a folder
+    <language>/ of such files. None: the Universal Declaration of Human Rights in 30 languages,
+    which comes with freezetrain."""
+    hub: str | None = None
+    """Id of a data set on the hub, or a folder in the hub's layout, instead of folder."""
+    hub_config: str = "{language}"
+    """Configuration of the data set that holds a language's texts; {language} is its name."""
+    hub_split: str = "train"
+    """Split of the data set that is read."""
+    revision: str | None = None
+    """Branch, tag or commit of the data set."""
+    streaming: bool = False
+    """Read the data set over the network as far as documents says, rather than download it."""
+    names: dict[str, str] = field(default_factory=dict)
+    """What the folder or data set calls a language, where it is not the language's name here."""
+    text_field: str = "text"
+    """Field of the text in JSONL and Parquet files and in data sets."""
+    key_field: str | None = None
+    """Field that names a document, the same in parallel languages; decides the split into train
+    and test. None: the text itself."""
+    test_one_in: int = 4
+    """One document in this many is held out for evaluation. 0: none, all are for training."""
+    documents: int | None = None
+    """Read at most this many documents of each language, the first ones. None: all."""
+    bad_lines: Literal["stop", "skip"] = "stop"
+    """What to do about a line of a JSONL file that is no JSON object with a text: stop, or skip
+    and count it."""
+
+    def __post_init__(self) -> None:
+        valid = self.test_one_in == 0 or self.test_one_in >= 2
+        check(valid, "test_one_in", "0, or 2 or more", self.test_one_in)
+        few = self.documents is None or self.documents >= 1
+        check(few, "documents", "1 or more", self.documents)
+        expected = "left out where hub names a data set"
+        check(self.hub is None or self.folder is None, "folder", expected, self.folder)
+        if self.streaming:
+            check(self.hub is not None, "hub", "given to read a data set by streaming", self.hub)
+            expected = "given to say how far a data set is read by streaming"
+            check(self.documents is not None, "documents", expected, self.documents)
+
+    def same_place(self, other: "TextSource") -> bool:
+        """Whether both read the same files or data set."""
+        if self.hub != other.hub:
+            return False
+        if self.folder is None or other.folder is None:
+            return self.folder == other.folder
+        return Path(self.folder).resolve() == Path(other.folder).resolve()
+
+    @property
+    def split(self) -> tuple[str, str | None, int]:
+        """What decides which documents are held out."""
+        return self.text_field, self.key_field, self.test_one_in
+
+
+@dataclass
+class Replay:
+    """Texts of languages to keep, mixed into training so that they are not forgotten."""
+
+    texts: TextSource = field(default_factory=TextSource)
+    """Texts replayed: their training documents."""
+    languages: list[str] = field(default_factory=list)
+    """Languages replayed. Empty: all that the texts hold but those trained on."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each language among what is replayed, sum 1. Empty: by temperature."""
+    temperature: float = 1.0
+    """A language's share is proportional to its tokens to the power 1/temperature: 1 by size,
+    more evens languages out."""
+    share: float = 0.05
+    """Share of the sequences that are replayed ones, in (0, 1)."""
+    until: float = 1.0
+    """Share of the run, from its start, in which they are mixed in; later there are none."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.share < 1, "share", "above 0 and below 1", self.share)
+        check(0 < self.until <= 1, "until", "above 0 and at most 1", self.until)
+        check(self.temperature > 0, "temperature", "above 0", self.temperature)
+        check_shares("weights", self.weights)
+
+
+@dataclass
+class EvaluationTexts:
+    """Held-out documents to evaluate languages on."""
+
+    texts: TextSource = field(default_factory=TextSource)
+    """Texts whose held-out documents are evaluated."""
+    languages: list[str] = field(default_factory=list)
+    """Languages to evaluate. Empty: all that the texts hold."""
+    max_length: int = 0
+    """Tokens of context; longer documents are cut into windows. 0: the model's context, at most
+    2048."""
+    batch_tokens: int = 4096
+    """Tokens in one evaluation batch."""
+
+    def __post_init__(self) -> None:
+        valid = self.max_length == 0 or self.max_length >= 2
+        check(valid, "max_length", "0, or 2 or more", self.max_length)
+        check(self.batch_tokens >= 2, "batch_tokens", "2 or more", self.batch_tokens)
+
+
+@dataclass
+class Watch(EvaluationTexts):
+    """Which languages are watched for forgetting, and how often."""
+
+    every_n_steps: int = 100
+    """Optimizer steps between evaluations; also before the first step and at the end."""
+    off: bool = False
+    """Do not watch."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.every_n_steps >= 1, "every_n_steps", "1 or more", self.every_n_steps)
+
+
+def check_held_out(trained: TextSource, watched: TextSource, name: str, other: str) -> None:
+    """UserError if held-out documents of ``watched`` would be trained on."""
+    if trained.same_place(watched) and trained.split != watched.split:
+        raise UserError(
+            f"{name} and {other} read the same texts but split them by {trained.split} and "
+            f"{watched.split} (text_field, key_field, test_one_in), so that held-out documents "
+            "would be trained on; give both the same"
+        )

@@ -1,0 +1,80 @@
+"""The recipe of further pre-training."""
+
+from dataclasses import dataclass, field
+
+from freezetrain.recipe.check import check, check_shares
+from freezetrain.recipe.model import Dtype, ModelSource
+from freezetrain.recipe.optimization import Engine, Freezing, Optimization
+from freezetrain.recipe.texts import Replay, TextSource, Watch, check_held_out
+
+
+@dataclass
+class TrainRecipe:
+    """Further pre-train a model, with a region frozen and other languages watched."""
+
+    model: ModelSource
+    """The base."""
+    texts: TextSource = field(default_factory=TextSource)
+    """Texts trained on: their training documents."""
+    languages: list[str] = field(default_factory=list)
+    """Languages trained on. Empty: all that the texts hold."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each language, sum 1. Empty: by temperature."""
+    temperature: float = 1.0
+    """A language's share is proportional to its tokens to the power 1/temperature: 1 by size,
+    more evens languages out."""
+    replay: Replay | None = None
+    """Texts of languages to keep, mixed in. None: none."""
+    region: str | None = None
+    """Region file; the region is frozen. None: plain full training."""
+    freeze: Freezing = field(default_factory=Freezing)
+    """How it is frozen."""
+    optimization: Optimization = field(default_factory=Optimization)
+    """How it is trained."""
+    engine: Engine = field(default_factory=Engine)
+    """On what it is trained."""
+    watch: Watch = field(default_factory=Watch)
+    """What is watched for forgetting."""
+    checkpoint_every: int = 100
+    """Optimizer steps between checkpoints; a run that was stopped resumes from the last one."""
+    export_dtype: Dtype = "stored"
+    """Type that the exported weights are rounded to; stored: the one that the base was saved in."""
+    from_scratch: bool = False
+    """Pre-train with random weights: model.path needs only a configuration and a tokenizer."""
+    cache: str | None = None
+    """Folder of tokenized texts, which runs share. None: FREEZETRAIN_CACHE, or freezetrain in the
+    user's cache."""
+    workers: int | None = None
+    """Processes that tokenize. None: one for each core."""
+
+    def __post_init__(self) -> None:
+        check(self.checkpoint_every >= 1, "checkpoint_every", "1 or more", self.checkpoint_every)
+        check(self.workers is None or self.workers >= 1, "workers", "1 or more", self.workers)
+        check(self.temperature > 0, "temperature", "above 0", self.temperature)
+        check_shares("weights", self.weights)
+        expected = "float32, bfloat16 or stored: float16 overflows in training"
+        check(self.model.dtype != "float16", "model.dtype", expected, self.model.dtype)
+        if not self.watch.off:
+            check_held_out(self.texts, self.watch.texts, "texts", "watch.texts")
+            if self.replay is not None:
+                check_held_out(self.replay.texts, self.watch.texts, "replay.texts", "watch.texts")
+        if self.replay is not None:
+            both = [name for name in self.replay.languages if name in self.languages]
+            expected = "left out of replay.languages: it is trained on"
+            check(not both, "a language", expected, both[:1])
+        if self.from_scratch:
+            check(self.region is None, "region", "left out when from_scratch is set", self.region)
+        if self.region is None:
+            expected = "left out where no region is given"
+            check(self.freeze == Freezing(), "freeze", expected, self.freeze)
+        if self.optimization.max_steps is not None:
+            self.freeze.check_steps(self.optimization.max_steps)
+        zero = self.engine.kind.startswith("zero")
+        for name, only in (("bad_steps", "stop"), ("spike_factor", None), ("ema_decay", None)):
+            value = getattr(self.optimization, name)
+            expected = f"left out under {self.engine.kind}: DeepSpeed steps by itself"
+            check(not zero or value == only, f"optimization.{name}", expected, value)
+
+
+CHANGEABLE = ("engine.devices", "optimization.micro_batch", "workers", "cache")
+"""Fields that a run may be resumed with other values of: the weights are the same, to rounding."""

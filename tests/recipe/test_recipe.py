@@ -1,0 +1,80 @@
+"""Recipes that cannot work are refused when they are read, with what to do."""
+
+import pytest
+
+from freezetrain.errors import UserError
+from freezetrain.recipe import (
+    Engine,
+    ExtendRecipe,
+    Freezing,
+    ModelSource,
+    Optimization,
+    Replay,
+    TextSource,
+    TrainRecipe,
+    Watch,
+)
+
+MODEL = ModelSource("model")
+
+
+@pytest.mark.parametrize(
+    ("made", "complaint"),
+    [
+        (lambda: TrainRecipe(MODEL, weights={"a": 0.5, "b": 0.4}), r"which sum to 0\.9"),
+        (lambda: TrainRecipe(MODEL, weights={"a": 1.5, "b": -0.5}), r"weights\.a must be above 0"),
+        (lambda: Replay(weights={"a": 0.2}), r"which sum to 0\.2"),
+        (lambda: Replay(share=1.0), "share must be above 0 and below 1"),
+        (lambda: Replay(until=0.0), "until must be above 0"),
+        (lambda: TextSource(folder="a", hub="b"), "folder must be left out where hub"),
+        (lambda: TextSource(hub="b", streaming=True), "documents must be given"),
+        (lambda: TextSource(streaming=True), "hub must be given"),
+        (lambda: Optimization(max_steps=1, max_tokens=1), "max_tokens must be left out"),
+        (lambda: Optimization(batch_tokens=100), r"a multiple of .* 4096, got 100"),
+        (lambda: Optimization(spike_factor=1.0), "spike_factor must be above 1"),
+        (lambda: Engine(offload="optimizer"), "offload must be none unless under zero"),
+        (lambda: Engine(kind="zero-2", offload="all"), "offload must be none or optimizer"),
+        (lambda: Engine(deepspeed={"a": 1}), "deepspeed must be left out"),
+        (
+            lambda: TrainRecipe(
+                MODEL,
+                engine=Engine(kind="zero-2"),
+                optimization=Optimization(ema_decay=0.9),
+            ),
+            "ema_decay must be left out under zero-2",
+        ),
+        (
+            lambda: TrainRecipe(MODEL, languages=["a"], replay=Replay(languages=["a"])),
+            "left out of replay.languages",
+        ),
+        (
+            lambda: TrainRecipe(
+                MODEL,
+                replay=Replay(TextSource("t", test_one_in=8)),
+                watch=Watch(TextSource("t", test_one_in=9)),
+            ),
+            "replay.texts and watch.texts read the same texts but split them",
+        ),
+        (lambda: ExtendRecipe(MODEL), "tokens must be given"),
+        (lambda: ExtendRecipe(MODEL, learn=5), "language must be given"),
+        (lambda: Freezing(first_step=5).check_steps(5), r"first_step must be below the 5 steps"),
+        (lambda: Optimization(micro_batch=3, batch_tokens=3 * 512).accumulate(2), "2 devices"),
+    ],
+)
+def test_refused(made, complaint):
+    with pytest.raises(UserError, match=complaint):
+        made()
+
+
+def test_steps_by_steps_by_tokens_or_one_pass():
+    of = {"sequence_length": 10, "micro_batch": 2, "batch_tokens": 40}
+    assert Optimization(max_steps=7, **of).steps(1000) == 7
+    assert Optimization(max_tokens=401, **of).steps(1000) == 11
+    assert Optimization(**of).steps(1001) == 251
+    assert Optimization(**of).steps(1) == 1
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 8), (2, 4), (8, 1)])
+def test_a_step_is_the_same_on_any_number_of_devices(world, accumulate):
+    settings = Optimization(sequence_length=10, micro_batch=2, batch_tokens=160)
+    assert settings.accumulate(world) == accumulate
