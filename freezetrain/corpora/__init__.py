@@ -1,5 +1,6 @@
-"""Texts: reading them, one language a file, and splitting them by document."""
+"""Texts: reading them, one language at a time, and splitting them by document."""
 
-from freezetrain.corpora.texts import BUILT_IN, Language, languages_in, read_languages
+from freezetrain.corpora.folder import BUILT_IN
+from freezetrain.corpora.texts import Language, Texts, languages_in, read_languages
 
-__all__ = ["BUILT_IN", "Language", "languages_in", "read_languages"]
+__all__ = ["BUILT_IN", "Language", "Texts", "languages_in", "read_languages"]

@@ -1,21 +1,44 @@
-"""Texts of several languages: one file a language, split into train and test by document."""
+"""Texts of several languages, kept on disk and split into train and test by document."""
 
-import os
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import overload
 
 import datasets
-from datasets.exceptions import DatasetGenerationError
+import numpy as np
 
+from freezetrain.corpora.folder import folder_rows, language_files
+from freezetrain.corpora.hub import configurations, hub_rows
+from freezetrain.corpora.reading import BAD, GOOD
 from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe import TextSource
 
-BUILT_IN = Path(__file__).parent / "udhr"
-_BUILDERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
-_COMPRESSIONS = {".gz", ".xz", ".bz2"}
-_QUIET_BELOW = 64 * 2**20  # bytes: below this, progress bars of reading would only be noise
+_AT_ONCE = 256  # documents in memory: one may be a whole book
+
+
+class Texts(Sequence[str]):
+    """Documents of one language: rows ``numbers`` of ``rows``, which stay on disk until read."""
+
+    def __init__(self, rows: datasets.Dataset, numbers: np.ndarray) -> None:
+        self.rows = rows
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return self.rows[self.numbers[index].tolist()]["text"] if len(self) else []
+        return self.rows[int(self.numbers[index])]["text"]
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), _AT_ONCE):
+            yield from self[first : first + _AT_ONCE]
 
 
 @dataclass(frozen=True)
@@ -23,122 +46,59 @@ class Language:
     """The texts of one language: ``train`` and ``test`` share no document."""
 
     name: str
-    train: list[str]
-    test: list[str]
-
-
-def _language_files(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        suffixes = [s for s in path.suffixes if s not in _COMPRESSIONS]
-        if (
-            path.name.startswith(".")
-            or not path.is_file()
-            or not suffixes
-            or suffixes[-1] not in _BUILDERS
-        ):
-            continue
-        language = path.name.split(".")[0]
-        if language in found:
-            raise UserError(
-                f"{folder} holds two files for {language!r}, {found[language].name} and "
-                f"{path.name}; keep one file a language"
-            )
-        found[language] = path
-    return found
+    train: Sequence[str]
+    test: Sequence[str]
+    skipped: int = 0
+    """Bad lines left out, where ``bad_lines`` of the source says skip."""
 
 
 def languages_in(source: TextSource) -> list[str]:
-    """Names of the languages in the source's folder, sorted."""
-    return sorted(_files(source))
-
-
-def _files(source: TextSource) -> dict[str, Path]:
-    folder = Path(source.folder) if source.folder else BUILT_IN
-    if not folder.is_dir():
-        raise UserError(
-            f"expected a folder of texts at {folder}, there is "
-            f"{'a file' if folder.is_file() else 'none'}; give texts.folder a "
-            "folder with one file a language, such as en.jsonl"
-        )
-    files = _language_files(folder)
-    if not files:
-        raise UserError(
-            f"{folder} holds no texts; expected one file a language, such as en.jsonl, "
-            "en.jsonl.xz, en.txt or en.parquet"
-        )
-    return files
+    """Names of the languages that the source holds, sorted."""
+    return sorted(configurations(source) if source.hub else language_files(source))
 
 
 def read_languages(source: TextSource, languages: Sequence[str] = ()) -> dict[str, Language]:
-    """Read ``languages`` (all of the folder when empty) and split each by document.
+    """Read ``languages`` (all of the source when empty) and split each by document.
 
-    A document is a line of a JSONL or Parquet file, or a paragraph of a text file. It is a test
-    document when the CRC-32 of its key is divisible by ``source.test_one_in``; the key is the
-    field ``source.key_field``, so that parallel documents fall on the same side in every
-    language, or the text itself where that is None.
+    A document is a line of a JSONL file, an item of a JSON array, a row of a Parquet file, or a
+    paragraph of a text file. It is a test document when the CRC-32 of its key is divisible by
+    ``source.test_one_in``; the key is the field ``source.key_field``, so that parallel documents
+    fall on the same side in every language, or the text itself where that is None. Documents of
+    white space alone are left out.
 
+    What was read is kept in the cache of `datasets`, as Arrow files, and mapped into memory.
     Raises UserError for a language without a file or without text, and for unreadable files.
     """
-    files = _files(source)
-    wanted = list(languages) or sorted(files)
-    for language in wanted:
-        if language not in files:
+    if source.hub is not None:
+        found = configurations(source, languages)
+        read = {name: partial(hub_rows, config, source) for name, config in found.items()}
+    else:
+        built_in = source.folder is None
+        source = replace(source, key_field="section") if built_in else source
+        files = language_files(source)
+        read = {name: partial(folder_rows, paths, source) for name, paths in files.items()}
+    where = source.hub or source.folder or "the built-in texts"
+    for language in languages:
+        if language not in read:
             raise UserError(
-                f"no texts for language {language!r} in {source.folder or 'the built-in texts'}"
-                f"{near_misses(language, files)}; it holds {' '.join(sorted(files))}"
+                f"no texts for language {language!r} in {where}{near_misses(language, read)}; it "
+                f"holds {' '.join(sorted(read))}"
             )
-    return {language: _read(files[language], language, source) for language in wanted}
+    return {name: _split(read[name](), name, where, source) for name in languages or sorted(read)}
 
 
-def _read(path: Path, language: str, source: TextSource) -> Language:
-    builder = _BUILDERS[next(s for s in reversed(path.suffixes) if s in _BUILDERS)]
-    if os.path.getsize(path) == 0:
-        raise UserError(f"{path} is empty; give language {language!r} some text or leave it out")
-    rows = _load(builder, path)
-    text_field, key_field = _fields(rows, path, builder, source)
-    train: list[str] = []
-    test: list[str] = []
-    for row in rows.select_columns(list({text_field, key_field or text_field})):
-        text = row[text_field]
-        if not isinstance(text, str):
-            raise UserError(
-                f"{path}: expected a string in field {text_field!r}, got {type(text).__name__}"
-            )
-        if not text.strip():
-            continue
-        key = str(row[key_field]) if key_field else text
-        is_test = source.test_one_in > 0 and zlib.crc32(key.encode()) % source.test_one_in == 0
-        (test if is_test else train).append(text)
-    if not train and not test:
-        raise UserError(f"{path} holds no text; give language {language!r} some or leave it out")
-    return Language(language, train, test)
-
-
-def _load(builder: str, path: Path) -> datasets.Dataset:
-    options = {"sample_by": "paragraph"} if builder == "text" else {}
-    bars = datasets.is_progress_bar_enabled()
-    if path.stat().st_size < _QUIET_BELOW:
-        datasets.disable_progress_bars()
-    try:
-        return datasets.load_dataset(builder, data_files=str(path), split="train", **options)
-    except (DatasetGenerationError, ValueError, OSError, EOFError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"cannot read {path} as {builder}: {reason}") from error
-    finally:
-        if bars:
-            datasets.enable_progress_bars()
-
-
-def _fields(
-    rows: datasets.Dataset, path: Path, builder: str, source: TextSource
-) -> tuple[str, str | None]:
-    key_field = "section" if source.folder is None else source.key_field
-    text_field = "text" if builder == "text" else source.text_field
-    for field in (text_field, key_field):
-        if field is not None and field not in rows.column_names:
-            raise UserError(
-                f"{path} has no field {field!r}{near_misses(field, rows.column_names)}; its "
-                f"fields are {' '.join(rows.column_names)}"
-            )
-    return text_field, key_field
+def _split(rows: datasets.Dataset, language: str, where: str, source: TextSource) -> Language:
+    keys, kinds = (rows.data.table.column(name).to_numpy() for name in ("key", "kind"))
+    good, bad = kinds == GOOD, int((kinds == BAD).sum())
+    if not good.any():
+        skipped = f", only {bad} bad lines" if bad else ""
+        raise UserError(
+            f"{where} holds no text of language {language!r}{skipped}; give it some or leave the "
+            "language out"
+        )
+    is_test = keys % source.test_one_in == 0 if source.test_one_in else np.zeros_like(good)
+    kind = np.uint32 if len(rows) < 2**32 else np.uint64
+    train, test = (
+        np.flatnonzero(chosen).astype(kind) for chosen in (good & ~is_test, good & is_test)
+    )
+    return Language(language, Texts(rows, train), Texts(rows, test), bad)

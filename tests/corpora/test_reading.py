@@ -1,0 +1,131 @@
+import bz2
+import gzip
+import json
+import lzma
+
+import datasets
+import pytest
+import zstandard
+
+from freezetrain.corpora import read_languages
+from freezetrain.corpora.reading import BAD, GOOD, read_file
+from freezetrain.errors import UserError
+from freezetrain.recipe import TextSource
+
+TEXTS = [f"text {n} ä 中\nsecond line" for n in range(400)]
+JSONL = "".join(json.dumps({"id": n, "text": text}) + "\n" for n, text in enumerate(TEXTS)).encode()
+COMPRESS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+
+
+def texts(path, **more):
+    return [row["text"] for row in read_file(path, TextSource(folder="x", **more))]
+
+
+def parquet(folder):
+    path = folder / "plain.parquet"
+    datasets.Dataset.from_dict({"text": TEXTS, "id": range(len(TEXTS))}).to_parquet(path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_all_kinds_and_compressions_give_the_same_documents(tmp_path, ending):
+    lines = [json.loads(line) for line in JSONL.splitlines()]
+    contents = {
+        ".jsonl": JSONL,
+        ".json": json.dumps(lines, indent=1).encode(),
+        ".txt": "\n\n".join(TEXTS).encode(),
+        ".parquet": parquet(tmp_path),
+    }
+    for kind, content in contents.items():
+        path = tmp_path / f"en{kind}{ending}"
+        path.write_bytes(COMPRESS[ending](content))
+        assert texts(path) == TEXTS, path.name
+
+
+def test_paragraphs_are_what_lies_between_blank_lines(tmp_path):
+    path = tmp_path / "en.txt"
+    path.write_bytes(b"\xef\xbb\xbf\n\none\ntwo\n\n \t\n\nthree\r\nfour\r\n\r\n\n five")
+    assert texts(path) == ["one\ntwo", "three\nfour", " five"]
+
+
+def test_json_is_an_array_or_lines(tmp_path):
+    path = tmp_path / "en.json"
+    path.write_text(' [{"text": "a"},\n{"text": "b"}]')
+    assert texts(path) == ["a", "b"]
+    path.write_text('{"text": "a"}\n\n{"text": "b"}\n')
+    assert texts(path) == ["a", "b"]
+    path.write_text('[{"text": "a"}, 5]')
+    with pytest.raises(UserError, match=r"en.json item 2 is no JSON object but has type int"):
+        texts(path)
+
+
+def test_several_zst_frames_are_one_file(tmp_path):
+    path = tmp_path / "en.jsonl.zst"
+    compress = COMPRESS[".zst"]
+    path.write_bytes(compress(b'{"text": "a"}\n{"te') + compress(b'xt": "b"}\n'))
+    assert texts(path) == ["a", "b"]
+
+
+@pytest.mark.parametrize("ending", [ending for ending in COMPRESS if ending])
+def test_a_file_that_was_cut_off_is_refused(tmp_path, ending):
+    path = tmp_path / f"en.jsonl{ending}"
+    path.write_bytes(COMPRESS[ending](JSONL)[:-9])
+    with pytest.raises(UserError, match=r"cannot read .*en.jsonl.* as jsonl: .*repair or replace"):
+        texts(path)
+
+
+def test_what_is_no_such_file_is_refused(tmp_path):
+    for name in ("en.jsonl.gz", "en.jsonl.zst", "en.parquet", "en.json"):
+        (tmp_path / name).write_bytes(b"[nothing of the kind")
+        with pytest.raises(UserError, match=f"cannot read .*{name} as "):
+            texts(tmp_path / name)
+    (tmp_path / "en.txt").write_bytes(b"caf\xe9 in latin 1")
+    with pytest.raises(UserError, match=r"cannot read .*en.txt as txt: 'utf-8' codec can't decode"):
+        texts(tmp_path / "en.txt")
+    (tmp_path / "en.txt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"en.txt is empty"):
+        texts(tmp_path / "en.txt")
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (b'{"id": 2, "te', "is no JSON: Invalid control character"),
+        (b"text", "is no JSON: Expecting value"),
+        (b'{"text": "caf\xe9"}', "is no JSON: 'utf-8' codec can't decode"),
+        (b"[" * 100_000, "is no JSON: maximum recursion"),
+        (b'["text"]', "is no JSON object but has type list"),
+        (b'{"id": 1, "txet": "b"}', r"has no field 'text' \(did you mean 'txet'\?\).*are id txet"),
+        (b'{"id": 1, "text": 5}', "expected a string in field 'text', got int"),
+        (b'{"id": 1, "text": null}', "expected a string in field 'text', got NoneType"),
+        (b'{"id": 1, "text": "\\ud800"}', "its field 'text' is no valid Unicode"),
+        (b'{"text": "b"}', "has no field 'id'"),
+        (b'{"id": null, "text": "b"}', "expected a key in field 'id', got null"),
+    ],
+)
+def test_a_bad_line_is_named_or_skipped_and_counted(tmp_path, line, complaint):
+    path = tmp_path / "en.jsonl"
+    path.write_bytes(b'{"id": 1, "text": "a"}\n\n' + line + b'\n{"id": 3, "text": "c", "x": [1]}\n')
+    with pytest.raises(UserError, match=rf"en.jsonl line 3 .*{complaint}.*bad_lines: skip"):
+        texts(path, key_field="id")
+    rows = list(read_file(path, TextSource(folder="x", key_field="id", bad_lines="skip")))
+    assert [(row["text"], row["kind"]) for row in rows] == [("a", GOOD), (None, BAD), ("c", GOOD)]
+    source = TextSource(folder=str(tmp_path), test_one_in=0, key_field="id", bad_lines="skip")
+    language = read_languages(source)["en"]
+    assert list(language.train) == ["a", "c"]
+    assert language.skipped == 1
+
+
+def test_fields_of_parquet_are_named(tmp_path):
+    path = tmp_path / "en.parquet"
+    path.write_bytes(parquet(tmp_path))
+    with pytest.raises(UserError, match=r"en.parquet row 1 has no field 'txt'.*mean 'text'"):
+        texts(path, text_field="txt")
+    with pytest.raises(UserError, match=r"en.parquet row 1 .*string in field 'id', got int"):
+        texts(path, text_field="id")
