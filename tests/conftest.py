@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,16 +16,18 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from freezetrain.corpora import read_languages
 from freezetrain.recipe import TextSource
+from freezetrain.sequences.token_store import TokenStore
 
 LANGUAGES = ("en", "es", "zh")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def datasets_cache(tmp_path_factory):
-    """Keep what `datasets` caches out of the user's home."""
+    """Keep what `datasets` and freezetrain cache out of the user's home."""
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    os.environ["FREEZETRAIN_CACHE"] = str(tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture(autouse=True)
@@ -102,3 +105,25 @@ def text_folder(tmp_path, udhr) -> Path:
             for number, text in enumerate([*language.train, *language.test]):
                 file.write(json.dumps({"section": number, "text": text}) + "\n")
     return folder
+
+
+@pytest.fixture
+def make_store(tmp_path_factory):
+    """Token stores of given documents, in the layout that `tokenize` writes."""
+
+    def make(documents, pieces=1):
+        folder = tmp_path_factory.mktemp("store")
+        parts = np.array_split(np.arange(len(documents)), pieces)
+        for number, part in enumerate(parts):
+            (folder / f"{number:05d}").mkdir()
+            tokens = [token for document in part for token in documents[document]]
+            np.save(folder / f"{number:05d}" / "tokens.npy", np.array(tokens, dtype=np.uint16))
+        starts = np.cumsum([0, *map(len, documents)])
+        np.save(folder / "starts.npy", starts[:-1].astype(np.int64))
+        facts = {"documents": len(documents), "tokens": int(starts[-1]), "bytes": 10, "words": 2}
+        facts |= {"held_out": 1, "skipped": 0}
+        kept = {"digest": repr(documents), "pieces": pieces, "facts": facts}
+        (folder / "facts.json").write_text(json.dumps(kept))
+        return TokenStore(folder)
+
+    return make

@@ -1,60 +1,186 @@
-"""The LightningDataModule: texts of the target language(s), tokenized, packed, in a fixed order."""
+"""The LightningDataModule: texts trained on and replayed, as packed sequences in a fixed order."""
 
+import math
+import os
 from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import lightning as L
-import torch
+from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
-from freezetrain.corpora import Language
-from freezetrain.recipe import Optimization
-from freezetrain.training.order import SequenceLoader, data_order
-from freezetrain.training.packing import Packed, pack
+from freezetrain.corpora import languages_in
+from freezetrain.errors import UserError
+from freezetrain.recipe import Optimization, Replay, TextSource, TrainRecipe
+from freezetrain.sequences.loader import SequenceLoader
+from freezetrain.sequences.order import Order, pools
+from freezetrain.sequences.packing import Packed
+from freezetrain.sequences.tokens import default_cache, tokenize
 
 
 class TextData(L.LightningDataModule):
-    """Packed training sequences of ``languages``, ``steps`` optimizer steps long.
+    """Training sequences of the languages ``packed``, mixed with those ``replayed``.
+
+    ``weights`` and ``temperature`` share the run among the languages trained on, ``replay`` says
+    how it is shared with those replayed. ``steps`` is how many optimizer steps the run has: where
+    the settings limit neither steps nor tokens, one pass over what is trained on, with what is
+    replayed on top.
 
     Evaluation is not its business: ForgettingTracker reads whole held-out documents.
-    Raises UserError where a language's training texts do not fill one sequence.
+    Raises UserError where weights name other languages than these.
     """
 
     def __init__(
         self,
-        languages: Mapping[str, Language],
-        tokenizer: PreTrainedTokenizerBase,
+        packed: Mapping[str, Packed],
         settings: Optimization,
         weights: Mapping[str, float] | None = None,
+        temperature: float = 1.0,
+        replayed: Mapping[str, Packed] | None = None,
+        replay: Replay | None = None,
     ) -> None:
         super().__init__()
+        self.packed = dict(packed)
+        self.replayed = dict(replayed or {})
         self.settings = settings
-        self.weights = dict(weights or {})
-        self.packed: dict[str, Packed] = {
-            name: pack(
-                language.train,
-                tokenizer,
-                settings.sequence_length,
-                f"the training part of language {name!r}",
-            )
-            for name, language in languages.items()
-        }
+        self._replay = (replay or Replay()) if self.replayed else None
+        self._pools = pools(_tokens(self.packed), weights or {}, temperature)
+        once = sum(map(len, self.packed.values()))
+        if self._replay is not None:
+            once = math.ceil(once / (1 - self._replay.share * self._replay.until))
+        self.steps = settings.steps(once)
+        self.order  # noqa: B018  refuses bad weights at once
 
-        data_order(self._sizes, self.weights, 0, settings.seed)  # refuses bad weights at once
-
-    @property
-    def _sizes(self) -> dict[str, int]:
-        return {name: len(packed.sequences) for name, packed in self.packed.items()}
+    @cached_property
+    def order(self) -> Order:
+        """Which sequence stands at each place of the run."""
+        every = {**self.packed, **self.replayed}
+        sizes = {name: len(packed) for name, packed in every.items()}
+        step, seed = self.settings.step_sequences, self.settings.seed
+        if self._replay is None:
+            return Order(sizes, self._pools, self.steps * step, seed)
+        return Order(
+            sizes,
+            self._pools,
+            self.steps * step,
+            seed,
+            replayed=pools(
+                _tokens(self.replayed),
+                self._replay.weights,
+                self._replay.temperature,
+                "replay.weights",
+            ),
+            replay_share=self._replay.share,
+            until=max(1, round(self._replay.until * self.steps)) * step,
+        )
 
     def train_dataloader(self) -> SequenceLoader:
         rank, world = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
-        settings = self.settings
-        order = data_order(
-            self._sizes,
-            self.weights,
-            settings.steps * settings.accumulate * settings.micro_batch * world,
-            settings.seed,
+        every = {**self.packed, **self.replayed}
+        return SequenceLoader(every, self.order, self.settings, rank, world)
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What is read of each language, and how much of the run it is.
+
+        Counts of documents, held-out documents, tokens (BOS and EOS included), bytes of UTF-8,
+        words (between white space), sequences and skipped lines; tokens_per_word and
+        bytes_per_token; ``share`` of the run's sequences and ``epochs`` of the language's in it.
+        """
+        return {
+            name: packed.store.facts
+            | {
+                "tokens_per_word": packed.store.facts["tokens"] / packed.store.facts["words"],
+                "bytes_per_token": packed.store.facts["bytes"] / packed.store.facts["tokens"],
+                "sequences": len(packed),
+                "replayed": name in self.replayed,
+                "share": self.order.epochs[name] * len(packed) / self.order.length,
+                "epochs": self.order.epochs[name],
+            }
+            for name, packed in {**self.packed, **self.replayed}.items()
+        }
+
+    def table(self) -> Table:
+        """The facts, to be looked at before training starts."""
+        table = Table(
+            *("language", "documents", "tokens", "bytes", "tokens/word", "bytes/token"),
+            *("share", "epochs"),
+            padding=(0, 0),
         )
-        sequences = torch.cat([packed.sequences for packed in self.packed.values()])
-        return SequenceLoader(sequences, order, settings.micro_batch, rank, world)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for name, facts in self.facts().items():
+            if name == next(iter(self.replayed), None):
+                table.add_section()
+            table.add_row(
+                f"{name} (replay)" if facts["replayed"] else name,
+                *(f"{facts[count]:,}" for count in ("documents", "tokens", "bytes")),
+                *(f"{facts[ratio]:.2f}" for ratio in ("tokens_per_word", "bytes_per_token")),
+                f"{facts['share']:.1%}",
+                f"{facts['epochs']:.2f}",
+            )
+        if skipped := {n: f["skipped"] for n, f in self.facts().items() if f["skipped"]}:
+            table.caption = "bad lines skipped: " + ", ".join(
+                f"{count} of {name}" for name, count in skipped.items()
+            )
+        return table
+
+
+def _tokens(packed: Mapping[str, Packed]) -> dict[str, int]:
+    return {name: len(one.store) for name, one in packed.items()}
+
+
+def _cores() -> int:
+    """Cores that this process may use, where the system tells; else all."""
+    tells = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if tells else os.cpu_count() or 1
+
+
+def read_data(
+    recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, world: int | None = None
+) -> TextData:
+    """Tokenize and pack what the recipe trains on and replays, or find it in the cache.
+
+    With ``world`` ranks given, a batch that they cannot share is refused before anything is read.
+    Raises UserError as :func:`tokenize` does, and where a language has too little text.
+    """
+    settings = recipe.optimization
+    if world is not None:
+        settings.accumulate(world)
+    trained = recipe.languages or languages_in(recipe.texts)
+    replayed: list[str] = []
+    if recipe.replay is not None:
+        told = recipe.replay.languages
+        replayed = told or [n for n in languages_in(recipe.replay.texts) if n not in trained]
+        if not replayed:
+            raise UserError(
+                "replay.texts holds no language but those trained on; give it texts of the "
+                "languages to keep, or leave replay out"
+            )
+        if both := [name for name in replayed if name in trained]:
+            raise UserError(
+                f"language {both[0]!r} is both trained on and replayed; leave it out of one of "
+                "languages and replay.languages"
+            )
+    cache = Path(recipe.cache).expanduser() if recipe.cache else default_cache()
+    workers = recipe.workers or _cores()
+
+    def packed(source: TextSource, language: str) -> Packed:
+        return Packed(
+            tokenize(source, language, tokenizer, cache, workers),
+            settings.sequence_length,
+            settings.document_mask,
+            f"the training part of language {language!r}",
+        )
+
+    return TextData(
+        {name: packed(recipe.texts, name) for name in trained},
+        settings,
+        recipe.weights,
+        recipe.temperature,
+        {name: packed(recipe.replay.texts, name) for name in replayed} if recipe.replay else {},
+        recipe.replay,
+    )

@@ -1,0 +1,1 @@
+"""From texts to training sequences: token ids kept on disk, packed, in an order that resumes."""
