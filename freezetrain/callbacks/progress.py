@@ -8,7 +8,11 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 
 
 class StepProgress(L.pytorch.callbacks.ProgressBar):
-    """Optimizer steps done of ``max_steps``, the loss, and the time left; on standard error."""
+    """Optimizer steps done of ``max_steps``, the loss, tokens/s and the time left.
+
+    On standard error, by rank 0 alone (Lightning disables the bar on the others). Tokens/s are
+    there when Throughput logs them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,6 +39,7 @@ class StepProgress(L.pytorch.callbacks.ProgressBar):
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
+            speed_estimate_period=600,  # seconds; a step of a large model may take a minute
         )
         self._bar.start()
         self._bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, note="")
@@ -48,9 +53,12 @@ class StepProgress(L.pytorch.callbacks.ProgressBar):
         batch_idx: int,
     ) -> None:
         if self._bar is not None:
-            loss = self.get_metrics(trainer, pl_module).get("train/loss", "")
-            text = f"loss {loss:.3f}" if isinstance(loss, float) else ""
-            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, note=text)
+            metrics = self.get_metrics(trainer, pl_module)
+            loss, speed = (metrics.get(f"train/{name}") for name in ("loss", "tokens_per_second"))
+            notes = [f"loss {loss:.3f}"] if isinstance(loss, float) else []
+            notes += [f"{speed:,.0f} tokens/s"] if isinstance(speed, float) else []
+            note = ", ".join(notes)
+            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, note=note)
 
     def evaluating(self, done: int, total: int) -> None:
         """Say how far an evaluation is; ForgettingTracker's ``progress``."""

@@ -1,6 +1,7 @@
 """Proof, every so many steps and on every rank, that the freeze does what it promises."""
 
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,8 @@ class Audit:
         self._step = 0  # the step last audited
         self.steps_before = 0
         """Steps of the run before the freeze began, for messages."""
+        self.seconds = 0.0
+        """Spent on it by this host, with the waiting for other ranks and for the GPU."""
         self._masters = _digests(layout.masters)
         self._copies = _digests(layout.copies)
         self._values = [shard.read().cpu() for shard in layout.masters] if every else []
@@ -117,6 +120,7 @@ class Audit:
 
     def _judge(self, problem: str | None, masters: int | None, shards: Sequence[Shard]) -> None:
         """Raise the first problem of any rank, on all."""
+        start = perf_counter()
         problem = problem or self._unmasked(shards)
         suspects = {} if problem else self._never_masked(shards)
         reports = self._layout.gather(_Report(problem, masters, self._mask.fired, suspects))
@@ -136,6 +140,7 @@ class Audit:
         if masters is not None and self._totals([r.masters for r in reports]) != {self._total}:
             self._guard.put_back()
             raise CheckError(f"step {self._now()}: the ranks no longer hold the same frozen values")
+        self.seconds += perf_counter() - start
 
     def _now(self) -> int:
         return self.steps_before + self._guard.step
@@ -149,8 +154,11 @@ class Audit:
 
     def _moved(self) -> tuple[str | None, int]:
         """What changed since the start, as a sentence; and the digest of the masters now."""
+        start = perf_counter()
         masters, copies = _digests(self._layout.masters), _digests(self._layout.copies)
-        return self._first_moved(masters, copies), combined(masters)
+        problem = self._first_moved(masters, copies)
+        self.seconds += perf_counter() - start
+        return problem, combined(masters)
 
     def _first_moved(self, masters: list[int], copies: list[int]) -> str | None:
         gone = self._replaced()

@@ -128,6 +128,8 @@ class Freeze:
         self.count = sum(frozen.entries.count for frozen in resolved)
         self.description = f"{self.count:,} entries frozen under {layout.describe()}"
         """What is frozen and, by the dtypes, what *bit for bit* is about."""
+        self.shards = layout.masters
+        """The frozen entries of what this rank's optimizer steps."""
         self._model = model
         self._parameters = [(frozen.name, frozen.parameter) for frozen in resolved]
         self._mask = GradientMask(layout.gradients)
@@ -147,6 +149,14 @@ class Freeze:
         It does not depend on the engine, the number of ranks or the dtype that holds the values.
         """
         return self._audit.digest
+
+    @property
+    def seconds(self) -> float:
+        """Time that this host has spent on masks, guard and audits since the freeze.
+
+        What it only queues on a GPU is not waited for; audits do wait, and for the other ranks.
+        """
+        return self._mask.seconds + self._guard.seconds + self._audit.seconds
 
     def verify(self) -> int:
         """Check that every frozen entry has the bits that it had at the start; return how many.

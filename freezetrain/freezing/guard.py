@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Sequence
+from time import perf_counter
 from types import FrameType
 from typing import Any
 
@@ -41,6 +42,8 @@ class StepGuard:
         self.entered = 0
         """Optimizer steps begun so far, without those within others. Where an engine steps its
         tensors one after the other (``piecewise``), several make up a training step."""
+        self.seconds = 0.0
+        """Spent on it by this host; a GPU does what was queued later."""
         self._piecewise = piecewise
         self._inner = list(inner)
         self._shards = list(shards)
@@ -59,6 +62,7 @@ class StepGuard:
             hooks.move_to_end(self._handles[-1].id, last=False)
 
     def _take(self, optimizer: Optimizer, *_: Any) -> None:
+        start = perf_counter()
         running = _steps_on_the_stack()
         if self._outer is not None and self._outer not in running:
             self.put_back()  # that step raised, so its post-hook never ran
@@ -72,6 +76,7 @@ class StepGuard:
             stepped = in_step(optimizer, self._shards) if inner else self._shards
             self._taken = [(shard, shard.read()) for shard in stepped]
         self._depth += 1
+        self.seconds += perf_counter() - start
 
     def _count(self, optimizer: Optimizer) -> None:
         held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
@@ -82,10 +87,12 @@ class StepGuard:
         self._stepped |= held
 
     def _after_step(self, *_: Any) -> None:
+        start = perf_counter()
         self._write()
         self._depth -= 1
         if not self._depth:
             self._taken, self._outer = [], None
+        self.seconds += perf_counter() - start
 
     def _write(self) -> None:
         for shard, values in self._taken:

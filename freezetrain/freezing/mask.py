@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ class GradientMask:
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.fired: set[int] = set()
         """Numbers of the shards that have had a gradient masked."""
+        self.seconds = 0.0
+        """Spent on it by this host; a GPU does what was queued later."""
         self._entries = {shard.number: shard.entries for shard in shards}
         self._accumulating: set[int] = set()  # numbers of those that have a gradient to add to
         self._handles: list[RemovableHandle] = []
@@ -66,6 +69,7 @@ class GradientMask:
         gradient = parameter.grad
         if gradient is None:
             return
+        start = perf_counter()
         if gradient.layout != torch.strided:
             raise UserError(
                 f"{shard.name} has a gradient of layout {gradient.layout}, a region needs dense "
@@ -88,6 +92,7 @@ class GradientMask:
         entries = self._entries[shard.number] = self._entries[shard.number].to(here.device)
         entries.fill(here, 0.0)
         self.fired.add(shard.number)
+        self.seconds += perf_counter() - start
 
     def remove(self) -> None:
         """Take the hooks away; gradients that are there already stay masked."""

@@ -288,7 +288,7 @@ def test_a_submodule_that_is_not_there_is_refused_with_near_misses():
         fit(Trained(), tracker(module="nat"))
 
 
-def test_sharded_strategies_are_refused_by_name():
+def test_other_strategies_are_refused_by_name():
     trainer = SimpleNamespace(strategy=FSDPStrategy())
-    with pytest.raises(UserError, match="got FSDPStrategy"):
+    with pytest.raises(UserError, match="cannot evaluate under FSDPStrategy"):
         tracker().setup(trainer, Trained(), "fit")

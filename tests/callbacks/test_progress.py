@@ -76,3 +76,36 @@ def test_evaluations_are_shown(tmp_path, monkeypatch):
     _, _, trainer, batches = fit(tmp_path, monkeypatch, module)
     trainer.fit(module, batches)
     assert module.note == "evaluating 25%"
+
+
+def test_shows_the_loss_and_what_throughput_logs(tmp_path, monkeypatch):
+    notes = []
+
+    class Speed(Module):
+        def on_train_batch_end(self, *_):
+            # Logged here as Throughput does, it is shown from the next batch on.
+            self.log("train/tokens_per_second", 12345.6, prog_bar=True)
+
+        def on_train_batch_start(self, *_):
+            notes.append(self.trainer.progress_bar_callback._bar.tasks[0].fields["note"])
+
+    module = Speed()
+    _, _, trainer, batches = fit(tmp_path, monkeypatch, module)
+    trainer.fit(module, batches)
+    assert notes[0] == ""
+    assert notes[-1].startswith("loss ")
+    assert notes[-1].endswith(", 12,346 tokens/s")
+
+
+def test_only_the_first_rank_draws(tmp_path, monkeypatch):
+    class Quiet(Module):
+        def training_step(self, batch, batch_idx):
+            assert self.trainer.progress_bar_callback._bar is None
+            return self.layer(batch).square().mean()
+
+    module = Quiet()
+    bar, screen, trainer, batches = fit(tmp_path, monkeypatch, module)
+    monkeypatch.setattr(type(trainer.strategy), "is_global_zero", False)
+    trainer.fit(module, batches)
+    assert screen.getvalue() == ""
+    assert not bar.is_enabled

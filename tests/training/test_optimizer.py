@@ -1,10 +1,35 @@
+from itertools import pairwise
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
-from transformers import get_cosine_schedule_with_warmup
+from torch.distributed.tensor import DTensor
+from transformers import get_cosine_schedule_with_warmup, get_wsd_schedule
 
 from freezetrain.recipe import Optimization
 from freezetrain.training.optimizer import build_optimizer, learning_rate_factor, parameter_groups
+
+
+def course(steps, **settings):
+    recipe = Optimization(**settings)
+    return [learning_rate_factor(step, steps, recipe) for step in range(steps)]
+
+
+def factors(schedule, steps):
+    """What a schedule of transformers multiplies the learning rate with at each step."""
+    optimizer = schedule.optimizer
+    found = []
+    for _ in range(steps):
+        found.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+@pytest.fixture
+def one_parameter():
+    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
 
 
 def test_only_matrices_outside_embeddings_decay(model):
@@ -33,29 +58,129 @@ def test_constant_parameters_are_left_out():
     assert group["params"] == [layer.bias]
 
 
-def test_schedule_against_transformers():
-    settings = Optimization(steps=50, warmup_steps=10)
-    reference_optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    reference = get_cosine_schedule_with_warmup(reference_optimizer, 10, 50)
-    theirs = []
-    for _ in range(50):
-        theirs.append(reference.get_last_lr()[0])
-        reference_optimizer.step()
-        reference.step()
-    ours = [learning_rate_factor(step, settings) for step in range(50)]
+def test_groups_of_partitioned_parameters_are_those_of_the_whole(make_model):
+    # ZeRO-3 leaves an empty vector of each parameter, with the shape beside it.
+    whole, partitioned = make_model(), make_model()
+    for parameter in partitioned.parameters():
+        parameter.ds_shape = parameter.shape
+        parameter.data = torch.empty(0)
+    names = [{id(p): n for n, p in m.named_parameters()} for m in (whole, partitioned)]
+    of_whole, of_partitioned = (
+        [[known[id(p)] for p in group["params"]] for group in parameter_groups(m, 0.1)]
+        for m, known in zip((whole, partitioned), names, strict=True)
+    )
+    assert of_partitioned == of_whole
+    assert all(len(group) > 1 for group in of_whole)
+
+
+def test_groups_of_dtensors_are_those_of_the_whole(tmp_path, make_model):
+    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed.fsdp import fully_shard
+
+    init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        model = make_model()
+        sizes = [len(group["params"]) for group in parameter_groups(model, 0.1)]
+        fully_shard(model, mesh=mesh)
+        groups = parameter_groups(model, 0.1)
+        assert all(isinstance(p, DTensor) for group in groups for p in group["params"])
+        assert [len(group["params"]) for group in groups] == sizes
+    finally:
+        destroy_process_group()
+
+
+def test_cosine_against_transformers(one_parameter):
+    theirs = factors(get_cosine_schedule_with_warmup(one_parameter, 10, 50), 50)
+    ours = course(50, warmup_steps=10)
     # Theirs warms up from 0, a step that does nothing; ours is one tick ahead there.
     assert ours == pytest.approx([*theirs[1:11], *theirs[10:]])
     assert min(ours) > 0
 
 
-def test_schedule_ends_at_the_ratio_and_never_divides_by_zero():
-    settings = Optimization(steps=20, warmup_steps=0, min_learning_rate_ratio=0.1)
-    assert learning_rate_factor(20, settings) == pytest.approx(0.1)
-    assert learning_rate_factor(0, Optimization(steps=1, warmup_steps=100)) == 1.0
+def test_wsd_against_transformers(one_parameter):
+    theirs = factors(
+        get_wsd_schedule(
+            one_parameter, num_warmup_steps=10, num_decay_steps=20, num_stable_steps=30,
+            decay_type="linear", min_lr_ratio=0.1,
+        ),
+        60,
+    )  # fmt: skip
+    # Theirs warms up from the ratio that it ends at.
+    ours = course(
+        60, warmup_steps=10, warmup_from=0.1, schedule="wsd", decay_ratio=1 / 3,
+        min_learning_rate_ratio=0.1,
+    )  # fmt: skip
+    assert ours == pytest.approx([*theirs[1:11], *theirs[10:]])
+    assert ours.count(1.0) == 1 + 30 + 1  # the warm-up's last, those that hold, the decay's first
+
+
+def test_constant_holds_the_peak():
+    ours = course(8, warmup_steps=4, schedule="constant", min_learning_rate_ratio=0.5)
+    assert ours == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+def test_warms_up_in_a_straight_line_from_the_share_given(schedule):
+    ours = course(20, warmup_steps=5, warmup_from=0.5, schedule=schedule)
+    assert ours[:5] == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_ends_at_the_ratio_one_step_after_the_last(schedule):
+    settings = Optimization(warmup_steps=0, schedule=schedule, min_learning_rate_ratio=0.1)
+    assert learning_rate_factor(20, 20, settings) == pytest.approx(0.1)
+    assert learning_rate_factor(25, 20, settings) == pytest.approx(0.1)
+    assert learning_rate_factor(19, 20, settings) > 0.1
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 100), (1, 0), (3, 3), (3, 2), (7, 100)])
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_short_runs_never_divide_by_zero(schedule, steps, warmup, ratio):
+    ours = course(steps, warmup_steps=warmup, schedule=schedule, decay_ratio=ratio)
+    assert all(0 < factor <= 1 for factor in ours)
+    rising = min(warmup, steps)
+    assert ours[:rising] == pytest.approx([(step + 1) / rising for step in range(rising)])
+    assert all(now >= later for now, later in pairwise(ours[max(rising - 1, 0) :]))
+
+
+def test_wsd_may_fall_from_the_end_of_the_warm_up_or_never():
+    falls = course(10, warmup_steps=5, schedule="wsd", decay_ratio=1.0)
+    assert falls[4:] == pytest.approx([1, 1, 0.8, 0.6, 0.4, 0.2])
+    assert course(10, warmup_steps=5, schedule="wsd", decay_ratio=0.0)[4:] == [1.0] * 6
 
 
 def test_optimizer_takes_the_recipe(model):
     settings = Optimization(learning_rate=3e-4, beta1=0.8, beta2=0.9, warmup_steps=2)
-    optimizer, _ = build_optimizer(model, settings)
+    optimizer, schedule = build_optimizer(model, settings, 10)
     assert optimizer.defaults["betas"] == (0.8, 0.9)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1.5e-4)
+    optimizer.step()
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(3e-4)
+
+
+def test_fused_where_it_steps_on_a_gpu(model, monkeypatch):
+    built = []
+
+    class Recorded(torch.optim.AdamW):
+        def __init__(self, groups, **options):
+            built.append(options.pop("fused"))
+            super().__init__(groups, **options)
+
+    monkeypatch.setattr("freezetrain.training.optimizer.AdamW", Recorded)
+    settings = Optimization()
+    build_optimizer(model, settings, 10)
+    build_optimizer(model, settings, 10, torch.device("cuda", 0))
+    monkeypatch.setattr(
+        "freezetrain.training.optimizer.parameter_groups",
+        lambda *_: [{"params": [OnGPU(torch.zeros(2))]}],
+    )
+    build_optimizer(model, settings, 10)
+    build_optimizer(model, settings, 10, torch.device("cpu"))
+    assert built == [None, True, True, None]
+
+
+class OnGPU(nn.Parameter):
+    device = SimpleNamespace(type="cuda")

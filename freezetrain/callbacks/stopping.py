@@ -1,0 +1,135 @@
+"""Ends training in good order: when the machine is wanted back, and when the time is used up."""
+
+import signal
+import threading
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from freezetrain.errors import Preempted, UserError
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopOnSignal(Checkpoint):
+    """After SIGTERM, SIGUSR1 or SIGUSR2: finish the optimizer step, save, raise Preempted.
+
+    SIGTERM is what schedulers send before they kill, USR1 and USR2 what ``sbatch --signal`` is
+    told to send. A signal to any rank stops all of them, after the same step: they agree once in
+    each optimizer step. The checkpoint is written by the trainer's ModelCheckpoint, in its folder
+    and under its name, unless it has just saved that step. Its handlers hold while training does;
+    Lightning puts back those that were there before the fit.
+
+    A Checkpoint, because Lightning calls those after all other callbacks: what they have to say
+    about a step, an evaluation that is due above all, is in its checkpoint. UserError before
+    training starts if the trainer has no ModelCheckpoint without ``monitor``, which would save a
+    step only where it is better than others.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._step = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            _saver(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step, self._received = trainer.global_step, None
+        signals = trainer._signal_connector
+        if signals.received_sigterm:  # since the fit began; Lightning would exit with status 0
+            self._received, signals.received_sigterm = signal.SIGTERM, False
+        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            for number in SIGNALS:
+                signal.signal(number, self._receive)
+
+    def _receive(self, number: int, _: Any) -> None:
+        self._received = number
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if trainer.global_step == self._step:
+            return  # in the midst of accumulation
+        self._step = trainer.global_step
+        if not trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
+            return
+        saver = _saver(trainer)
+        if saver._last_global_step_saved != trainer.global_step:
+            saver._save_topk_checkpoint(trainer, saver._monitor_candidates(trainer))
+        name = "a signal" if self._received is None else signal.Signals(self._received).name
+        where = "" if self._received is not None else " that another rank received"
+        raise Preempted(
+            f"stopped by {name}{where} after step {trainer.global_step}, which is saved in "
+            f"{saver.best_model_path}; start the same command again to go on"
+        )
+
+
+def _saver(trainer: L.Trainer) -> ModelCheckpoint:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and not callback.monitor and callback.save_top_k:
+            return callback
+    raise UserError(
+        "StopOnSignal saves with the trainer's ModelCheckpoint and found none without monitor; "
+        "give the trainer one"
+    )
+
+
+class TimeLimit(L.Callback):
+    """Ends training after the optimizer step in which ``hours`` of it are used up.
+
+    Counted from ``on_train_start`` on, evaluations and checkpoints included, over all starts of
+    the run: a checkpoint keeps what has been used. Time whose steps were lost does not count.
+    Rank 0's clock decides for all.
+    """
+
+    def __init__(self, hours: float) -> None:
+        if not hours > 0:
+            raise UserError(f"the hours of training must be above 0, got {hours}")
+        self.hours = hours
+        self._seconds_before = 0.0
+        self._start: float | None = None
+        self._step = 0
+
+    @property
+    def hours_used(self) -> float:
+        """Hours of training so far, over all starts."""
+        now = 0.0 if self._start is None else time.monotonic() - self._start
+        return (self._seconds_before + now) / 3600
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start, self._step = time.monotonic(), trainer.global_step
+        self._decide(trainer)  # a run that is started again may have none left
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if trainer.global_step > self._step:
+            self._step = trainer.global_step
+            self._decide(trainer)
+
+    def _decide(self, trainer: L.Trainer) -> None:
+        over = trainer.is_global_zero and self.hours_used >= self.hours
+        if trainer.strategy.reduce_boolean_decision(over, all=False):
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._seconds_before, self._start = self.hours_used * 3600, None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.hours_used * 3600}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds_before = state_dict["seconds"]

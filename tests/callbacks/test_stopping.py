@@ -1,0 +1,204 @@
+"""A signal saves and stops; the run that goes on is the one that was never stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from extras_module import ACCUMULATE, STEPS, EachStep, Module, fit
+from frozen_reference import TinyLM, mixed_region
+
+from freezetrain.callbacks import RegionFreeze, StopOnSignal, TimeLimit
+from freezetrain.errors import Preempted, UserError
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",
+    "ignore:.*callbacks used to create the checkpoint",
+    "ignore:.*Checkpoint directory",
+)
+
+WORKER = Path(__file__).with_name("extras_fit.py")
+HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Signals(Module):
+    """Sends its own process a signal in the midst of a batch."""
+
+    def __init__(self, batch: int, number: int) -> None:
+        super().__init__()
+        self.batch, self.number = batch, number
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == self.batch:
+            os.kill(os.getpid(), self.number)
+        return super().training_step(batch, batch_idx)
+
+
+def region():
+    return RegionFreeze(mixed_region(TinyLM()), check_base=False)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return fit(region()).weights()
+
+
+def assert_equal(weights, expected):
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(weights[name], value), name
+
+
+@pytest.mark.parametrize("number", HANDLED)
+@pytest.mark.parametrize("batch", [2, 5])  # the first and the last micro-batch of a step
+def test_stops_after_the_step_and_goes_on_from_there(tmp_path, uninterrupted, batch, number):
+    step = batch // ACCUMULATE + 1
+    save, module = EachStep(tmp_path), Signals(batch, number)
+    name = signal.Signals(number).name
+    with pytest.raises(Preempted, match=rf"^stopped by {name} after step {step}, .*step={step}\."):
+        fit(StopOnSignal(), region(), save, module=module)
+    assert module.seen == list(range(step * ACCUMULATE)), "the step is finished, none is begun"
+    assert save.saved == [step]
+    again = fit(StopOnSignal(), region(), save, ckpt_path=tmp_path / f"step={step}.ckpt")
+    assert again.seen == list(range(step * ACCUMULATE, STEPS * ACCUMULATE))
+    assert_equal(again.weights(), uninterrupted)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_step_that_was_just_saved_is_not_saved_twice(tmp_path, order):
+    save = EachStep(tmp_path, every=2)
+    with pytest.raises(Preempted, match=r"after step 4, .*step=4\.ckpt"):
+        fit(*[save, StopOnSignal()][::order], module=Signals(7, signal.SIGTERM))
+    assert save.saved == [2, 4]
+    assert os.listdir(tmp_path) == ["step=4.ckpt"]
+
+
+def test_what_others_say_about_the_step_is_in_its_checkpoint(tmp_path):
+    class Counts(L.Callback):
+        steps = 0
+
+        def on_train_batch_end(self, trainer, *_):
+            self.steps = trainer.global_step
+
+        def state_dict(self):
+            return {"steps": self.steps}
+
+    save = EachStep(tmp_path)
+    with pytest.raises(Preempted):
+        fit(save, StopOnSignal(), Counts(), module=Signals(4, signal.SIGUSR1))
+    (path,) = tmp_path.iterdir()
+    states = torch.load(path, weights_only=False)["callbacks"]
+    assert [state for key, state in states.items() if "Counts" in key] == [{"steps": 3}]
+
+
+def test_the_handlers_that_were_there_come_back(tmp_path):
+    got = []
+
+    def mine(number, _):
+        got.append(number)
+
+    class Looks(Module):
+        def on_train_batch_start(self, *_):
+            self.during = [signal.getsignal(number) for number in HANDLED]
+
+    before = [signal.signal(number, mine) for number in HANDLED]
+    try:
+        stop = StopOnSignal()
+        module = fit(stop, EachStep(tmp_path), module=Looks())
+        assert module.during == [stop._receive] * 3, "neither Lightning's nor those before it"
+        assert [signal.getsignal(number) for number in HANDLED] == [mine] * 3
+        with pytest.raises(Preempted):
+            fit(stop, EachStep(tmp_path), module=Signals(3, signal.SIGTERM))
+        assert [signal.getsignal(number) for number in HANDLED] == [mine] * 3
+        assert not got
+    finally:
+        for number, handler in zip(HANDLED, before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_a_signal_before_training_stops_after_its_first_step(tmp_path):
+    """As while the base is evaluated, when the handlers are still Lightning's."""
+
+    class Early(L.Callback):
+        def on_train_start(self, *_):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    save = EachStep(tmp_path)
+    with pytest.raises(Preempted, match="stopped by SIGTERM after step 1"):
+        fit(Early(), StopOnSignal(), save)
+    assert save.saved == [1]
+
+
+def test_needs_a_checkpoint_that_saves_any_step(tmp_path):
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    best = ModelCheckpoint(dirpath=tmp_path, monitor="train/loss")
+    none = ModelCheckpoint(dirpath=tmp_path, save_top_k=0)
+    for callback in (best, none):
+        with pytest.raises(UserError, match="found none without monitor"):
+            fit(StopOnSignal(), callback)
+
+
+def test_a_process_that_is_told_to_stop_and_another_that_goes_on(tmp_path, uninterrupted):
+    command = [sys.executable, str(WORKER), str(tmp_path), "wait"]
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "freezing"), *sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "waiting in batch 5\n"
+    process.send_signal(signal.SIGUSR1)
+    assert process.communicate(timeout=100)[0].startswith("stopped by SIGUSR1 after step 3")
+    assert process.returncode == 75
+    again = fit(region(), ckpt_path=tmp_path / "step=3.ckpt")
+    assert_equal(again.weights(), uninterrupted)
+
+
+class Clock:
+    """Seconds that pass only in training steps: ``each`` of them."""
+
+    def __init__(self, monkeypatch, each: float) -> None:
+        self.now, self.each = 1000.0, each
+        monkeypatch.setattr("freezetrain.callbacks.stopping.time.monotonic", lambda: self.now)
+
+
+class Ticks(Module):
+    clock: Clock
+
+    def training_step(self, batch, batch_idx):
+        self.clock.now += self.clock.each
+        return super().training_step(batch, batch_idx)
+
+
+def test_time_limit_ends_after_the_step_in_which_it_is_used_up(tmp_path, monkeypatch):
+    Ticks.clock = Clock(monkeypatch, each=100.0)
+    limit, save = TimeLimit(500 / 3600), EachStep(tmp_path, every=1)
+    module = fit(limit, save, module=Ticks())
+    assert module.seen == list(range(6)), "500 s are reached in the fifth micro-batch"
+    assert limit.hours_used == pytest.approx(600 / 3600)
+
+
+def test_time_limit_counts_over_all_starts(tmp_path, monkeypatch):
+    Ticks.clock = Clock(monkeypatch, each=100.0)
+    save = EachStep(tmp_path, every=1)
+
+    class Stopped(Signals, Ticks):
+        pass
+
+    with pytest.raises(Preempted):
+        fit(TimeLimit(700 / 3600), StopOnSignal(), save, module=Stopped(3, signal.SIGTERM))
+    Ticks.clock.now += 1e6  # the machine was someone else's
+    limit = TimeLimit(700 / 3600)
+    again = fit(limit, save, module=Ticks(), ckpt_path=tmp_path / "step=2.ckpt")
+    assert again.seen == [4, 5, 6, 7]
+    assert limit.hours_used == pytest.approx(800 / 3600)
+    over = fit(TimeLimit(700 / 3600), save, module=Ticks(), ckpt_path=tmp_path / "step=4.ckpt")
+    assert over.seen == [], "none is left"
+
+
+@pytest.mark.parametrize("hours", [0, -1, float("nan")])
+def test_time_limit_refuses_what_is_no_time(hours):
+    with pytest.raises(UserError, match="must be above 0"):
+        TimeLimit(hours)
