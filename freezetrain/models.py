@@ -12,10 +12,11 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file
+from transformers.utils import cached_file, is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from freezetrain.errors import UserError
@@ -65,24 +66,59 @@ def _torch_dtype(dtype: Dtype) -> torch.dtype | str:
     return "auto" if dtype == "stored" else getattr(torch, dtype)
 
 
-def load_model(source: ModelSource, random_weights: bool = False) -> PreTrainedModel:
+def _attention(source: ModelSource, config: PretrainedConfig, in_16_bits: bool) -> str | None:
+    """What transformers is told about attention; None: it chooses."""
+    there = is_flash_attn_2_available()  # looks for a GPU too
+    if source.attention == "flash_attention_2" and not (there and in_16_bits):
+        lacks = "it computes in 16 bits, and this is in 32" if there else "it is not installed here"
+        raise UserError(
+            f"model.attention is flash_attention_2 and {lacks}; use sdpa, or "
+            + ("train in 16 bits" if there else "install flash-attn, where there is a GPU")
+        )
+    if source.attention != "auto":
+        return source.attention
+    known = AutoModelForCausalLM._model_mapping
+    model = known.get(type(config), None)
+    has_flash = getattr(model, "_supports_flash_attn", False)
+    return "flash_attention_2" if there and in_16_bits and has_flash else None
+
+
+def _new(source: ModelSource, config: PretrainedConfig, in_16_bits: bool) -> PreTrainedModel:
+    """With weights as they are initialized."""
+    return AutoModelForCausalLM.from_config(
+        config,
+        dtype=config.dtype if source.dtype == "stored" else _torch_dtype(source.dtype),
+        attn_implementation=_attention(source, config, in_16_bits),
+        trust_remote_code=source.trust_remote_code,
+    ).eval()
+
+
+def load_model(
+    source: ModelSource, random_weights: bool = False, in_16_bits: bool | None = None
+) -> PreTrainedModel:
     """The model in eval mode on the CPU, or a new one of its configuration with random weights.
 
-    Raises UserError if it cannot be found or loaded, or if weights are missing from its files:
-    freshly initialized ones would make every figure meaningless.
+    ``in_16_bits``: whether it will compute in 16 bits, which flash attention needs; None: whether
+    ``source.dtype`` has 16 bits.
+
+    Raises UserError if it cannot be found or loaded, if flash attention is asked for and cannot be
+    had, or if weights are missing from its files: freshly initialized ones would make every figure
+    meaningless.
     """
-    _check_path(source)
-    options = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+    if in_16_bits is None:
+        in_16_bits = source.dtype in ("bfloat16", "float16")
+    config = load_config(source)
     try:
         if random_weights:
-            config = AutoConfig.from_pretrained(source.path, **options)
-            dtype = None if source.dtype == "stored" else _torch_dtype(source.dtype)
-            return AutoModelForCausalLM.from_config(
-                config, dtype=dtype, trust_remote_code=source.trust_remote_code
-            ).eval()
+            return _new(source, config, in_16_bits)
         with without_progress_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.path, dtype=_torch_dtype(source.dtype), output_loading_info=True, **options
+                source.path,
+                dtype=_torch_dtype(source.dtype),
+                attn_implementation=_attention(source, config, in_16_bits),
+                output_loading_info=True,
+                revision=source.revision,
+                trust_remote_code=source.trust_remote_code,
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise _not_loaded("model", source, error) from error
@@ -95,16 +131,35 @@ def load_model(source: ModelSource, random_weights: bool = False) -> PreTrainedM
     return model.eval()
 
 
-def stored_dtype(source: ModelSource) -> torch.dtype | None:
-    """The type that the model's files hold its weights in, as its configuration says."""
+def meta_model(source: ModelSource, in_16_bits: bool | None = None) -> PreTrainedModel:
+    """The model without weights (on the meta device): names, shapes and types, in seconds.
+
+    Its folder needs a config.json only. Raises UserError as load_model does.
+    """
+    if in_16_bits is None:
+        in_16_bits = source.dtype in ("bfloat16", "float16")
+    config = load_config(source)
+    try:
+        with torch.device("meta"):
+            return _new(source, config, in_16_bits)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise _not_loaded("model", source, error) from error
+
+
+def load_config(source: ModelSource) -> PretrainedConfig:
+    """The model's configuration. Raises UserError if it cannot be found or read."""
     _check_path(source)
     try:
-        config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise _not_loaded("model", source, error) from error
-    return config.dtype
+
+
+def stored_dtype(source: ModelSource) -> torch.dtype | None:
+    """The type that the model's files hold its weights in, as its configuration says."""
+    return cast(torch.dtype | None, load_config(source).dtype)
 
 
 def local_folder(source: ModelSource) -> Path:

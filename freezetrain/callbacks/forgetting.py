@@ -2,12 +2,18 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 from rich.console import Console
 from torch import nn
 
@@ -31,7 +37,11 @@ class ForgettingTracker(L.Callback):
     table to the terminal. Training is the same, bit for bit, with and without it.
 
     The evaluation before the first step is the base that all others are compared with. It is
-    kept in checkpoints, so that a resumed run compares with the same base. ``history`` holds all.
+    kept in checkpoints, so that a resumed run compares with the same base. ``history`` holds all,
+    and ``seconds`` is the time that evaluations have taken since the fit began.
+
+    Works on one device, under DDP, FSDP2 (ModelParallelStrategy) and DeepSpeed, in the precision
+    that the model computes in there.
     """
 
     def __init__(
@@ -84,19 +94,22 @@ class ForgettingTracker(L.Callback):
         self.table = table
         self.progress = progress
         self.history = History(target)
+        self.seconds = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._model(pl_module)
-        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        self.seconds = 0.0
+        good = SingleDeviceStrategy | DDPStrategy | DeepSpeedStrategy | ModelParallelStrategy
+        if not isinstance(trainer.strategy, good):
             raise UserError(
-                "ForgettingTracker works on one device and under DDP, got "
-                f"{type(trainer.strategy).__name__}, whose sharded weights it cannot evaluate yet; "
-                "train with strategy='ddp'"
+                f"ForgettingTracker cannot evaluate under {type(trainer.strategy).__name__}: train "
+                "on one device, or with DDPStrategy, ModelParallelStrategy (FSDP2) or "
+                "DeepSpeedStrategy"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._model(pl_module)  # refused before anything is written
         if trainer.global_step > 0:
             self._check_resumed(trainer.global_step)
         else:
@@ -189,6 +202,7 @@ class ForgettingTracker(L.Callback):
             raise UserError(refusal)
 
     def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        start = time.perf_counter()
         with trainer.precision_plugin.forward_context():
             figures = evaluate(
                 self._model(pl_module),
@@ -197,6 +211,7 @@ class ForgettingTracker(L.Callback):
                 batch_tokens=self.batch_tokens,
                 progress=self.progress,
             )
+        self.seconds += time.perf_counter() - start
         self.history.add(trainer.global_step, figures)
         for logger in trainer.loggers:
             logger.log_metrics(self.history.scalars(), step=trainer.global_step)

@@ -55,7 +55,11 @@ def encode_documents(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase")
         return []
     # Not verbose: texts longer than the model are cut into windows later, not a cause to warn.
     encoded = tokenizer(
-        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,  # a text that spells one has the tokens of the spelling
+        return_attention_mask=False,
+        verbose=False,
     )
     documents = []
     for number, (text, ids) in enumerate(zip(texts, encoded["input_ids"], strict=True)):

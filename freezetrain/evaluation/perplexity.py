@@ -13,6 +13,7 @@ from freezetrain.errors import UserError
 from freezetrain.evaluation.documents import Document
 from freezetrain.evaluation.figures import Figures
 from freezetrain.evaluation.metric import LanguageNLL
+from freezetrain.freezing.fsdp import reshard
 from freezetrain.nll import token_nll
 
 
@@ -44,7 +45,9 @@ def evaluate(
     Windows of all languages are sorted by length, padded and batched so that a batch holds at most
     ``batch_tokens`` ids (a longer window is a batch of its own). Under torch.distributed each
     process takes every world-th window and the sums are reduced: all processes must call this and
-    all get the same figures. ``progress(done, total)`` is told this process's tokens.
+    all get the same figures. They make as many forward passes each, so that ``model`` may be one
+    that they hold together (under FSDP2 or DeepSpeed ZeRO). ``progress(done, total)`` is told this
+    process's tokens.
 
     Dropout is off and no random number is drawn; the train/eval mode of every submodule is put
     back. Raises ``UserError`` for a language without documents or a ``max_length`` that the model
@@ -62,19 +65,29 @@ def evaluate(
     # Longest first: what does not fit into memory fails at once. The sort is stable.
     windows.sort(key=lambda window: -len(window.ids))
     distributed = dist.is_available() and dist.is_initialized()
+    parts = [windows]
     if distributed:
-        windows = windows[dist.get_rank() :: dist.get_world_size()]
+        world = dist.get_world_size()
+        parts = [windows[rank::world] for rank in range(world)]
+        windows = parts[dist.get_rank()]
+    batches = list(_batches(windows, batch_tokens))
+    # Ranks that hold a model together must all take part in each pass: the rest count for nothing.
+    passes = max(sum(1 for _ in _batches(part, batch_tokens)) for part in parts)
+    spare = (batches or [parts[0][-1:]])[-1]
 
     device = next(model.parameters()).device
     total, done = sum(len(window.ids) - 1 for window in windows), 0
     sums = []
     # Not inference_mode: what a model keeps from this forward (rotary tables) must stay trainable.
     with _eval_mode(model), torch.no_grad():
-        for batch in _batches(windows, batch_tokens):
+        for batch in batches:
             sums.append(_window_nll(model, batch, device))
             done += sum(len(window.ids) - 1 for window in batch)
             if progress is not None:
                 progress(done, total)
+        for _ in range(passes - len(batches)):
+            _window_nll(model, spare, device)
+    reshard(model)
 
     metric = LanguageNLL(list(documents))
     if distributed:

@@ -55,9 +55,17 @@ class WeightsFolder(Mapping[str, Tensor]):
         with self._open(self._files[name]) as file:
             return tuple(file.get_slice(name).get_shape())
 
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows ``first`` to ``last``, not included, of a stored tensor; nothing else is read."""
+        with self._open(self._files[name]) as file:
+            return file.get_slice(name)[first:last]
+
     def __getitem__(self, name: str) -> Tensor:
         with self._open(self._files[name]) as file:
             return file.get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files  # a Mapping would read the tensor to find out
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)

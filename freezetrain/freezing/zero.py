@@ -1,13 +1,20 @@
 """DeepSpeed: where ZeRO keeps a region's fp32 masters. The one file that imports deepspeed."""
 
+from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -117,14 +124,49 @@ def _stage_3(wrapper: Any, inner: Sequence[Optimizer], resolved: Sequence[Resolv
         distributed=dist.get_world_size() > 1,
         sharded=True,
         piecewise=True,
-        full=_gathered,
+        full=gathered,
     )
 
 
-def _gathered(parameter: nn.Parameter) -> Tensor:
-    """The whole parameter. Afterwards it is partitioned, also if it is one that stays gathered."""
+def gathered(parameter: nn.Parameter) -> Tensor:
+    """A copy of a whole parameter that ZeRO-3 has partitioned; every rank calls this.
+
+    Afterwards it is partitioned, also if it is one that stays gathered.
+    """
     with GatheredParameters([parameter]):
         return parameter.detach().clone()
+
+
+def master(parameter: nn.Parameter) -> Tensor | None:
+    """The whole fp32 master of a 16-bit parameter, None where it has none; every rank calls this.
+
+    Summed from the ranks' parts by DeepSpeed, in which a zero loses its sign: it gets that of the
+    16-bit copy back, gathered where ZeRO-3 has partitioned it.
+    """
+    partitioned = hasattr(parameter, "ds_id")
+    if not hasattr(parameter, "_z3_optimizer" if partitioned else "_hp_mapping"):
+        return None
+    copy = gathered(parameter) if partitioned else parameter.detach()
+    full = safe_get_full_fp32_param(parameter)
+    return None if full is None else torch.where(full == 0, copy.to(full), full)
+
+
+def to_universal(checkpoint: Path, universal: Path) -> None:
+    """Write what is in a checkpoint's tag folder so that any number of ranks can load it.
+
+    Beside ``universal`` DeepSpeed leaves ``latest_universal``, which names it.
+    """
+    arguments = Namespace(
+        input_folder=str(checkpoint),
+        output_folder=str(universal),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,  # ZeRO-1 and 2: it wants what Megatron would have saved
+    )
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it prints and draws bars
+        ds_to_universal.main(arguments)
 
 
 def _refuse(wrapper: Any, inner: Sequence[Optimizer]) -> None:

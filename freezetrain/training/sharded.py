@@ -1,0 +1,160 @@
+"""Loading a model split over ranks from the start: no rank ever holds the whole of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.integrations import HfDeepSpeedConfig
+
+from freezetrain.errors import UserError, near_misses
+from freezetrain.freezing.folder import WeightsFolder
+from freezetrain.models import load_model, meta_model
+from freezetrain.recipe import ModelSource
+from freezetrain.regions import decoder_blocks
+
+
+def load_partitioned(
+    source: ModelSource,
+    deepspeed_config: dict[str, Any],
+    random_weights: bool = False,
+    in_16_bits: bool | None = None,
+) -> PreTrainedModel:
+    """The model for ZeRO-3, each weight partitioned as soon as it is made; every rank calls this.
+
+    Rank 0 reads the files, which it maps into memory rather than copies. With ``bf16`` enabled in
+    ``deepspeed_config`` DeepSpeed holds the weights in bfloat16, whatever ``source`` says. Raises
+    UserError as load_model does.
+    """
+    # transformers keeps a weak reference: what is loaded later in this process is whole again.
+    partitions = HfDeepSpeedConfig(deepspeed_config)
+    try:
+        return load_model(source, random_weights, in_16_bits)
+    finally:
+        del partitions
+
+
+def load_sharded(
+    source: ModelSource,
+    mesh: DeviceMesh,
+    device: torch.device,
+    *,
+    prepare: Callable[[PreTrainedModel], PreTrainedModel] = lambda model: model,
+    policy: MixedPrecisionPolicy | None = None,
+    random_weights: bool = False,
+    in_16_bits: bool | None = None,
+) -> PreTrainedModel:
+    """The model under FSDP2 over ``mesh``, each decoder block a group; every rank calls this.
+
+    It is made without memory, prepared by ``prepare``, sharded, and each rank then reads its own
+    rows of each tensor from the safetensors files. Random weights are made block by block.
+
+    Raises UserError as load_model does, and for a model whose files hold other tensors than it has
+    in memory (fused experts), which cannot be read in part.
+    """
+    model = prepare(meta_model(source, in_16_bits))
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy or MixedPrecisionPolicy()}
+    folder = None if random_weights else WeightsFolder(_weights_folder(source))
+    if folder is not None:
+        stored = _stored_names(model, folder)
+    for part in [*(block for _, block in decoder_blocks(model)), model]:
+        if folder is None:
+            _initialize(model, part, device)
+        fully_shard(part, **options)
+    if folder is not None:
+        model.to_empty(device=device)
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if name in stored:  # others are tied to one that is
+                _read(tensor, folder, stored[name])
+            tensor._is_hf_initialized = True  # transformers leaves it alone
+        model.initialize_weights()  # what files do not hold: the frequencies of rotary positions
+    return model.eval()
+
+
+def _weights_folder(source: ModelSource) -> Path:
+    if Path(source.path).is_dir():
+        return Path(source.path)
+    try:
+        return Path(
+            snapshot_download(
+                source.path,
+                revision=source.revision,
+                allow_patterns=["*.safetensors", "*.safetensors.index.json", "config.json"],
+            )
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load the weights of {source.path!r} from the hub: "
+            f"{str(error).splitlines()[0]} Without a network, download it elsewhere and give the "
+            "folder"
+        ) from error
+
+
+def _stored_names(model: PreTrainedModel, folder: WeightsFolder) -> dict[str, str]:
+    """Name in the model -> name in the files, of each tensor that they should hold."""
+    state = model.state_dict(keep_vars=True)
+    wanted = {name: t for name, t in state.items() if name not in model.all_tied_weights_keys}
+    converted = revert_weight_conversion(model, dict(wanted))
+    if {n: t.shape for n, t in converted.items()} != {n: t.shape for n, t in wanted.items()}:
+        raise UserError(
+            f"the files of {folder.path} hold other tensors than {type(model).__name__} has in "
+            "memory (fused experts, for one), which fsdp2 cannot read in part; use engine.kind "
+            "zero-3"
+        )
+    names = {}
+    for name, tensor in wanted.items():
+        # The files of a base model, without a head, lack the name of the part that they are of.
+        for stored in (name, name.removeprefix(model.base_model_prefix + ".")):
+            if stored in folder:
+                names[name] = stored
+                break
+        else:
+            raise UserError(
+                f"the files of {folder.path} lack weights of the model, first {name!r}"
+                f"{near_misses(name, folder)}; give a complete model"
+            )
+        if folder.shape(names[name]) != tuple(tensor.shape):
+            raise UserError(
+                f"the files of {folder.path} hold {names[name]!r} of shape "
+                f"{list(folder.shape(names[name]))} and its config.json says "
+                f"{list(tensor.shape)}; give a complete model"
+            )
+    return names
+
+
+def _read(tensor: Tensor, folder: WeightsFolder, name: str) -> None:
+    """Fill the rows of ``tensor`` that this rank holds."""
+    with torch.no_grad():
+        if not isinstance(tensor, DTensor):
+            tensor.copy_(folder[name])
+            return
+        shape, offset = compute_local_shape_and_global_offset(
+            tensor.shape, tensor.device_mesh, tensor.placements
+        )
+        if shape[0]:  # the last ranks may hold none
+            tensor.to_local().copy_(folder.rows(name, offset[0], offset[0] + shape[0]))
+
+
+def _initialize(model: PreTrainedModel, part: nn.Module, device: torch.device) -> None:
+    """Give memory and random values to what of ``part`` is not sharded yet."""
+    sharded = {
+        id(below)
+        for module in part.modules()
+        if isinstance(module, FSDPModule)
+        for below in module.modules()
+    }
+    new = [module for module in part.modules() if id(module) not in sharded]
+    for module in new:
+        module.to_empty(device=device, recurse=False)
+    model.tie_weights()
+    for module in reversed(new):  # children first, as transformers does: some parents scale them
+        if sharded.isdisjoint(id(below) for below in module.modules()):
+            model._init_weights(module)
