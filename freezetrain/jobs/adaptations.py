@@ -8,7 +8,14 @@ from typing import Any
 from freezetrain.jobs import train
 from freezetrain.jobs.verify import compare
 from freezetrain.models import local_folder
-from freezetrain.recipe import ModelSource, Optimization, QuickstartRecipe, TrainRecipe, Watch
+from freezetrain.recipe import (
+    Engine,
+    ModelSource,
+    Optimization,
+    QuickstartRecipe,
+    TrainRecipe,
+    Watch,
+)
 from freezetrain.regions import Region
 
 EVALUATIONS = 4  # of each training run, the one before the first step not counted
@@ -20,7 +27,7 @@ def optimization(recipe: QuickstartRecipe, seed: int) -> Optimization:
     """How every variant is trained."""
     default = LEARNING_RATES["built-in" if recipe.model is None else "other"]
     return Optimization(
-        steps=recipe.steps,
+        max_steps=recipe.steps,
         sequence_length=recipe.sequence_length,
         learning_rate=recipe.learning_rate or default,
         warmup_steps=max(1, recipe.steps // 10),
@@ -72,6 +79,7 @@ def adaptations(
             languages=[recipe.target],
             region=str(file) if file else None,
             optimization=optimization(recipe, seed),
+            engine=Engine(devices=1),  # the quickstart is one process
             watch=Watch(
                 texts=recipe.texts,
                 languages=languages,

@@ -1,6 +1,6 @@
 """`freezetrain train`: further pre-training with a region frozen and other languages watched."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,27 +8,37 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from rich.table import Table
+from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from freezetrain.callbacks import ForgettingTracker, RegionFreeze
-from freezetrain.corpora import Language, read_languages
+from freezetrain.callbacks.average import WeightAverage
+from freezetrain.callbacks.throughput import Throughput
+from freezetrain.disk import require_space
 from freezetrain.errors import UserError
 from freezetrain.evaluation.table import forgetting_table
 from freezetrain.jobs.evaluate import held_out_documents, window_length
 from freezetrain.jobs.outcome import Outcome
-from freezetrain.models import check_fit, load_model, load_tokenizer, stored_dtype
+from freezetrain.launch import current_launch
+from freezetrain.models import check_fit, load_tokenizer, local_folder, meta_model, stored_dtype
 from freezetrain.recipe import Freezing, TrainRecipe
 from freezetrain.regions import Region
-from freezetrain.training.data import TextData
-from freezetrain.training.run import export, fit, latest_checkpoint
+from freezetrain.training.checkpoints import latest_checkpoint
+from freezetrain.training.data import read_data
+from freezetrain.training.final import Export
+from freezetrain.training.load import loader
+from freezetrain.training.module import CausalLM
+from freezetrain.training.run import fit
+from freezetrain.training.strategies import kind_of, precision, world_size
+
+_CHECKPOINT_BYTES = 12  # a weight: it and AdamW's two moments in fp32
 
 
 def tracker(
     recipe: TrainRecipe,
-    model: PreTrainedModel,
+    shape: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    trained: Mapping[str, Language],
+    trained: Sequence[str],
     folder: Path,
     table: bool,
 ) -> ForgettingTracker | None:
@@ -40,9 +50,9 @@ def tracker(
         documents = {name: texts for name, texts in documents.items() if name not in trained}
     return ForgettingTracker(
         documents,
-        target=next(iter(trained)) if len(trained) == 1 else None,
+        target=trained[0] if len(trained) == 1 else None,
         every_n_steps=recipe.watch.every_n_steps,
-        max_length=window_length(recipe.watch, model),
+        max_length=window_length(recipe.watch, shape),
         batch_tokens=recipe.watch.batch_tokens,
         results_path=folder / "forgetting.json",
         overwrite=True,  # the folder is this run's own; the file is one of a start that was killed
@@ -50,18 +60,21 @@ def tracker(
     )
 
 
-def refuse_rounding(recipe: TrainRecipe) -> None:
+def refuse_rounding(recipe: TrainRecipe, kind: str) -> None:
     """Frozen entries are the base's, bit for bit: no type that rounds them may hold the weights."""
     stored = stored_dtype(recipe.model)
-    held = torch.bfloat16 if recipe.optimization.precision == "bf16-true" else None
-    if held is None and recipe.model.dtype != "stored":
-        held = getattr(torch, recipe.model.dtype)
-    if stored is None or held is None or torch.promote_types(stored, held) == held:
-        return
-    raise UserError(
-        f"the base is stored in {stored}, and {held} would round the entries that are to be "
-        "frozen; use model.dtype float32 and precision 32-true or bf16-mixed"
-    )
+    types = {"export_dtype": recipe.export_dtype, "model.dtype": recipe.model.dtype}
+    if precision(recipe.optimization) == "bf16-true":
+        types["optimization.precision"] = "bfloat16"
+    for field, name in types.items():
+        held = None if name == "stored" else getattr(torch, name)
+        if stored is None or held is None or torch.promote_types(stored, held) == held:
+            continue
+        raise UserError(
+            f"the base is stored in {stored}, and {field}, {held}, would round the entries that "
+            "are to be frozen; use model.dtype float32, export_dtype stored and precision 32-true "
+            "or bf16-mixed"
+        )
 
 
 def frozen_how(told: Freezing) -> str:
@@ -75,40 +88,66 @@ def frozen_how(told: Freezing) -> str:
     return how + (f": each has the bits that it had {since}" if told.clamp is None else "")
 
 
-def data_table(data: TextData) -> Table:
-    table = Table("language", "documents", "tokens", "bytes", "bytes/token", "sequences")
-    for name, packed in data.packed.items():
-        facts = (packed.documents, packed.tokens, packed.bytes)
-        fertility = f"{packed.bytes / packed.tokens:.2f}"
-        table.add_row(name, *map(str, facts), fertility, str(len(packed.sequences)))
-    return table
+def region_freeze(recipe: TrainRecipe, region: Region, kind: str) -> RegionFreeze:
+    """The callback; DeepSpeed's fp32 masters start from the stored values, not rounded ones."""
+    rounds = kind.startswith("zero") and precision(recipe.optimization) != "32-true"
+    exact = rounds and recipe.freeze.clamp is None
+    base = local_folder(recipe.model) if exact else None
+    return RegionFreeze(region, base=base, **asdict(recipe.freeze))
 
 
 def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
-    """Train, or resume the run in ``folder``; ``table``: show each evaluation as it is made."""
+    """Train, or resume the run in ``folder``.
+
+    ``table``: show the texts before training starts, and each evaluation as it is made.
+    """
+    settings, launch = recipe.optimization, current_launch()
+    world = world_size(recipe.engine, launch)
+    kind = kind_of(recipe.engine, world)
+    settings.accumulate(world)  # refuses what does not divide
     if recipe.region is not None and recipe.freeze.clamp is None:
-        refuse_rounding(recipe)
+        refuse_rounding(recipe, kind)
     tokenizer = load_tokenizer(recipe.model)
-    languages = read_languages(recipe.texts, recipe.languages)
-    data = TextData(languages, tokenizer, recipe.optimization, recipe.weights)
-    L.seed_everything(recipe.optimization.seed, verbose=False)
-    model = load_model(recipe.model, random_weights=recipe.from_scratch)
-    check_fit(model, tokenizer, recipe.optimization.sequence_length)
-    region = Region.load(recipe.region, model=model) if recipe.region else None
-    watch = tracker(recipe, model, tokenizer, languages, folder, table)
+    shape = meta_model(recipe.model)
+    check_fit(shape, tokenizer, settings.sequence_length)
+    weights = sum(parameter.numel() for parameter in shape.parameters())
+    require_space(folder, (2 * _CHECKPOINT_BYTES + 4) * weights, "checkpoints and the model")
+    region = None
+    if recipe.region is not None:
+        region = Region.load(recipe.region)
+        region.resolve(shape)
+    data = read_data(recipe, tokenizer, world)
+    recipe.freeze.check_steps(data.steps)
+    if table and launch.rank == 0:
+        Console().print(data.table())
+    watch = tracker(recipe, shape, tokenizer, list(data.packed), folder, table)
     results: dict[str, Any] = {
         "resumed_from": getattr(latest_checkpoint(folder), "name", None),
-        "data": {name: packed.facts() for name, packed in data.packed.items()},
+        "data": data.facts(),
     }
     # The tracker first: it sees the base before a clamp.
     callbacks: list[Callback] = [] if watch is None else [watch]
-    callbacks += [] if region is None else [RegionFreeze(region, **asdict(recipe.freeze))]
-    trainer = fit(model, data, folder, callbacks, recipe.checkpoint_every)
+    callbacks += [] if region is None else [region_freeze(recipe, region, kind)]
+    average = None if settings.ema_decay is None else WeightAverage(settings.ema_decay)
+    callbacks += [] if average is None else [average]
+    stored = stored_dtype(recipe.model)
+    dtype = stored if recipe.export_dtype == "stored" else getattr(torch, recipe.export_dtype)
+    export = Export(tokenizer, folder / "model", dtype, average)
+    throughput = Throughput(torch.bfloat16 if precision(settings) != "32-true" else None)
+    callbacks += [export, throughput]
+    L.seed_everything(settings.seed, verbose=False)
+    trainer = fit(
+        loader(recipe, kind), data, folder, callbacks, recipe.checkpoint_every, engine=recipe.engine
+    )
+    export.ensure(trainer)
+    assert isinstance(trainer.lightning_module, CausalLM)
     results["steps"] = trainer.global_step
+    results["throughput"] = throughput.summary(trainer)
+    results["bad_steps_skipped"] = trainer.lightning_module.bad_steps.skipped
     loss = trainer.callback_metrics.get("train/loss")  # None if all steps were done before
     results["final_loss"] = None if loss is None else loss.item()
     results["model"] = "model"
-    display: list[Any] = [data_table(data)]
+    display: list[Any] = []
     if region is not None:
         results["frozen_entries"] = region.count
         results["freeze"] = asdict(recipe.freeze)
@@ -117,7 +156,5 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
         history = watch.history
         results["forgetting"] = history.forgetting().to_dict()
         display.append(forgetting_table(history.base.figures, history.last.figures, history.target))
-    if not (folder / "model").exists():  # a start that was killed after its export left it whole
-        export(model, tokenizer, folder / "model")
     display.append(f"model: {folder / 'model'}")
     return Outcome(results, display)

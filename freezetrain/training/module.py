@@ -1,48 +1,94 @@
 """The LightningModule around a Hugging Face causal language model."""
 
+from collections.abc import Callable
+from typing import Any
+
 import lightning as L
 import numpy as np
 import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from freezetrain.errors import CheckError
-from freezetrain.nll import token_nll
+from freezetrain.freezing.fsdp import reshard
+from freezetrain.nll import next_token_nll
 from freezetrain.recipe import Optimization
+from freezetrain.training.bad_steps import BadSteps
+from freezetrain.training.document_mask import lays_end_to_end, require_document_mask
 from freezetrain.training.optimizer import build_optimizer
+from freezetrain.training.strategies import optimizer_device
+
+Load = Callable[[L.LightningModule], PreTrainedModel]
 
 
 class CausalLM(L.LightningModule):
-    """Next-token training of ``model`` on batches [B, L] of token ids.
+    """Next-token training of ``model`` on the batches of SequenceLoader.
 
-    Logs, for each optimizer step, the mean loss of its micro-batches (nats per token), the
-    gradient norm before clipping and the learning rate; and the tokens seen. A loss or gradient
-    norm that is not finite raises CheckError before the optimizer's step, so that it reaches
-    neither the weights nor a checkpoint.
+    ``model`` is one in memory, or, for engines that split it over ranks, a function that loads it
+    once they have started (``load(module)``).
+
+    The loss of an optimizer step is the sum of NLL, computed in fp32, of all labels that its
+    micro-batches have on all ranks, divided by their number: each token weighs the same, however
+    many of them a sequence, a micro-batch or a rank has. Logs it for each step (nats per token),
+    with the gradient norm before clipping, the learning rate and the tokens seen. What is not
+    finite is found on all ranks alike, before it reaches a checkpoint, see BadSteps.
     """
 
-    def __init__(self, model: PreTrainedModel, settings: Optimization) -> None:
+    def __init__(self, model: PreTrainedModel | Load, settings: Optimization, steps: int) -> None:
         super().__init__()
-        self.model = model
+        self.load: Load | None = None
+        if isinstance(model, PreTrainedModel):
+            self.model = model
+        else:
+            self.load = model
         self.settings = settings
-        self._losses: list[Tensor] = []  # of the micro-batches since the last step
+        self.steps = steps
+        self.bad_steps = BadSteps(settings.bad_steps, settings.spike_factor)
+        self._nll = torch.zeros(())  # summed over the labels since the last step, on this rank
 
-    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
-        # Dropout depends on seed, batch and rank alone, so that a resumed run repeats it exactly.
-        seeds = np.random.SeedSequence([self.settings.seed, batch_idx, self.global_rank])
+    def configure_model(self) -> None:
+        if self.load is not None:
+            self.model = self.load(self)
+            self.model.train()
+            self.load = None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.bad_steps.load_state_dict(checkpoint["bad_steps"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["bad_steps"] = self.bad_steps.state_dict()
+
+    def on_train_start(self) -> None:
+        if self.settings.document_mask:
+            self.model.eval()
+            vocabulary: Any = self.model.get_input_embeddings().num_embeddings
+            require_document_mask(self._logits, vocabulary, self.device)
+            reshard(self.model)  # FSDP2 leaves weights gathered after a forward without backward
+            self.model.train()
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        # Dropout depends on the seed and on which micro-batch of all ranks this is, so that a
+        # resumed run repeats it exactly.
+        number = batch_idx * self.trainer.world_size + self.global_rank
+        seeds = np.random.SeedSequence([self.settings.seed, number])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        logits = self.model(input_ids=batch, use_cache=False).logits
-        loss = token_nll(logits, batch).mean()
-        self._require_finite("loss", loss, batch_idx)
-        tokens = (batch_idx + 1) * batch.numel() * self.trainer.world_size
-        self._losses.append(loss.detach())
-        self.log("train/tokens", float(tokens))
-        return loss
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        logits = self._logits(batch["input_ids"], batch.get("position_ids"))
+        nll = next_token_nll(logits, batch["labels"]).sum()
+        self._nll = self._nll.to(nll.device) + nll.detach()
+        self._labels = batch["step_labels"].clamp(min=1)  # a step may hold the last token alone
+        # Engines divide by ranks and by micro-batches; Lightning by micro-batches, so that under
+        # DeepSpeed, which does so itself, they are divided by twice.
+        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            parts *= self.trainer.accumulate_grad_batches
+        return nll * (parts / self._labels)
 
     def configure_gradient_clipping(
         self,
@@ -50,24 +96,75 @@ class CausalLM(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            return  # it clips in its step
         norm = clip_grad_norm_(self.parameters(), gradient_clip_val or float("inf"))
-        self._require_finite("gradient norm", norm, self.trainer.fit_loop.batch_idx)
-        self.log("train/loss", torch.stack(self._losses).mean(), prog_bar=True)
-        self._losses.clear()
-        self.log("train/gradient_norm", norm)
-        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        loss = self._step_loss()
+        if self._is_bad(loss, norm):
+            optimizer.zero_grad(set_to_none=True)  # the optimizer leaves such parameters alone
+        self._log_step(optimizer, loss, norm)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        if not isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            return super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        assert optimizer_closure is not None
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        loss = torch.zeros(())
+
+        def checked() -> Any:
+            nonlocal loss
+            result = optimizer_closure()
+            loss = self._step_loss()
+            self._is_bad(loss, None)
+            return result
+
+        super().optimizer_step(epoch, batch_idx, optimizer, checked)
+        norm = torch.as_tensor(self.trainer.strategy.deepspeed_engine.get_global_grad_norm())
+        self._is_bad(loss, norm)  # after the update, and before a checkpoint
+        self._log_step(self.trainer.optimizers[0], loss, norm)
+        return None
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer, schedule = build_optimizer(self.model, self.settings)
+        optimizer, schedule = build_optimizer(
+            self.model, self.settings, self.steps, optimizer_device(self.trainer.strategy)
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def _require_finite(self, what: str, value: Tensor, batch_idx: int) -> None:
-        if not torch.isfinite(value):
-            raise CheckError(
-                f"the {what} is {value.item()} at step {self.global_step + 1}, batch {batch_idx}; "
-                "checkpoints so far are kept: lower the learning rate or look at that batch, then "
-                "start anew"
-            )
+    def _logits(self, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
+        """[B, L, V]; documents are kept apart where ``position_ids`` [B, L] start anew."""
+        if position_ids is None:
+            return self.model(input_ids=input_ids, use_cache=False).logits
+        rows = input_ids.shape[0]
+        if lays_end_to_end(self.model):
+            input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
+        logits = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+        return logits.view(rows, -1, logits.shape[-1])
+
+    def _step_loss(self) -> Tensor:
+        """Mean NLL of the step's labels on all ranks, in nats per token."""
+        total = self._nll.clone()
+        if dist.is_initialized() and self.trainer.world_size > 1:
+            dist.all_reduce(total)
+        return total / self._labels
+
+    def _is_bad(self, loss: Tensor, norm: Tensor | None) -> bool:
+        step = self.global_step + 1
+        return self.bad_steps.is_bad(loss.item(), None if norm is None else norm.item(), step)
+
+    def _log_step(self, optimizer: Optimizer, loss: Tensor, norm: Tensor) -> None:
+        self.log("train/loss", loss, prog_bar=True)
+        self._nll = torch.zeros_like(self._nll)
+        self.log("train/gradient_norm", norm)
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+        self.log("train/tokens", float((self.global_step + 1) * self.settings.step_tokens))

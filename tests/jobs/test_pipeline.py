@@ -30,10 +30,10 @@ def results(folder) -> dict:
 RECIPE = {
     "languages": ["zh"],
     "optimization": {
-        "steps": 6,
+        "max_steps": 6,
         "sequence_length": 32,
         "micro_batch": 2,
-        "accumulate": 2,
+        "batch_tokens": 128,
         "learning_rate": 0.01,
         "weight_decay": 0.1,
         "warmup_steps": 1,
@@ -163,10 +163,10 @@ def test_killed_after_the_last_step(done, tmp_path, lost):
 
 def test_another_recipe_in_the_same_folder_is_refused(done, capsys):
     code = freezetrain(
-        "train", done / "recipe.yaml", "--optimization.steps", 9, "--out", done / "run"
+        "train", done / "recipe.yaml", "--optimization.max_steps", 9, "--out", done / "run"
     )
     assert code == 2
-    assert "holds another run, with another optimization.steps" in capsys.readouterr().err
+    assert "holds another run, with another optimization.max_steps" in capsys.readouterr().err
     assert results(done / "run")["steps"] == 6
 
 
@@ -264,7 +264,7 @@ def test_other_kinds_of_regions(done, model_folder, tmp_path, more):
 
 def test_several_languages_trained_on_are_not_held_out(model_folder, tmp_path):
     code = freezetrain(
-        "train", "--model", model_folder, "--languages", "[en,zh]", "--optimization.steps", 1,
+        "train", "--model", model_folder, "--languages", "[en,zh]", "--optimization.max_steps", 1,
         "--optimization.sequence_length", 32, "--watch.languages", "[en,es,zh]",
         "--out", tmp_path / "out",
     )  # fmt: skip
@@ -289,7 +289,7 @@ def test_equal_documents_under_two_keys_are_no_obstacle(model_folder, text_folde
         for word in (f"--{part}.{name}", value)
     ]
     code = freezetrain(
-        "train", "--model", model_folder, "--languages", "[en]", "--optimization.steps", 1,
+        "train", "--model", model_folder, "--languages", "[en]", "--optimization.max_steps", 1,
         "--optimization.sequence_length", 32, *options, "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == 0
@@ -298,7 +298,7 @@ def test_equal_documents_under_two_keys_are_no_obstacle(model_folder, text_folde
 def test_pre_training_from_a_configuration_alone(model_folder, tmp_path):
     code = freezetrain(
         "train", "--model", model_folder, "--from_scratch", "true", "--languages", "[en]",
-        "--optimization.steps", 2, "--optimization.sequence_length", 32, "--watch.off", "true",
+        "--optimization.max_steps", 2, "--optimization.sequence_length", 32, "--watch.off", "true",
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == 0
@@ -311,7 +311,7 @@ def test_pre_training_from_a_configuration_alone(model_folder, tmp_path):
 def test_clamped_training(done, model_folder, tmp_path, capsys):
     region = done / "core" / "region.safetensors"
     code = freezetrain(
-        "train", done / "recipe.yaml", "--freeze.clamp", 0, "--optimization.steps", 2,
+        "train", done / "recipe.yaml", "--freeze.clamp", 0, "--optimization.max_steps", 2,
         "--out", tmp_path / "run",
     )  # fmt: skip
     assert code == 0

@@ -1,0 +1,48 @@
+"""The model that a run leaves: exported when training ends, while each engine holds its shards."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import lightning as L
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from freezetrain.callbacks.average import WeightAverage
+from freezetrain.training.checkpoints import StepCheckpoint
+from freezetrain.training.export import export
+from freezetrain.training.module import CausalLM
+
+
+class Export(L.Callback):
+    """Export ``pl_module.model`` to ``folder`` at the end of training, on all ranks together.
+
+    ``dtype`` is what the weights are rounded to (None: the one that they are in); with an
+    ``average``, the averaged weights are exported. A folder that is there already is a whole
+    export: a start of the same run, killed later, left it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
+        dtype: torch.dtype | None = None,
+        average: WeightAverage | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.folder = folder
+        self.dtype = dtype
+        self.average = average
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, CausalLM)
+        if trainer.strategy.broadcast(self.folder.exists()):
+            return
+        saver = trainer.checkpoint_callback
+        if trainer.should_stop and isinstance(saver, StepCheckpoint):
+            saver.save(trainer)  # the time is used up: a kill from here on loses no step
+        with nullcontext() if self.average is None else self.average.averaged(pl_module):
+            export(pl_module.model, self.tokenizer, self.folder, dtype=self.dtype)
+
+    def ensure(self, trainer: L.Trainer) -> None:
+        """Export after a fit with nothing left to do: the run was killed after its last step."""
+        self.on_train_end(trainer, trainer.lightning_module)

@@ -1,0 +1,157 @@
+"""The estimate against closed forms; benchmarks/memory_estimate.py compares it with real runs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from freezetrain.recipe import Engine, ModelSource, Optimization, TrainRecipe, Watch
+from freezetrain.regions import Region
+from freezetrain.training.memory import estimate
+
+WORLD = 4
+CONFIG = LlamaConfig(
+    vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=4,
+    num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=False,
+    bos_token_id=0, eos_token_id=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def weights(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def recipe(kind, precision="32-true", **more):
+    settings = Optimization(
+        sequence_length=64, micro_batch=2, batch_tokens=64 * 2 * WORLD, precision=precision
+    )
+    engine = Engine(kind=kind, **more)
+    return TrainRecipe(
+        ModelSource("x"), optimization=settings, engine=engine, watch=Watch(off=True)
+    )
+
+
+def parts(memory):
+    return {part.name: part.device for part in memory.parts}
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "held", "masters", "gradients", "moments"),
+    [
+        # bytes of each weight, by rank
+        ("ddp", "32-true", 4, 0, 4, 8),
+        ("ddp", "bf16-mixed", 4, 0, 4, 8),
+        ("ddp", "bf16-true", 2, 0, 2, 4),
+        ("fsdp2", "32-true", 4 / WORLD, 0, 4 / WORLD, 8 / WORLD),
+        ("fsdp2", "bf16-mixed", 4 / WORLD, 0, 4 / WORLD, 8 / WORLD),
+        ("zero-1", "bf16-mixed", 2, 4 / WORLD, 2, 8 / WORLD),
+        ("zero-2", "bf16-mixed", 2, 4 / WORLD, 2 / WORLD, 8 / WORLD),
+        ("zero-2", "32-true", 4, 4 / WORLD, 4 / WORLD, 8 / WORLD),
+        ("zero-3", "bf16-mixed", 2 / WORLD, 4 / WORLD, 2 / WORLD, 8 / WORLD),
+    ],
+)
+def test_what_an_engine_keeps_of_each_weight(
+    model, weights, kind, precision, held, masters, gradients, moments
+):
+    found = parts(estimate(model, recipe(kind, precision), WORLD))
+    assert found["weights"] == held * weights
+    assert found.get("fp32 masters", 0) == masters * weights
+    assert found["gradients"] == gradients * weights
+    assert found["AdamW's moments"] == moments * weights
+
+
+def test_more_ranks_take_less_each(model):
+    def peak(kind, world):
+        told = recipe(kind, "bf16-mixed", deepspeed=_small_buckets(kind))
+        told.optimization.batch_tokens = 64 * 2 * world
+        return estimate(model, told, world).peak
+
+    for kind in ("zero-1", "zero-2", "zero-3", "fsdp2"):
+        assert peak(kind, 8) < peak(kind, 4) < peak(kind, 2)
+    assert peak("ddp", 8) == peak("ddp", 2)
+    assert peak("zero-3", 8) < peak("zero-2", 8) <= peak("zero-1", 8) < peak("ddp", 8)
+
+
+def _small_buckets(kind):
+    """This model is smaller than what DeepSpeed gathers and collects at once by default."""
+    small = {"reduce_bucket_size": 1, "stage3_max_live_parameters": 1}
+    return {"zero_optimization": small} if kind.startswith("zero") else {}
+
+
+def test_checkpointing_batch_and_mask_change_the_activations(model):
+    def activations(told):
+        found = parts(estimate(model, told, WORLD))
+        return found["activations of the blocks"], found.get("document mask", 0)
+
+    plain = recipe("ddp")
+    with_less = recipe("ddp", gradient_checkpointing=True)
+    assert activations(with_less)[0] == 4 * 2 * 64 * 64 * 4  # the inputs of four blocks
+    assert activations(plain)[0] > 10 * activations(with_less)[0]
+    double = replace(
+        plain, optimization=replace(plain.optimization, micro_batch=4, batch_tokens=1024)
+    )
+    shared = 2 * 64 * 16 * 4 * 2  # cosines and sines of the positions, of one sequence each
+    assert abs(activations(double)[0] - 2 * activations(plain)[0]) <= shared
+    masked = replace(plain, optimization=replace(plain.optimization, document_mask=True))
+    assert activations(masked)[1] == 2 * 64 * 64 * 5
+
+
+def test_the_region_adds_its_entries_and_values(model, weights):
+    live = AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32)
+    region = Region.random(live, 0.01, seed=0)
+    for kind, entries, values in (
+        ("ddp", 4, 8),
+        ("zero-2", 4 + 4 / WORLD, 8 / WORLD),
+        ("zero-3", 4 + 8 / WORLD, 8 / WORLD),
+        ("fsdp2", 4 / WORLD, 8 / WORLD),
+    ):
+        found = parts(estimate(model, recipe(kind), WORLD, region))
+        assert found["region: entries"] == entries * region.count
+        assert found["region: values, and gradients when audited"] == values * region.count
+    without = estimate(model, recipe("ddp"), WORLD)
+    frozen = estimate(model, recipe("ddp"), WORLD, region)
+    assert frozen.peak - without.peak == frozen.region > 0
+    assert without.region == 0
+
+
+def test_offloaded_state_is_in_cpu_memory(model, weights):
+    on_gpu = estimate(model, recipe("zero-3", "bf16-mixed"), WORLD)
+    optimizer = estimate(model, recipe("zero-3", "bf16-mixed", offload="optimizer"), WORLD)
+    everything = estimate(model, recipe("zero-3", "bf16-mixed", offload="all"), WORLD)
+    moved = 4 + 8 + 4  # masters, moments, the gradients' fp32 copy
+    assert optimizer.host - on_gpu.host == moved * weights / WORLD
+    assert everything.host - optimizer.host == 2 * weights / WORLD
+    assert everything.peak < optimizer.peak < on_gpu.peak
+
+
+def test_gradients_of_the_last_step_are_there_in_the_forward_pass(model):
+    """Unless the engine has let go of them; and in the backward pass's beginning if they add up."""
+    for kind, forward, loss in (
+        ("fsdp2", True, False),
+        ("zero-2", False, False),
+        ("ddp", True, True),
+    ):
+        (found,) = (p for p in estimate(model, recipe(kind), WORLD).parts if p.name == "gradients")
+        assert ("forward" in found.during, "loss" in found.during) == (forward, loss)
+        told = recipe(kind)
+        told.optimization.batch_tokens *= 2
+        (found,) = (p for p in estimate(model, told, WORLD).parts if p.name == "gradients")
+        assert {"forward", "loss"} <= set(found.during)
+
+
+def test_the_peak_is_the_moment_that_takes_most(model):
+    memory = estimate(model, recipe("zero-2"), WORLD)
+    sums = {
+        moment: sum(part.device for part in memory.parts if moment in part.during)
+        for moment in ("load", "forward", "loss", "backward", "step", "watch")
+    }
+    assert memory.peak == int(max(sums.values()))
+    assert sums[memory.moment] == max(sums.values())
