@@ -22,6 +22,18 @@ class Verb:
     job: str  # module with `run(recipe, folder)`
     positional: tuple[str, ...] = ()  # fields that may be given without their option's name
     resumable: bool = False
+    parallel: bool = False  # may run in several processes at once, and be tried dry
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the command line says: a verb, its recipe, and what is done with it."""
+
+    verb: str
+    recipe: Any
+    out: Path | None = None
+    print_config: bool = False
+    dry_run: bool = False
 
 
 VERBS = {
@@ -29,7 +41,10 @@ VERBS = {
     "score": Verb(recipe.ScoreRecipe, "freezetrain.jobs.score", ("config",)),
     "select": Verb(recipe.SelectRecipe, "freezetrain.jobs.select", ("config",)),
     "ablate": Verb(recipe.AblateRecipe, "freezetrain.jobs.ablate", ("config",)),
-    "train": Verb(recipe.TrainRecipe, "freezetrain.jobs.train", ("config",), resumable=True),
+    "extend": Verb(recipe.ExtendRecipe, "freezetrain.jobs.extend", ("config",)),
+    "train": Verb(
+        recipe.TrainRecipe, "freezetrain.jobs.train", ("config",), resumable=True, parallel=True
+    ),
     "forgetting": Verb(
         recipe.ForgettingRecipe, "freezetrain.jobs.forgetting", ("base.path", "adapted.path")
     ),
@@ -38,6 +53,7 @@ VERBS = {
 }
 # `--model X` reads better than `--model.path X`; in a recipe both are groups of fields.
 SHORT = {"--model": "--model.path", "--texts": "--texts.folder"}
+SPELLINGS = {"--dry-run": "--dry_run", "--print-config": "--print_config"}
 
 
 def build_parser() -> ArgumentParser:
@@ -63,6 +79,7 @@ def build_parser() -> ArgumentParser:
             usage=f"freezetrain {name} {words.replace('CONFIG', '[RECIPE.yaml]')} [options]",
             description=" ".join([about, *short]),
             exit_on_error=False,
+            print_config=None,  # jsonargparse's own would print --out too, which is no recipe's
         )
         of_verb.add_argument(
             "--config", action=ActionConfigFile, help="A recipe: a YAML file of the fields below."
@@ -73,6 +90,17 @@ def build_parser() -> ArgumentParser:
             default=None,
             help="Folder for all that the verb leaves; new or empty. Default: runs/<verb>-<time>.",
         )
+        of_verb.add_argument(
+            "--print_config",
+            action="store_true",
+            help="Print the recipe with all fields filled in, and do nothing else.",
+        )
+        if verb.parallel:
+            of_verb.add_argument(
+                "--dry_run",
+                action="store_true",
+                help="Print what would run, with the memory it takes, and do nothing else.",
+            )
         of_verb.add_class_arguments(verb.recipe)
         verbs.add_subcommand(name, of_verb, help=about)
     return parser
@@ -93,7 +121,7 @@ def _spelled_out(arguments: Sequence[str]) -> list[str]:
         option, equals, value = word.partition("=")
         if option in SHORT and _is_group(verb, option):
             option = SHORT[option]
-        spelled.append(option + equals + value)
+        spelled.append(SPELLINGS.get(option, option) + equals + value)
     return spelled
 
 
@@ -102,8 +130,8 @@ def _is_group(verb: Verb, option: str) -> bool:
     return get_type_hints(verb.recipe).get(option[2:], str | None) != str | None
 
 
-def parse(arguments: Sequence[str]) -> tuple[str, Any, Path | None]:
-    """Verb, its recipe, and the folder of ``--out``. UserError, one sentence, for bad input."""
+def parse(arguments: Sequence[str]) -> Told:
+    """What the command line says. UserError, one sentence, for bad input."""
     if not {"-h", "--help", "--version"}.intersection(arguments[:1]):
         named = arguments[0] if arguments else ""
         if named not in VERBS:
@@ -119,4 +147,10 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any, Path | None]:
     values = told[told.verb]
     kind = VERBS[told.verb].recipe
     filled = kind(**{item.name: values[item.name] for item in fields(kind)})
-    return told.verb, filled, Path(values.out) if values.out else None
+    return Told(
+        verb=told.verb,
+        recipe=filled,
+        out=Path(values.out) if values.out else None,
+        print_config=values.print_config,
+        dry_run=values.get("dry_run", False),
+    )

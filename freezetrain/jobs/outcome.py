@@ -18,6 +18,7 @@ except ImportError:  # Windows
 from freezetrain import __version__
 from freezetrain.errors import UserError
 from freezetrain.evaluation.results import write_results
+from freezetrain.recipe import CHANGEABLE, yaml12
 
 _RECIPE = "recipe.yaml"
 
@@ -39,7 +40,8 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> Path:
     """Make ``folder`` this run's own and write the recipe into it.
 
     A folder that holds anything already is refused, except, where the job is ``resumable``, one
-    that a run of the very same recipe left. Raises UserError, also where it cannot be written.
+    that a run of the same recipe left, but for what is ``CHANGEABLE``; the recipe that it began
+    with stays. Raises UserError, also where it cannot be written.
     """
     told = asdict(recipe)
     recipe_file = folder / _RECIPE
@@ -51,12 +53,12 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> Path:
                 f"{folder} is not empty, and nothing in it is overwritten; give --out a new folder"
             )
         try:
-            earlier = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
+            earlier = yaml12.load(recipe_file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{recipe_file} is damaged, so that the run cannot be told; give --out a new folder"
             ) from error
-        if changed := _differences(earlier, told):
+        if changed := [n for n in _differences(earlier, told) if n not in CHANGEABLE]:
             raise UserError(
                 f"{folder} holds another run, with another {', '.join(changed[:5])}; give --out a "
                 "new folder, or the same recipe to resume it"
@@ -65,9 +67,7 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = recipe_file.with_suffix(".unfinished")
-        unfinished.write_text(
-            yaml.safe_dump(told, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+        unfinished.write_text(yaml12.dump(told), encoding="utf-8")
         unfinished.replace(recipe_file)
     except OSError as error:
         raise UserError(

@@ -13,7 +13,7 @@ from freezetrain.jobs.progress import progress_bar
 from freezetrain.models import check_fit, load_model, load_tokenizer, on_gpu
 from freezetrain.recipe import ScoreRecipe
 from freezetrain.regions import Scores, compute_scores
-from freezetrain.training.packing import pack
+from freezetrain.sequences.packing import pack
 
 
 def score_language(

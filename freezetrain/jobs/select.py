@@ -11,7 +11,7 @@ from freezetrain.jobs.outcome import Outcome
 from freezetrain.models import load_model, load_tokenizer
 from freezetrain.recipe import SelectRecipe
 from freezetrain.regions import Region, Scores, monolingual, select, vocabulary_region
-from freezetrain.training.packing import token_stream
+from freezetrain.sequences.packing import token_stream
 
 
 def _scores(recipe: SelectRecipe) -> dict[str, Scores]:

@@ -1,0 +1,111 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from lightning.fabric.plugins.environments import (
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+
+from freezetrain.errors import UserError
+from freezetrain.launch import Launch, current_launch
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+SRUN = {
+    "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1",
+    "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2",
+}  # fmt: skip
+CHILD = {"FREEZETRAIN_OUT": "out", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"}
+# What Lightning's DeepSpeed strategy leaves in the environment of a process by itself.
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "launch"),
+    [
+        ({}, Launch()),
+        (TORCHRUN, Launch(5, 1, 8, 4, 2, "torchrun")),
+        (SRUN, Launch(5, 1, 8, 4, 2, "srun")),
+        ({**SRUN, **TORCHRUN, "RANK": "6"}, Launch(6, 1, 8, 4, 2, "torchrun")),
+        (CHILD, Launch(1, 1, 2, 2, 1, "freezetrain")),
+        ({**CHILD, "RANK": "1"}, Launch(1, 1, 2, 2, 1, "freezetrain")),
+        (ALONE, Launch()),
+        # A batch script before srun, and a shell of salloc in which python is started.
+        ({name: v for name, v in SRUN.items() if name != "SLURM_STEP_ID"}, Launch()),
+        ({**SRUN, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, Launch()),
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, Launch()),
+    ],
+)
+def test_launch_is_found_in_the_environment(environment, launch):
+    assert current_launch(environment) == launch
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "lacks LOCAL_RANK and LOCAL_WORLD_SIZE"),
+        ({**TORCHRUN, "RANK": "a"}, "RANK='a'"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "3"}, "start as many on each"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "0"}, "start as many on each"),
+        ({**SRUN, "SLURM_NNODES": "3"}, "8 processes on 3 nodes with 4 on each"),
+        (
+            {name: v for name, v in SRUN.items() if name != "SLURM_NTASKS_PER_NODE"},
+            "start it with srun --ntasks-per-node",
+        ),
+    ],
+)
+def test_half_a_launch_is_refused(environment, complaint):
+    with pytest.raises(UserError, match=complaint):
+        current_launch(environment)
+
+
+def test_lightning_is_told_the_same(monkeypatch):
+    for environment, kind in (
+        (TORCHRUN, TorchElasticEnvironment),
+        (SRUN, SLURMEnvironment),
+        (CHILD, LightningEnvironment),
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            launch = current_launch()
+            told = launch.cluster_environment()
+            assert type(told) is kind
+            assert told.local_rank() == launch.local_rank
+            if launch.external:
+                assert (told.global_rank(), told.world_size()) == (launch.rank, launch.world)
+                told.validate_settings(launch.local_world, launch.nodes)
+    assert not SLURMEnvironment(auto_requeue=False).auto_requeue
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path):
+    child = "from freezetrain.launch import end_with_parent as e; import time; e(); time.sleep(60)"
+    parent = (
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        "print(child.pid, flush=True)\ntime.sleep(60)"
+    )
+    started = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert started.stdout is not None
+    pid = int(started.stdout.readline())
+    time.sleep(1)  # the child imports
+    assert _runs(pid)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    until = time.monotonic() + 20
+    while _runs(pid) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not _runs(pid)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as stat:  # one that nobody waits for stays as a zombie
+        return stat.read().rpartition(")")[2].split()[0] != "Z"
