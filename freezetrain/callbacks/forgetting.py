@@ -19,6 +19,7 @@ from torch import nn
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation.documents import Document
+from freezetrain.evaluation.figures import Figures
 from freezetrain.evaluation.history import History
 from freezetrain.evaluation.perplexity import evaluate
 from freezetrain.evaluation.results import write_results
@@ -201,10 +202,11 @@ class ForgettingTracker(L.Callback):
         if refusal is not None:
             raise UserError(refusal)
 
-    def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def figures(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Figures]:
+        """Evaluate the weights as they are now, on every rank, without keeping what is found."""
         start = time.perf_counter()
         with trainer.precision_plugin.forward_context():
-            figures = evaluate(
+            found = evaluate(
                 self._model(pl_module),
                 self.documents,
                 max_length=self.max_length,
@@ -212,7 +214,10 @@ class ForgettingTracker(L.Callback):
                 progress=self.progress,
             )
         self.seconds += time.perf_counter() - start
-        self.history.add(trainer.global_step, figures)
+        return found
+
+    def _evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.history.add(trainer.global_step, self.figures(trainer, pl_module))
         for logger in trainer.loggers:
             logger.log_metrics(self.history.scalars(), step=trainer.global_step)
         if not trainer.is_global_zero:

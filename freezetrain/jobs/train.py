@@ -16,6 +16,7 @@ from freezetrain.callbacks.average import WeightAverage
 from freezetrain.callbacks.throughput import Throughput
 from freezetrain.disk import require_space
 from freezetrain.errors import UserError
+from freezetrain.evaluation import forgetting
 from freezetrain.evaluation.table import forgetting_table
 from freezetrain.jobs.evaluate import held_out_documents, window_length
 from freezetrain.jobs.outcome import Outcome
@@ -132,7 +133,7 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     callbacks += [] if average is None else [average]
     stored = stored_dtype(recipe.model)
     dtype = stored if recipe.export_dtype == "stored" else getattr(torch, recipe.export_dtype)
-    export = Export(tokenizer, folder / "model", dtype, average)
+    export = Export(tokenizer, folder / "model", dtype, average, watch)
     throughput = Throughput(torch.bfloat16 if precision(settings) != "32-true" else None)
     callbacks += [export, throughput]
     L.seed_everything(settings.seed, verbose=False)
@@ -155,6 +156,11 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     if watch is not None:
         history = watch.history
         results["forgetting"] = history.forgetting().to_dict()
-        display.append(forgetting_table(history.base.figures, history.last.figures, history.target))
+        last = history.last.figures
+        if export.figures is not None:
+            last = export.figures
+            found = forgetting(history.base.figures, last, history.target)
+            results["forgetting_of_average"] = found.to_dict()
+        display.append(forgetting_table(history.base.figures, last, history.target))
     display.append(f"model: {folder / 'model'}")
     return Outcome(results, display)

@@ -56,7 +56,8 @@ class Optimization:
     """Largest gradient norm; frozen entries do not count in it."""
     ema_decay: float | None = None
     """Decay, at each step, of an exponential moving average of the weights, which is then what is
-    exported. None: the last weights are."""
+    exported; evaluations on the way are of the weights themselves, a last one is of the average.
+    None: the last weights are exported."""
     bad_steps: Literal["stop", "skip"] = "stop"
     """What to do about a step whose loss or gradient norm is not finite or a spike: stop, or leave
     the update out and count it (not under DeepSpeed, which steps by itself)."""

@@ -1,13 +1,14 @@
 """The model that a run leaves: exported when training ends, while each engine holds its shards."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import lightning as L
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from freezetrain.callbacks import ForgettingTracker
 from freezetrain.callbacks.average import WeightAverage
+from freezetrain.evaluation import Figures
 from freezetrain.training.checkpoints import StepCheckpoint
 from freezetrain.training.export import export
 from freezetrain.training.module import CausalLM
@@ -16,9 +17,9 @@ from freezetrain.training.module import CausalLM
 class Export(L.Callback):
     """Export ``pl_module.model`` to ``folder`` at the end of training, on all ranks together.
 
-    ``dtype`` is what the weights are rounded to (None: the one that they are in); with an
-    ``average``, the averaged weights are exported. A folder that is there already is a whole
-    export: a start of the same run, killed later, left it.
+    ``dtype`` is what the weights are rounded to (None: the one that they are in). With an
+    ``average``, the averaged weights are exported, and evaluated by ``watch``: ``figures``. A
+    folder that is there already is a whole export: a start of the same run, killed later, left it.
     """
 
     def __init__(
@@ -27,11 +28,14 @@ class Export(L.Callback):
         folder: Path,
         dtype: torch.dtype | None = None,
         average: WeightAverage | None = None,
+        watch: ForgettingTracker | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.folder = folder
         self.dtype = dtype
         self.average = average
+        self.watch = watch
+        self.figures: dict[str, Figures] | None = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, CausalLM)
@@ -40,7 +44,12 @@ class Export(L.Callback):
         saver = trainer.checkpoint_callback
         if trainer.should_stop and isinstance(saver, StepCheckpoint):
             saver.save(trainer)  # the time is used up: a kill from here on loses no step
-        with nullcontext() if self.average is None else self.average.averaged(pl_module):
+        if self.average is None:
+            export(pl_module.model, self.tokenizer, self.folder, dtype=self.dtype)
+            return
+        with self.average.averaged(pl_module):
+            if self.watch is not None:
+                self.figures = self.watch.figures(trainer, pl_module)
             export(pl_module.model, self.tokenizer, self.folder, dtype=self.dtype)
 
     def ensure(self, trainer: L.Trainer) -> None:

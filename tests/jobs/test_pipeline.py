@@ -347,3 +347,24 @@ def test_freeze_without_a_region_is_refused(model_folder, tmp_path, capsys):
     )
     assert code == 2
     assert "freeze must be left out where no region is given" in capsys.readouterr().err
+
+
+def test_averaged_weights_are_exported_and_evaluated(done, model_folder, tmp_path):
+    code = freezetrain(
+        "train", done / "recipe.yaml", "--optimization.ema_decay", 0.5, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert code == 0
+    said, plain = results(tmp_path / "run"), results(done / "run")
+    assert said["forgetting"] == plain["forgetting"]
+    code = freezetrain(
+        "forgetting", model_folder, tmp_path / "run" / "model", "--target", "zh",
+        "--evaluation.languages", "[en,zh]", "--evaluation.max_length", 64,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0
+    found = results(tmp_path / "out")["forgetting"]
+    assert found["mean"] == pytest.approx(said["forgetting_of_average"]["mean"], rel=1e-4)
+    assert found["mean"] != pytest.approx(plain["forgetting"]["mean"], rel=1e-2)
+    region = done / "core" / "region.safetensors"
+    words = "verify", model_folder, tmp_path / "run" / "model", region
+    assert freezetrain(*words, "--out", tmp_path / "yes") == 0
