@@ -25,7 +25,7 @@ def introduction(results: Mapping[str, Any]) -> str:
         "set to zero to see what "
         f"{_number(len(results['languages']), 'language')} lose by it, and then the model was "
         f"trained further on {language_name(results['target'])} for "
-        f"{_number(results['settings']['steps'], 'step')}, once for each of the runs {runs}, "
+        f"{_number(results['settings']['max_steps'], 'step')}, once for each of the runs {runs}, "
         f"while all the other languages were watched.{_repeats(results)}"
     )
 

@@ -146,7 +146,8 @@ def test_needs_a_checkpoint_that_saves_any_step(tmp_path):
 def test_a_process_that_is_told_to_stop_and_another_that_goes_on(tmp_path, uninterrupted):
     command = [sys.executable, str(WORKER), str(tmp_path), "wait"]
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "freezing"), *sys.path]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    threads = str(torch.get_num_threads())  # the same sums, to the bit
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": threads}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "waiting in batch 5\n"
     process.send_signal(signal.SIGUSR1)

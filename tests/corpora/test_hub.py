@@ -151,7 +151,7 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch):
 
 
 def test_tokens_are_found_again_by_content(hub, tokenizer, tmp_path, monkeypatch):
-    from freezetrain.training import tokens
+    from freezetrain.sequences import tokens
 
     store = tokens.tokenize(told(hub), "en", tokenizer, tmp_path / "cache", 1)
     train = read_languages(told(hub), ["en"])["en"].train

@@ -140,7 +140,7 @@ def make_results(
         "score_languages": codes[: min(6, len(codes))],
         "settings": {
             "ratio": 0.01,
-            "steps": 60,
+            "max_steps": 60,
             "learning_rate": 1e-3,
             "sequence_length": 128,
             "seed": 0,
