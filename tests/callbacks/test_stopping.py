@@ -42,6 +42,15 @@ def region():
     return RegionFreeze(mixed_region(TinyLM()), check_base=False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the processes that are started: the same sums, to the bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted():
     return fit(region()).weights()
@@ -146,8 +155,7 @@ def test_needs_a_checkpoint_that_saves_any_step(tmp_path):
 def test_a_process_that_is_told_to_stop_and_another_that_goes_on(tmp_path, uninterrupted):
     command = [sys.executable, str(WORKER), str(tmp_path), "wait"]
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "freezing"), *sys.path]
-    threads = str(torch.get_num_threads())  # the same sums, to the bit
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": threads}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "waiting in batch 5\n"
     process.send_signal(signal.SIGUSR1)
