@@ -61,7 +61,7 @@ def tracker(
     )
 
 
-def refuse_rounding(recipe: TrainRecipe, kind: str) -> None:
+def refuse_rounding(recipe: TrainRecipe) -> None:
     """Frozen entries are the base's, bit for bit: no type that rounds them may hold the weights."""
     stored = stored_dtype(recipe.model)
     types = {"export_dtype": recipe.export_dtype, "model.dtype": recipe.model.dtype}
@@ -107,7 +107,7 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     kind = kind_of(recipe.engine, world)
     settings.accumulate(world)  # refuses what does not divide
     if recipe.region is not None and recipe.freeze.clamp is None:
-        refuse_rounding(recipe, kind)
+        refuse_rounding(recipe)
     tokenizer = load_tokenizer(recipe.model)
     shape = meta_model(recipe.model)
     check_fit(shape, tokenizer, settings.sequence_length)
