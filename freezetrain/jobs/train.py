@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -97,6 +96,28 @@ def region_freeze(recipe: TrainRecipe, region: Region, kind: str) -> RegionFreez
     return RegionFreeze(region, base=base, **asdict(recipe.freeze))
 
 
+def checked(
+    recipe: TrainRecipe, folder: Path
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, Region | None]:
+    """Tokenizer, model without weights, and region: refused here, if at all, before texts are read.
+
+    UserError where frozen entries would be rounded, tokenizer, sequence length or region do not
+    fit the model, and where the disk has too little room.
+    """
+    if recipe.region is not None and recipe.freeze.clamp is None:
+        refuse_rounding(recipe)
+    tokenizer = load_tokenizer(recipe.model)
+    shape = meta_model(recipe.model)
+    check_fit(shape, tokenizer, recipe.optimization.sequence_length)
+    weights = sum(parameter.numel() for parameter in shape.parameters())
+    require_space(folder, (2 * _CHECKPOINT_BYTES + 4) * weights, "checkpoints and the model")
+    region = None
+    if recipe.region is not None:
+        region = Region.load(recipe.region)
+        region.resolve(shape)
+    return tokenizer, shape, region
+
+
 def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     """Train, or resume the run in ``folder``.
 
@@ -106,52 +127,41 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     world = world_size(recipe.engine, launch)
     kind = kind_of(recipe.engine, world)
     settings.accumulate(world)  # refuses what does not divide
-    if recipe.region is not None and recipe.freeze.clamp is None:
-        refuse_rounding(recipe)
-    tokenizer = load_tokenizer(recipe.model)
-    shape = meta_model(recipe.model)
-    check_fit(shape, tokenizer, settings.sequence_length)
-    weights = sum(parameter.numel() for parameter in shape.parameters())
-    require_space(folder, (2 * _CHECKPOINT_BYTES + 4) * weights, "checkpoints and the model")
-    region = None
-    if recipe.region is not None:
-        region = Region.load(recipe.region)
-        region.resolve(shape)
+    tokenizer, shape, region = checked(recipe, folder)
     data = read_data(recipe, tokenizer, world)
     recipe.freeze.check_steps(data.steps)
     if table and launch.rank == 0:
         Console().print(data.table())
-    watch = tracker(recipe, shape, tokenizer, list(data.packed), folder, table)
     results: dict[str, Any] = {
         "resumed_from": getattr(latest_checkpoint(folder), "name", None),
         "data": data.facts(),
     }
-    # The tracker first: it sees the base before a clamp.
-    callbacks: list[Callback] = [] if watch is None else [watch]
-    callbacks += [] if region is None else [region_freeze(recipe, region, kind)]
+    watch = tracker(recipe, shape, tokenizer, list(data.packed), folder, table)
     average = None if settings.ema_decay is None else WeightAverage(settings.ema_decay)
-    callbacks += [] if average is None else [average]
     stored = stored_dtype(recipe.model)
     dtype = stored if recipe.export_dtype == "stored" else getattr(torch, recipe.export_dtype)
     export = Export(tokenizer, folder / "model", dtype, average, watch)
     throughput = Throughput(torch.bfloat16 if precision(settings) != "32-true" else None)
-    callbacks += [export, throughput]
+    # The tracker first: it sees the base before a clamp.
+    freeze = None if region is None else region_freeze(recipe, region, kind)
+    callbacks = [c for c in (watch, freeze, average, export, throughput) if c is not None]
     L.seed_everything(settings.seed, verbose=False)
     trainer = fit(
         loader(recipe, kind), data, folder, callbacks, recipe.checkpoint_every, engine=recipe.engine
     )
     export.ensure(trainer)
     assert isinstance(trainer.lightning_module, CausalLM)
-    results["steps"] = trainer.global_step
-    results["throughput"] = throughput.summary(trainer)
-    results["bad_steps_skipped"] = trainer.lightning_module.bad_steps.skipped
     loss = trainer.callback_metrics.get("train/loss")  # None if all steps were done before
-    results["final_loss"] = None if loss is None else loss.item()
-    results["model"] = "model"
+    results |= {
+        "steps": trainer.global_step,
+        "throughput": throughput.summary(trainer),
+        "bad_steps_skipped": trainer.lightning_module.bad_steps.skipped,
+        "final_loss": None if loss is None else loss.item(),
+        "model": "model",
+    }
     display: list[Any] = []
     if region is not None:
-        results["frozen_entries"] = region.count
-        results["freeze"] = asdict(recipe.freeze)
+        results |= {"frozen_entries": region.count, "freeze": asdict(recipe.freeze)}
         display.append(f"{region.count:,} entries {frozen_how(recipe.freeze)}")
     if watch is not None:
         history = watch.history
