@@ -18,7 +18,7 @@ except ImportError:  # Windows
 from freezetrain import __version__
 from freezetrain.errors import UserError
 from freezetrain.evaluation.results import write_results
-from freezetrain.recipe import CHANGEABLE, yaml12
+from freezetrain.recipe import changeable, yaml12
 
 _RECIPE = "recipe.yaml"
 
@@ -58,7 +58,9 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> Path:
             raise UserError(
                 f"{recipe_file} is damaged, so that the run cannot be told; give --out a new folder"
             ) from error
-        if changed := [n for n in _differences(earlier, told) if n not in CHANGEABLE]:
+        if changed := [
+            name for name in _differences(earlier, told) if name not in changeable(earlier)
+        ]:
             raise UserError(
                 f"{folder} holds another run, with another {', '.join(changed[:5])}; give --out a "
                 "new folder, or the same recipe to resume it"

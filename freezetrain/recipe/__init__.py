@@ -16,7 +16,7 @@ from freezetrain.recipe.jobs import (
 from freezetrain.recipe.model import Attention, Dtype, ModelSource
 from freezetrain.recipe.optimization import Engine, Freezing, Optimization
 from freezetrain.recipe.texts import EvaluationTexts, Replay, TextSource, Watch
-from freezetrain.recipe.train import CHANGEABLE, TrainRecipe
+from freezetrain.recipe.train import CHANGEABLE, TrainRecipe, changeable
 
 __all__ = [
     "CHANGEABLE",
@@ -39,4 +39,5 @@ __all__ = [
     "TrainRecipe",
     "VerifyRecipe",
     "Watch",
+    "changeable",
 ]

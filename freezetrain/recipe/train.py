@@ -1,6 +1,7 @@
 """The recipe of further pre-training."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from freezetrain.recipe.check import check, check_shares
 from freezetrain.recipe.model import Dtype, ModelSource
@@ -78,3 +79,13 @@ class TrainRecipe:
 
 CHANGEABLE = ("engine.devices", "optimization.micro_batch", "workers", "cache")
 """Fields that a run may be resumed with other values of: the weights are the same, to rounding."""
+
+
+def changeable(earlier: Any) -> tuple[str, ...]:
+    """Those of ``CHANGEABLE`` that may change in a run that began with the recipe ``earlier``.
+
+    Without ``batch_tokens`` the micro-batch is the optimizer step, and must stay.
+    """
+    settings = earlier.get("optimization") if isinstance(earlier, dict) else None
+    told = isinstance(settings, dict) and settings.get("batch_tokens") is not None
+    return tuple(name for name in CHANGEABLE if told or name != "optimization.micro_batch")

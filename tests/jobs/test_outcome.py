@@ -4,6 +4,7 @@ import pytest
 
 from freezetrain.errors import CheckError, UserError
 from freezetrain.jobs.outcome import claimed
+from freezetrain.recipe import ModelSource, Optimization, TrainRecipe
 
 
 @dataclass
@@ -43,6 +44,21 @@ def test_resumable_takes_the_same_recipe_only(tmp_path):
         pass
     with pytest.raises(UserError, match="not empty"), claimed(tmp_path / "out", Recipe()):
         pass
+
+
+def test_the_micro_batch_may_change_where_it_is_not_the_optimizer_step(tmp_path):
+    def start(folder, micro_batch, batch_tokens):
+        settings = Optimization(micro_batch=micro_batch, batch_tokens=batch_tokens)
+        recipe = TrainRecipe(ModelSource("base"), optimization=settings)
+        with claimed(tmp_path / folder, recipe, resumable=True):
+            pass
+
+    start("told", 4, 4096)
+    start("told", 2, 4096)
+    start("follows", 4, None)
+    with pytest.raises(UserError, match=r"with another optimization\.micro_batch"):
+        start("follows", 2, None)
+    start("follows", 4, None)
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
