@@ -106,14 +106,27 @@ class InUseError(UserError):
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Refuse a folder in which another process is at work. The lock ends with the process."""
-    with (folder / _RECIPE).open("rb") as file:
+    try:
+        # Open for writing, without which NFS gives no exclusive lock.
+        file = (folder / _RECIPE).open("r+b")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}; choose another --out"
+        ) from error
+    with file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise InUseError(
                     f"another process is at work in {folder}; wait for it, or give --out another "
                     "folder"
+                ) from error
+            except OSError as error:
+                raise UserError(
+                    f"cannot lock {folder / _RECIPE} against other runs: {error.strerror}; give "
+                    "--out a folder on a file system with locks (Lustre has them with the mount "
+                    "option flock)"
                 ) from error
         yield
 

@@ -1,3 +1,6 @@
+import errno
+import fcntl
+import os
 from dataclasses import dataclass, field
 
 import pytest
@@ -70,6 +73,28 @@ def test_a_folder_in_use_is_refused(tmp_path):
         pass
     assert (tmp_path / "out" / "recipe.yaml").exists()
     with claimed(tmp_path / "out", Recipe(), resumable=True):
+        pass
+
+
+def test_a_lock_is_one_that_nfs_gives(tmp_path, monkeypatch):
+    def nfs(file, operation):  # as fcntl(2) locks, which NFS makes of flock(2)
+        if not file.writable():
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(fcntl, "flock", nfs)
+    with claimed(tmp_path / "out", Recipe(), resumable=True):
+        pass
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def lustre(file, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", lustre)
+    with (
+        pytest.raises(UserError, match=r"cannot lock .*Function not implemented; give --out"),
+        claimed(tmp_path / "out", Recipe(), resumable=True),
+    ):
         pass
 
 
