@@ -47,7 +47,8 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> Path:
     recipe_file = folder / _RECIPE
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give --out a folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    unfinished = recipe_file.with_suffix(".unfinished")  # a start that was killed may have left it
+    if folder.is_dir() and any(path != unfinished for path in folder.iterdir()):
         if not resumable or not recipe_file.is_file():
             raise UserError(
                 f"{folder} is not empty, and nothing in it is overwritten; give --out a new folder"
@@ -68,7 +69,6 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> Path:
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = recipe_file.with_suffix(".unfinished")
         unfinished.write_text(yaml12.dump(told), encoding="utf-8")
         unfinished.replace(recipe_file)
     except OSError as error:

@@ -2,6 +2,7 @@ import errno
 import fcntl
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,19 @@ def test_resumable_takes_the_same_recipe_only(tmp_path):
         pass
     with pytest.raises(UserError, match="not empty"), claimed(tmp_path / "out", Recipe()):
         pass
+
+
+def test_a_start_that_was_killed_while_it_wrote_the_recipe_is_started_again(tmp_path, monkeypatch):
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt), claimed(tmp_path, Recipe(), resumable=True):
+            pass
+    assert any(tmp_path.iterdir())
+    with claimed(tmp_path, Recipe(), resumable=True):
+        assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
 def test_the_micro_batch_may_change_where_it_is_not_the_optimizer_step(tmp_path):
