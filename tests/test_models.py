@@ -1,13 +1,17 @@
 """Models without weights, attention, and what does not fit."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import LlamaConfig
 
 from freezetrain import models
 from freezetrain.errors import UserError
+from freezetrain.jobs import dry_run, train
+from freezetrain.launch import Launch
 from freezetrain.models import check_fit, load_model, meta_model
-from freezetrain.recipe import ModelSource
+from freezetrain.recipe import ModelSource, Optimization, TrainRecipe
 
 
 @pytest.fixture
@@ -88,6 +92,17 @@ def test_flash_attention_is_chosen_for_16_bits_where_it_is(big, flash_is_there, 
     monkeypatch.setattr(LlamaForCausalLM, "_supports_flash_attn", False)
     meta_model(big)
     assert flash_is_there[-1] is None, "not for a model that lacks it"
+
+
+def test_flash_attention_is_asked_for_as_training_computes(big, flash_is_there, monkeypatch):
+    monkeypatch.setattr(train, "load_tokenizer", lambda _: None)
+    big.attention = "flash_attention_2"
+    recipe = TrainRecipe(big, optimization=Optimization(precision="bf16-mixed"))
+    with pytest.raises(AttributeError):  # the stand-in of the fixture is no language model
+        train.run(recipe, Path("out"))
+    with pytest.raises(AttributeError):
+        dry_run.run(recipe, Launch(), Path("out"))
+    assert flash_is_there == ["flash_attention_2", "flash_attention_2"]
 
 
 def test_flash_attention_that_cannot_be_had_is_refused(big, monkeypatch):

@@ -49,7 +49,7 @@ def run(recipe: TrainRecipe, launch: Launch, folder: Path) -> Outcome:
     world = world_size(recipe.engine, launch)
     kind = kind_of(recipe.engine, world)
     accumulate = settings.accumulate(world)
-    model = meta_model(recipe.model)
+    model = meta_model(recipe.model, trained_in_16_bits(settings))
     context = context_length(model, otherwise=settings.sequence_length)
     if settings.sequence_length > context:
         raise UserError(

@@ -29,7 +29,7 @@ from freezetrain.training.final import Export
 from freezetrain.training.load import loader
 from freezetrain.training.module import CausalLM
 from freezetrain.training.run import fit
-from freezetrain.training.strategies import kind_of, precision, world_size
+from freezetrain.training.strategies import kind_of, precision, trained_in_16_bits, world_size
 
 _CHECKPOINT_BYTES = 12  # a weight: it and AdamW's two moments in fp32
 
@@ -107,7 +107,7 @@ def checked(
     if recipe.region is not None and recipe.freeze.clamp is None:
         refuse_rounding(recipe)
     tokenizer = load_tokenizer(recipe.model)
-    shape = meta_model(recipe.model)
+    shape = meta_model(recipe.model, trained_in_16_bits(recipe.optimization))
     check_fit(shape, tokenizer, recipe.optimization.sequence_length)
     weights = sum(parameter.numel() for parameter in shape.parameters())
     require_space(folder, (2 * _CHECKPOINT_BYTES + 4) * weights, "checkpoints and the model")
