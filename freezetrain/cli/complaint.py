@@ -36,6 +36,16 @@ def one_sentence(error: BaseException, arguments: Sequence[str], recipe: type) -
     if message.startswith("Problems parsing config"):
         recipes = [word for word in arguments[1:] if Path(word).suffix in (".yaml", ".yml")]
         return f"cannot read the recipe {' '.join(recipes)}: {message.partition(': ')[2]}"
+    # A group of fields that may be None, such as replay: what its own parser says.
+    group = re.match(
+        r"Parser key \"(\w+)\": Does not validate .*? Problem with given class_path '.*?': (.*?)"
+        r" - Expected a <class 'NoneType'>",
+        message,
+    )
+    if group:
+        name, message = group.groups()
+        message = re.sub(r'^Parser key "', f'Parser key "{name}.', message)
+        message = re.sub(r"^(?:Option '|unrecognized arguments: --)", f"option '{name}.", message)
     if missing := re.search(r"arguments are required: (.+)", message):
         names = missing[1].replace(f"{verb}.", "")
         return f"missing {names}: give it on the command line or in a recipe"
@@ -46,7 +56,7 @@ def one_sentence(error: BaseException, arguments: Sequence[str], recipe: type) -
     # A field that may be None: say what else it may be.
     message = re.sub(
         r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - "
-        r"(Expected an? .+?) - .*Given value: (.*)",
+        r"(Expected an? .+?)(?:\. Got value: .*?)? - .*Given value: (.*)",
         r"\1. Got value: \2",
         message,
     )

@@ -61,6 +61,9 @@ def test_unknown_field_in_a_recipe(refused, tmp_path):
     said = refused("train", tmp_path / "r.yaml")
     assert "unknown field 'optimization.lerning_rate'" in said
     assert "did you mean 'optimization.learning_rate'" in said
+    (tmp_path / "r.yaml").write_text("model:\n  path: x\nreplay:\n  shre: 0.1\n")
+    said = refused("train", tmp_path / "r.yaml")
+    assert "unknown field 'replay.shre' (did you mean 'replay.share'" in said
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,14 @@ def test_unknown_field_in_a_recipe(refused, tmp_path):
     [
         (("--optimization.max_steps", 0), "steps must be 1 or more, got 0"),
         (("--optimization.max_steps", "many"), "optimization.max_steps: expected int, got 'many'"),
+        (("--optimization.max_tokens", "1e9"), "optimization.max_tokens: expected int, got '1e9'"),
+        (("--replay.share", "much"), "replay.share: expected float, got 'much'"),
+        (("--replay.share", 2), "share must be above 0 and below 1, got 2.0"),
+        (("--replay.shar", 0.1), "unknown field 'replay.shar' (did you mean 'replay.share'"),
+        (
+            ("--replay.texts.foldr", "x"),
+            "unknown field 'replay.texts.foldr' (did you mean 'replay.texts.folder'",
+        ),
         (("--languages", "zh"), "languages: expected list, got 'zh'"),
         (
             ("--model.dtype", "floot32"),
