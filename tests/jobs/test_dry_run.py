@@ -10,6 +10,7 @@ import pytest
 from transformers import LlamaConfig
 
 from freezetrain.cli import main
+from freezetrain.errors import UserError
 from freezetrain.jobs import dry_run
 from freezetrain.launch import Launch
 from freezetrain.recipe import Engine, ModelSource, Optimization, TrainRecipe
@@ -112,3 +113,16 @@ def test_what_would_be_refused_is_refused(model_folder, capsys, more, complaint)
     assert stopped.value.code == 2
     assert complaint in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+def test_rounding_of_what_is_frozen_is_refused(model_folder, model, tmp_path):
+    Region.random(model, 0.1, seed=0).save(tmp_path / "r.safetensors")
+    recipe = TrainRecipe(
+        ModelSource(str(model_folder)),
+        region=str(tmp_path / "r.safetensors"),
+        optimization=Optimization(sequence_length=16, precision="bf16-true"),
+    )
+    with pytest.raises(UserError, match="would round the entries that are to be frozen"):
+        dry_run.run(recipe, Launch(), tmp_path / "out")
+    recipe.freeze.clamp = 0
+    dry_run.run(recipe, Launch(), tmp_path / "out")
