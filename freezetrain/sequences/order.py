@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,24 +33,31 @@ def pools(
     ``temperature`` T other than 1 (shares proportional to tokens to the power 1/T: Arivazhagan et
     al., arXiv 1907.05019, section 3.2), each language is its own.
 
-    Raises UserError unless ``weights`` (``name`` in the recipe) names all languages and no other.
+    Raises UserError as :func:`check_weights` does.
     """
-    for language in weights:
-        if language not in tokens:
-            raise UserError(
-                f"{name} has language {language!r}, which is not read"
-                f"{near_misses(language, tokens)}; the languages are {' '.join(tokens)}"
-            )
+    check_weights(tokens, weights, name)
     if not weights and temperature == 1:
         return [Pool(tuple(tokens), 1.0)]
-    if weights and (missing := [language for language in tokens if language not in weights]):
-        raise UserError(f"{name} must name every language; {missing[0]!r} is missing")
     most = max(tokens.values())
     shares = weights or {
         language: (count / most) ** (1 / temperature) for language, count in tokens.items()
     }
     total = sum(shares.values())
     return [Pool((language,), shares[language] / total) for language in tokens]
+
+
+def check_weights(
+    languages: Collection[str], weights: Mapping[str, float], name: str = "weights"
+) -> None:
+    """UserError unless ``weights`` (``name`` in the recipe) names all languages and no other."""
+    for language in weights:
+        if language not in languages:
+            raise UserError(
+                f"{name} has language {language!r}, which is not read"
+                f"{near_misses(language, languages)}; the languages are {' '.join(languages)}"
+            )
+    if weights and (missing := [language for language in languages if language not in weights]):
+        raise UserError(f"{name} must name every language; {missing[0]!r} is missing")
 
 
 class Order:

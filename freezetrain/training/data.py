@@ -15,7 +15,7 @@ from freezetrain.corpora import languages_in
 from freezetrain.errors import UserError
 from freezetrain.recipe import Optimization, Replay, TextSource, TrainRecipe
 from freezetrain.sequences.loader import SequenceLoader
-from freezetrain.sequences.order import Order, pools
+from freezetrain.sequences.order import Order, check_weights, pools
 from freezetrain.sequences.packing import Packed
 from freezetrain.sequences.tokens import default_cache, tokenize
 
@@ -144,7 +144,8 @@ def read_data(
 ) -> TextData:
     """Tokenize and pack what the recipe trains on and replays, or find it in the cache.
 
-    With ``world`` ranks given, a batch that they cannot share is refused before anything is read.
+    Weights that name other languages, and, with ``world`` ranks given, a batch that they cannot
+    share, are refused before anything is read.
     Raises UserError as :func:`tokenize` does, and where a language has too little text.
     """
     settings = recipe.optimization
@@ -165,6 +166,9 @@ def read_data(
                 f"language {both[0]!r} is both trained on and replayed; leave it out of one of "
                 "languages and replay.languages"
             )
+    check_weights(trained, recipe.weights)
+    if recipe.replay is not None:
+        check_weights(replayed, recipe.replay.weights, "replay.weights")
     cache = Path(recipe.cache).expanduser() if recipe.cache else default_cache()
     workers = recipe.workers or _cores()
 

@@ -113,6 +113,14 @@ def test_skipped_lines_are_counted_and_shown(told, tokenizer, text_folder):
     assert "bad lines skipped: 1 of en" in console.export_text()
 
 
+@pytest.mark.parametrize("more", [{"weights": {"zh": 1.0}}, {"replay": {"weights": {"zh": 1.0}}}])
+def test_weights_of_other_languages_are_refused_before_texts_are_read(told, tokenizer, more):
+    if "replay" in more:
+        more = {"replay": Replay(languages=["nowhere too"], **more["replay"])}
+    with pytest.raises(UserError, match="weights has language 'zh', which is not read"):
+        read_data(told(languages=["nowhere"], **more), tokenizer)
+
+
 def test_a_batch_that_the_ranks_cannot_share_is_refused_at_once(told, tokenizer):
     recipe = told(languages=["nowhere"])
     with pytest.raises(UserError, match="2 devices with micro_batch 4"):
