@@ -54,8 +54,8 @@ class TextSource:
             check(self.documents is not None, "documents", expected, self.documents)
 
     def same_place(self, other: "TextSource") -> bool:
-        """Whether both read the same files or data set."""
-        if self.hub != other.hub:
+        """Whether both read the same files, or the same split of a data set."""
+        if self.hub != other.hub or (self.hub and self.hub_split != other.hub_split):
             return False
         if self.folder is None or other.folder is None:
             return self.folder == other.folder

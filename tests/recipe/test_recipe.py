@@ -66,6 +66,13 @@ def test_refused(made, complaint):
         made()
 
 
+def test_held_out_documents_may_be_another_split_of_the_data_set():
+    trained = TextSource(hub="set", test_one_in=0)
+    TrainRecipe(MODEL, texts=trained, watch=Watch(TextSource(hub="set", hub_split="validation")))
+    with pytest.raises(UserError, match=r"texts and watch\.texts read the same texts"):
+        TrainRecipe(MODEL, texts=trained, watch=Watch(TextSource(hub="set")))
+
+
 def test_steps_by_steps_by_tokens_or_one_pass():
     of = {"sequence_length": 10, "micro_batch": 2, "batch_tokens": 40}
     assert Optimization(max_steps=7, **of).steps(1000) == 7
