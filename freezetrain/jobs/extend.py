@@ -30,7 +30,7 @@ from freezetrain.training.export import export
 def tokens_in(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The tokens of a file, one a line. UserError, with its number, for a line that is none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path} as UTF-8: {error}; give a file of tokens") from error
     if not lines:

@@ -149,7 +149,8 @@ def test_rows_of_a_learned_vocabulary(tmp_path, tokenizer, make_model, tied):
 
 
 def test_tokens_of_a_file(tmp_path, model_folder, tokenizer):
-    (tmp_path / "new.txt").write_text("kwamba\nhaki za binadamu\n", encoding="utf-8")
+    # With the mark that Windows' editors begin a file with, which is no part of the first token.
+    (tmp_path / "new.txt").write_text("kwamba\nhaki za binadamu\n", encoding="utf-8-sig")
     recipe = ExtendRecipe(ModelSource(str(model_folder)), tokens=str(tmp_path / "new.txt"))
     outcome = extend.run(recipe, tmp_path)
     assert outcome.results["tokens"] == ["kwamba", "haki za binadamu"]
