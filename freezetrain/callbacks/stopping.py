@@ -19,8 +19,9 @@ class StopOnSignal(Checkpoint):
     SIGTERM is what schedulers send before they kill, USR1 and USR2 what ``sbatch --signal`` is
     told to send. A signal to any rank stops all of them, after the same step: they agree once in
     each optimizer step. The checkpoint is written by the trainer's ModelCheckpoint, in its folder
-    and under its name, unless it has just saved that step. Its handlers hold while training does;
-    Lightning puts back those that were there before the fit.
+    and under its name, unless it has just saved that step. Its handlers hold from ``on_fit_start``
+    to the end of the fit, when those that were there before come back; a signal before the first
+    step, as while the base is evaluated, stops after it.
 
     A Checkpoint, because Lightning calls those after all other callbacks: what they have to say
     about a step, an evaluation that is due above all, is in its checkpoint. UserError before
@@ -31,19 +32,42 @@ class StopOnSignal(Checkpoint):
     def __init__(self) -> None:
         self._received: int | None = None
         self._step = 0
+        self._before: dict[signal.Signals, Any] = {}  # the handlers that were there
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             _saver(trainer)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._step, self._received = trainer.global_step, None
-        signals = trainer._signal_connector
-        if signals.received_sigterm:  # since the fit began; Lightning would exit with status 0
-            self._received, signals.received_sigterm = signal.SIGTERM, False
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._received = None
+        # Lightning's own handler, there until on_train_start, broadcasts from within: in the midst
+        # of an evaluation's collective operations ranks would wait for each other forever.
+        trainer._signal_connector._sigterm_notifier_fn = self._receive  # type: ignore[method-assign]
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            for number in SIGNALS:
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
+        if self._before:
+            for number in SIGNALS:  # Lightning has wrapped one
                 signal.signal(number, self._receive)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self._put_back(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._put_back(trainer)
+
+    def _put_back(self, trainer: L.Trainer) -> None:
+        signals = trainer._signal_connector
+        vars(signals).pop("_sigterm_notifier_fn", None)
+        before = {n: handler for n, handler in self._before.items() if handler is not None}
+        signals._original_handlers.update(before)  # Lightning took ours for those
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
     def _receive(self, number: int, _: Any) -> None:
         self._received = number

@@ -11,6 +11,7 @@ import pytest
 import torch
 from extras_module import ACCUMULATE, STEPS, EachStep, Module, fit
 from frozen_reference import TinyLM, mixed_region
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from freezetrain.callbacks import RegionFreeze, StopOnSignal, TimeLimit
 from freezetrain.errors import Preempted, UserError
@@ -129,17 +130,30 @@ def test_the_handlers_that_were_there_come_back(tmp_path):
             signal.signal(number, handler)
 
 
-def test_a_signal_before_training_stops_after_its_first_step(tmp_path):
-    """As while the base is evaluated, when the handlers are still Lightning's."""
+@pytest.mark.parametrize("number", HANDLED)
+def test_a_signal_before_training_stops_after_its_first_step(tmp_path, monkeypatch, number):
+    """As while the base is evaluated, by ranks that take part in collective operations then."""
+
+    def broadcasts(*_):
+        raise AssertionError("a collective operation, from within a handler")
 
     class Early(L.Callback):
         def on_train_start(self, *_):
-            os.kill(os.getpid(), signal.SIGTERM)
+            assert signal.getsignal(number) != signal.SIG_DFL, "it would end the process"
+            os.kill(os.getpid(), number)
 
+    monkeypatch.setattr(_SignalConnector, "_sigterm_notifier_fn", broadcasts)
     save = EachStep(tmp_path)
-    with pytest.raises(Preempted, match="stopped by SIGTERM after step 1"):
+    with pytest.raises(Preempted, match=f"stopped by {number.name} after step 1"):
         fit(Early(), StopOnSignal(), save)
     assert save.saved == [1]
+
+
+def test_the_handlers_come_back_where_nothing_is_left_to_train(tmp_path):
+    before = [signal.getsignal(number) for number in HANDLED]
+    fit(EachStep(tmp_path, every=6))
+    fit(StopOnSignal(), EachStep(tmp_path), ckpt_path=tmp_path / "step=6.ckpt")
+    assert [signal.getsignal(number) for number in HANDLED] == before
 
 
 def test_needs_a_checkpoint_that_saves_any_step(tmp_path):
