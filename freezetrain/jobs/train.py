@@ -89,9 +89,14 @@ def frozen_how(told: Freezing) -> str:
 
 
 def region_freeze(recipe: TrainRecipe, region: Region, kind: str) -> RegionFreeze:
-    """The callback; DeepSpeed's fp32 masters start from the stored values, not rounded ones."""
+    """The callback; DeepSpeed's fp32 masters start from the stored values, not rounded ones.
+
+    In 16 bits it makes them from weights in bfloat16, which a base stored in that loses nothing in.
+    A freeze that begins later takes what training has made of them.
+    """
     rounds = kind.startswith("zero") and precision(recipe.optimization) != "32-true"
-    exact = rounds and recipe.freeze.clamp is None
+    rounds = rounds and stored_dtype(recipe.model) != torch.bfloat16
+    exact = rounds and recipe.freeze.clamp is None and not recipe.freeze.first_step
     base = local_folder(recipe.model) if exact else None
     return RegionFreeze(region, base=base, **asdict(recipe.freeze))
 
