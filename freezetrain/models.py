@@ -20,6 +20,7 @@ from transformers.utils import cached_file, is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from freezetrain.errors import UserError
+from freezetrain.freezing.folder import WeightsFolder
 from freezetrain.recipe import Dtype, ModelSource
 
 
@@ -158,8 +159,15 @@ def load_config(source: ModelSource) -> PretrainedConfig:
 
 
 def stored_dtype(source: ModelSource) -> torch.dtype | None:
-    """The type that the model's files hold its weights in, as its configuration says."""
-    return cast(torch.dtype | None, load_config(source).dtype)
+    """The type that the model's files hold its weights in.
+
+    As its configuration says, or a folder's files where it says nothing; None where those are not
+    here either.
+    """
+    told = cast(torch.dtype | None, load_config(source).dtype)
+    if told is None and any(Path(source.path).glob("model.safetensors*")):
+        return WeightsFolder(source.path).dtype()
+    return told
 
 
 def local_folder(source: ModelSource) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -12,6 +13,12 @@ from freezetrain.errors import UserError, near_misses
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 class WeightsFolder(Mapping[str, Tensor]):
@@ -54,6 +61,16 @@ class WeightsFolder(Mapping[str, Tensor]):
         """Shape of a stored tensor, from the file's header alone."""
         with self._open(self._files[name]) as file:
             return tuple(file.get_slice(name).get_shape())
+
+    def dtype(self) -> torch.dtype | None:
+        """The narrowest type that holds all floating-point tensors, from the headers alone."""
+        found: torch.dtype | None = None
+        for path in set(self._files.values()):
+            with self._open(path) as file:
+                for code in {file.get_slice(name).get_dtype() for name in file.keys()}:  # noqa: SIM118
+                    if kind := _FLOATS.get(code):
+                        found = kind if found is None else torch.promote_types(found, kind)
+        return found
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last``, not included, of a stored tensor; nothing else is read."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from freezetrain.disk import readable
 from freezetrain.errors import UserError
 from freezetrain.jobs.outcome import Outcome
-from freezetrain.jobs.train import refuse_rounding
+from freezetrain.jobs.train import refuse_types
 from freezetrain.launch import Launch
 from freezetrain.models import context_length, meta_model
 from freezetrain.recipe import TrainRecipe
@@ -50,8 +50,7 @@ def run(recipe: TrainRecipe, launch: Launch, folder: Path) -> Outcome:
     world = world_size(recipe.engine, launch)
     kind = kind_of(recipe.engine, world)
     accumulate = settings.accumulate(world)
-    if recipe.region is not None and recipe.freeze.clamp is None:
-        refuse_rounding(recipe)
+    refuse_types(recipe)
     model = meta_model(recipe.model, trained_in_16_bits(settings))
     context = context_length(model, otherwise=settings.sequence_length)
     if settings.sequence_length > context:

@@ -60,20 +60,31 @@ def tracker(
     )
 
 
-def refuse_rounding(recipe: TrainRecipe) -> None:
-    """Frozen entries are the base's, bit for bit: no type that rounds them may hold the weights."""
+def refuse_types(recipe: TrainRecipe) -> None:
+    """UserError for weights in float16, and for a type that would round frozen entries.
+
+    They are the base's, bit for bit. A base that does not say its type may be in float32.
+    """
     stored = stored_dtype(recipe.model)
+    if recipe.model.dtype == "stored" and stored == torch.float16:
+        raise UserError(
+            "model.dtype is stored and the base is stored in float16, which overflows in training; "
+            "use float32 or bfloat16"
+        )
+    if recipe.region is None or recipe.freeze.clamp is not None:
+        return
     types = {"export_dtype": recipe.export_dtype, "model.dtype": recipe.model.dtype}
     if precision(recipe.optimization) == "bf16-true":
         types["optimization.precision"] = "bfloat16"
     for field, name in types.items():
         held = None if name == "stored" else getattr(torch, name)
-        if stored is None or held is None or torch.promote_types(stored, held) == held:
+        widest = stored or torch.float32
+        if held is None or torch.promote_types(widest, held) == held:
             continue
         raise UserError(
-            f"the base is stored in {stored}, and {field}, {held}, would round the entries that "
-            "are to be frozen; use model.dtype float32, export_dtype stored and precision 32-true "
-            "or bf16-mixed"
+            f"the base is stored in {stored or 'a type that its config.json leaves open'}, and "
+            f"{field}, {held}, would round the entries that are to be frozen; use model.dtype "
+            "float32, export_dtype stored and precision 32-true or bf16-mixed"
         )
 
 
@@ -106,11 +117,10 @@ def checked(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, Region | None]:
     """Tokenizer, model without weights, and region: refused here, if at all, before texts are read.
 
-    UserError where frozen entries would be rounded, tokenizer, sequence length or region do not
+    UserError where types, tokenizer, sequence length or region do not
     fit the model, and where the disk has too little room.
     """
-    if recipe.region is not None and recipe.freeze.clamp is None:
-        refuse_rounding(recipe)
+    refuse_types(recipe)
     tokenizer = load_tokenizer(recipe.model)
     shape = meta_model(recipe.model, trained_in_16_bits(recipe.optimization))
     check_fit(shape, tokenizer, recipe.optimization.sequence_length)
@@ -144,6 +154,8 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     watch = tracker(recipe, shape, tokenizer, list(data.packed), folder, table)
     average = None if settings.ema_decay is None else WeightAverage(settings.ema_decay)
     stored = stored_dtype(recipe.model)
+    if stored is None and recipe.model.dtype != "stored":  # nobody says, so as it is trained
+        stored = getattr(torch, recipe.model.dtype)
     dtype = stored if recipe.export_dtype == "stored" else getattr(torch, recipe.export_dtype)
     export = Export(tokenizer, folder / "model", dtype, average, watch)
     throughput = Throughput(torch.bfloat16 if precision(settings) != "32-true" else None)
