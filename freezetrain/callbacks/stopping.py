@@ -42,7 +42,8 @@ class StopOnSignal(Checkpoint):
         self._received = None
         # Lightning's own handler, there until on_train_start, broadcasts from within: in the midst
         # of an evaluation's collective operations ranks would wait for each other forever.
-        trainer._signal_connector._sigterm_notifier_fn = self._receive  # type: ignore[method-assign]
+        connector: Any = trainer._signal_connector
+        connector._sigterm_notifier_fn = self._receive
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
@@ -61,7 +62,7 @@ class StopOnSignal(Checkpoint):
         self._put_back(trainer)
 
     def _put_back(self, trainer: L.Trainer) -> None:
-        signals = trainer._signal_connector
+        signals: Any = trainer._signal_connector
         vars(signals).pop("_sigterm_notifier_fn", None)
         before = {n: handler for n, handler in self._before.items() if handler is not None}
         signals._original_handlers.update(before)  # Lightning took ours for those

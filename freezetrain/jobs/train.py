@@ -117,8 +117,8 @@ def checked(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, Region | None]:
     """Tokenizer, model without weights, and region: refused here, if at all, before texts are read.
 
-    UserError where types, tokenizer, sequence length or region do not
-    fit the model, and where the disk has too little room.
+    UserError where types, tokenizer, sequence length or region do not fit the model, and where the
+    disk has too little room.
     """
     refuse_types(recipe)
     tokenizer = load_tokenizer(recipe.model)

@@ -23,7 +23,9 @@ def test_the_base_is_read_again_only_where_masters_would_start_rounded(
     model = make_model().to(stored)
     model.save_pretrained(tmp_path)
     given = []
-    monkeypatch.setattr("freezetrain.jobs.train.local_folder", lambda s: given.append(s.path) or ".")
+    monkeypatch.setattr(
+        "freezetrain.jobs.train.local_folder", lambda s: given.append(s.path) or "."
+    )
     recipe = TrainRecipe(
         ModelSource(str(tmp_path)),
         region="in memory",

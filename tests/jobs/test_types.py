@@ -12,7 +12,7 @@ from freezetrain.recipe import Freezing, ModelSource, Optimization, TrainRecipe
 
 
 def save(model, folder, dtype, told=True):
-    """A model folder whose config.json says its type where ``told``; GPT-2's on the hub does not."""
+    """A model folder whose config.json says its type if ``told`` (GPT-2's on the hub does not)."""
     model.to(dtype).save_pretrained(folder, max_shard_size="20KB")
     if not told:
         config = json.loads((folder / "config.json").read_text())
