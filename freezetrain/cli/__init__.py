@@ -87,7 +87,8 @@ def _show(parts: Sequence[object]) -> None:
 
     console = Console()
     for part in parts:
-        console.print(part, highlight=not isinstance(part, str))
+        text = isinstance(part, str)  # in which a path with [brackets] is no markup
+        console.print(part, highlight=not text, markup=not text)
 
 
 def _status(arguments: Sequence[str], launch: Launch) -> int:

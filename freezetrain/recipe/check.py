@@ -11,6 +11,13 @@ def check(condition: bool, name: str, expected: str, value: object) -> None:
         raise UserError(f"{name} must be {expected}, got {value!r}; change it in the recipe")
 
 
+def check_temperature(name: str, temperature: float, weights: Mapping[str, float]) -> None:
+    """Above 0, and left out where weights say the shares."""
+    check(temperature > 0, name, "above 0", temperature)
+    alone = not weights or temperature == 1
+    check(alone, name, "left out where weights are given", temperature)
+
+
 def check_shares(name: str, shares: Mapping[str, float]) -> None:
     """Shares are above 0 and sum to 1; none given is well too."""
     for key, share in shares.items():

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from freezetrain.errors import UserError
-from freezetrain.recipe.check import check, check_shares
+from freezetrain.recipe.check import check, check_shares, check_temperature
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Replay:
     def __post_init__(self) -> None:
         check(0 < self.share < 1, "share", "above 0 and below 1", self.share)
         check(0 < self.until <= 1, "until", "above 0 and at most 1", self.until)
-        check(self.temperature > 0, "temperature", "above 0", self.temperature)
+        check_temperature("temperature", self.temperature, self.weights)
         check_shares("weights", self.weights)
 
 

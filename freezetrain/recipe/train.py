@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from freezetrain.recipe.check import check, check_shares
+from freezetrain.recipe.check import check, check_shares, check_temperature
 from freezetrain.recipe.model import Dtype, ModelSource
 from freezetrain.recipe.optimization import Engine, Freezing, Optimization
 from freezetrain.recipe.texts import Replay, TextSource, Watch, check_held_out
@@ -51,7 +51,7 @@ class TrainRecipe:
     def __post_init__(self) -> None:
         check(self.checkpoint_every >= 1, "checkpoint_every", "1 or more", self.checkpoint_every)
         check(self.workers is None or self.workers >= 1, "workers", "1 or more", self.workers)
-        check(self.temperature > 0, "temperature", "above 0", self.temperature)
+        check_temperature("temperature", self.temperature, self.weights)
         check_shares("weights", self.weights)
         expected = "float32, bfloat16 or stored: float16 overflows in training"
         check(self.model.dtype != "float16", "model.dtype", expected, self.model.dtype)

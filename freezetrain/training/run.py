@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from freezetrain.callbacks import ForgettingTracker
 from freezetrain.callbacks.progress import StepProgress
 from freezetrain.callbacks.stopping import StopOnSignal, TimeLimit
+from freezetrain.errors import CheckError
 from freezetrain.launch import current_launch
 from freezetrain.recipe import Engine
 from freezetrain.training.checkpoints import StepCheckpoint, latest_checkpoint, resumable
@@ -64,7 +65,7 @@ def fit(
     trainer = L.Trainer(
         **trainer_options(engine, settings, launch, more),
         max_steps=data.steps,
-        max_epochs=-1,
+        max_epochs=1,  # the loader holds the whole run
         gradient_clip_val=settings.clip_norm,
         logger=TensorBoardLogger(folder, name="tensorboard", version=""),
         callbacks=[
@@ -85,4 +86,9 @@ def fit(
         module = CausalLM(model, settings, data.steps)
         trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
     module.model.eval()
+    if trainer.global_step < data.steps and not trainer.should_stop:
+        raise CheckError(
+            f"the texts ended after step {trainer.global_step} of {data.steps}; nothing was "
+            "exported, and checkpoints so far are kept"
+        )
     return trainer

@@ -24,6 +24,7 @@ MODEL = ModelSource("model")
         (lambda: TrainRecipe(MODEL, weights={"a": 0.5, "b": 0.4}), r"which sum to 0\.9"),
         (lambda: TrainRecipe(MODEL, weights={"a": 1.5, "b": -0.5}), r"weights\.a must be above 0"),
         (lambda: Replay(weights={"a": 0.2}), r"which sum to 0\.2"),
+        (lambda: Replay(weights={"a": 1.0}, temperature=2.0), "temperature must be left out"),
         (lambda: Replay(share=1.0), "share must be above 0 and below 1"),
         (lambda: Replay(until=0.0), "until must be above 0"),
         (lambda: TextSource(folder="a", hub="b"), "folder must be left out where hub"),
