@@ -193,10 +193,7 @@ def _finish(
     unfinished: Path,
 ) -> None:
     if failed is not None:
-        raise UserError(
-            f"could not write the trained model to {unfinished}: {failed}; make room there and "
-            "start the command again, it goes on from the last checkpoint"
-        )
+        raise UserError(_not_written(f"{failed} in {unfinished}"))
     if len(files) > 1:
         index = {
             "metadata": {"total_size": sum(sizes.values())},
@@ -204,6 +201,13 @@ def _finish(
         }
         (unfinished / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, folder)
+
+
+def _not_written(why: str) -> str:
+    return (
+        f"could not write the trained model: {why}; make room there and start the command again, "
+        "it goes on from the last checkpoint"
+    )
 
 
 def _is_first() -> bool:
@@ -218,6 +222,8 @@ def _on_first_rank(act: Callable[[], None]) -> None:
             act()
         except UserError as error:
             refusal = [str(error)]
+        except (OSError, SafetensorError) as error:  # the others are waiting
+            refusal = [_not_written(str(error))]
     if dist.is_initialized():
         dist.broadcast_object_list(refusal)
     if refusal[0] is not None:

@@ -140,6 +140,24 @@ def test_failed_write_leaves_no_model(tmp_path, model, tokenizer, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(module, "save_file", fails)
-    with pytest.raises(UserError, match=r"could not write the trained model .* No space left"):
+    with pytest.raises(UserError, match=r"could not write the trained model: No space left"):
         export(model, tokenizer, tmp_path / "model")
     assert os.listdir(tmp_path) == ["model.unfinished"]
+
+
+@pytest.mark.parametrize("call", ["PreTrainedTokenizerBase.save_pretrained", "os.replace"])
+def test_what_else_rank_0_cannot_write_is_refused_on_all_ranks(
+    tmp_path, model, tokenizer, monkeypatch, call
+):
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    told = []
+    monkeypatch.setattr(module.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(module.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(module.dist, "broadcast_object_list", lambda item: told.append(item[0]))
+    monkeypatch.setattr(f"freezetrain.training.export.{call}", fails)
+    with pytest.raises(UserError, match="could not write the trained model: No space left"):
+        export(model, tokenizer, tmp_path / "model")
+    assert "No space left" in told[-1]
+    assert not (tmp_path / "model").exists()
