@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -40,7 +41,7 @@ class Throughput(L.Callback):
       host's: what it has only queued on a GPU passes later, where nothing is measured, since
       waiting for it would slow the training down.
 
-    A batch is token ids [B, L], or a dict that holds them as ``input_ids``.
+    A batch is token ids [B, L], or a mapping that holds them as ``input_ids``.
     """
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
@@ -80,7 +81,7 @@ class Throughput(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        ids: Tensor = batch["input_ids"] if isinstance(batch, dict) else batch
+        ids: Tensor = batch["input_ids"] if isinstance(batch, Mapping) else batch
         self._tokens += ids.numel() * trainer.world_size
         self._length = ids.shape[-1]
 

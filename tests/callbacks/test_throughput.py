@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    BatchEncoding,
     GPT2Config,
     GPT2LMHeadModel,
     MixtralConfig,
@@ -296,7 +297,8 @@ def test_a_profiler_of_the_users_own_stays(clock):
     assert "time/evaluation" in speed.summary(trainer)
 
 
-def test_batches_that_are_dicts(clock):
+@pytest.mark.parametrize("kind", [dict, BatchEncoding])
+def test_batches_that_are_dicts(clock, kind):
     class Dicts(Timed):
         def train_dataloader(self):
             loader = super().train_dataloader()
@@ -304,7 +306,7 @@ def test_batches_that_are_dicts(clock):
             class Wrapped(Stream):
                 def __iter__(self):
                     for batch in loader:
-                        yield {"input_ids": batch, "labels": batch}
+                        yield kind({"input_ids": batch, "labels": batch})
 
             return Wrapped()
 
