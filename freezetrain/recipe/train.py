@@ -78,7 +78,8 @@ class TrainRecipe:
 
 
 CHANGEABLE = ("engine.devices", "optimization.micro_batch", "workers", "cache")
-"""Fields that a run may be resumed with other values of: the weights are the same, to rounding."""
+"""Fields that a run may be resumed with other values of: the weights are the same, to rounding; in
+a model with dropout, micro_batch also decides which places it drops."""
 
 
 def changeable(earlier: Any) -> tuple[str, ...]:
