@@ -86,6 +86,7 @@ def adaptations(
                 every_n_steps=max(1, recipe.steps // EVALUATIONS),
             ),
             checkpoint_every=recipe.steps + 1,  # none: a run of a minute is not resumed
+            export_dtype="float32",  # as trained: rounding would hide what has moved a little
         )
         run_folder = folder / (slug if not runs else f"{slug}-seed{seed}")
         runs.append(_adapt(told, run_folder, local_folder(source), region or core))
