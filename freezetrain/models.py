@@ -201,6 +201,11 @@ def check_fit(
             f"the tokenizer has {len(tokenizer)} tokens and the model embeds {rows}; give the "
             "tokenizer that the model was trained with"
         )
+    check_length(model, sequence_length)
+
+
+def check_length(model: PreTrainedModel, sequence_length: int) -> None:
+    """UserError if a sequence has places that the model lacks."""
     if sequence_length > (context := context_length(model, otherwise=sequence_length)):
         raise UserError(
             f"sequence_length is {sequence_length} tokens and the model was built for {context}; "

@@ -9,11 +9,10 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from freezetrain.disk import readable
-from freezetrain.errors import UserError
 from freezetrain.jobs.outcome import Outcome
 from freezetrain.jobs.train import refuse_types
 from freezetrain.launch import Launch
-from freezetrain.models import context_length, meta_model
+from freezetrain.models import check_length, meta_model
 from freezetrain.recipe import TrainRecipe
 from freezetrain.regions import Region
 from freezetrain.training.memory import MemoryEstimate, estimate
@@ -52,12 +51,7 @@ def run(recipe: TrainRecipe, launch: Launch, folder: Path) -> Outcome:
     accumulate = settings.accumulate(world)
     refuse_types(recipe)
     model = meta_model(recipe.model, trained_in_16_bits(settings))
-    context = context_length(model, otherwise=settings.sequence_length)
-    if settings.sequence_length > context:
-        raise UserError(
-            f"sequence_length is {settings.sequence_length} tokens and the model was built for "
-            f"{context}; use {context} or less"
-        )
+    check_length(model, settings.sequence_length)
     region = None
     if recipe.region is not None:
         region = Region.load(recipe.region)
