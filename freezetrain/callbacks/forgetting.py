@@ -115,7 +115,7 @@ class ForgettingTracker(L.Callback):
             self._check_resumed(trainer.global_step)
         else:
             self.history = History(self.history.target)
-            self._claim_results_path(trainer)
+            self._write_results(trainer, new=True)  # before the first evaluation takes its time
             self._evaluate(trainer, pl_module)
 
     def on_train_batch_end(
@@ -185,12 +185,12 @@ class ForgettingTracker(L.Callback):
                     f"{now.get(language, 'nothing')}; resume with the same documents"
                 )
 
-    def _claim_results_path(self, trainer: L.Trainer) -> None:
-        """Find out before the first evaluation, and on all processes, that the file can be had."""
+    def _write_results(self, trainer: L.Trainer, new: bool = False) -> None:
+        """Write the file; where it cannot be written, or is ``new`` and there, all ranks refuse."""
         refusal = None
         if trainer.is_global_zero and self.results_path is not None:
             try:
-                if self.results_path.exists() and not self.overwrite:
+                if new and self.results_path.exists() and not self.overwrite:
                     raise UserError(
                         f"the results file {str(self.results_path)!r} exists; choose another "
                         "path, or give overwrite=True"
@@ -220,11 +220,8 @@ class ForgettingTracker(L.Callback):
         self.history.add(trainer.global_step, self.figures(trainer, pl_module))
         for logger in trainer.loggers:
             logger.log_metrics(self.history.scalars(), step=trainer.global_step)
-        if not trainer.is_global_zero:
-            return
-        if self.results_path is not None:
-            write_results(self.results_path, self._results())
-        if self.table:
+        self._write_results(trainer)
+        if self.table and trainer.is_global_zero:
             pl_module.print(self._table())  # above the progress bar, whichever the trainer has
 
     def _table(self) -> str:

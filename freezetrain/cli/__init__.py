@@ -3,6 +3,7 @@
 Status 0: done; 1: a check said no; 2: bad input; 75: saved early, the same command goes on.
 """
 
+import errno
 import os
 import sys
 import time
@@ -100,6 +101,11 @@ def _status(arguments: Sequence[str], launch: Launch) -> int:
         return _said(error, launch, 1)
     except Preempted as error:
         return _said(error, launch, os.EX_TEMPFAIL) if launch.rank == 0 else _left(launch)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        full = UserError(f"the disk is full: {error}; make room, then give the same command again")
+        return _said(full, launch, 2)
     except KeyboardInterrupt:
         return 130
 

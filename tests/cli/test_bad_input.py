@@ -1,5 +1,6 @@
 """Bad input: one clear sentence, status 2, no traceback, nothing overwritten."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -317,3 +318,20 @@ def test_help_does_not_import_torch():
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_disk_that_is_full_while_training(refused, model_folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("freezetrain.training.checkpoints.StepCheckpoint._save_checkpoint", full)
+    said = refused(*train(model_folder, tmp_path, "--checkpoint_every", 1))
+    assert said.startswith("the disk is full: ")
+    assert "then give the same command again" in said
+    monkeypatch.undo()
+    with pytest.raises(SystemExit) as done:
+        main([str(word) for word in train(model_folder, tmp_path)])
+    assert done.value.code == 2  # another checkpoint_every is another run
+    with pytest.raises(SystemExit) as done:
+        main([str(word) for word in train(model_folder, tmp_path, "--checkpoint_every", 1)])
+    assert done.value.code == 0
