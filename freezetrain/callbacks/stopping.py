@@ -86,15 +86,24 @@ class StopOnSignal(Checkpoint):
         self._step = trainer.global_step
         if not trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
             return
-        saver = _saver(trainer)
-        if saver._last_global_step_saved != trainer.global_step:
-            saver._save_topk_checkpoint(trainer, saver._monitor_candidates(trainer))
+        saver = save_step(trainer)
         name = "a signal" if self._received is None else signal.Signals(self._received).name
         where = "" if self._received is not None else " that another rank received"
         raise Preempted(
             f"stopped by {name}{where} after step {trainer.global_step}, which is saved in "
             f"{saver.best_model_path}; start the same command again to go on"
         )
+
+
+def save_step(trainer: L.Trainer) -> ModelCheckpoint:
+    """Have the trainer's ModelCheckpoint save this step, unless it just has; every rank calls this.
+
+    UserError where there is none without ``monitor``.
+    """
+    saver = _saver(trainer)
+    if saver._last_global_step_saved != trainer.global_step:
+        saver._save_topk_checkpoint(trainer, saver._monitor_candidates(trainer))
+    return saver
 
 
 def _saver(trainer: L.Trainer) -> ModelCheckpoint:

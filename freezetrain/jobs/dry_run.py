@@ -10,13 +10,11 @@ from transformers import PreTrainedModel
 
 from freezetrain.disk import readable
 from freezetrain.jobs.outcome import Outcome
-from freezetrain.jobs.train import refuse_types
+from freezetrain.jobs.train import checkpoint_bytes, shape_and_region
 from freezetrain.launch import Launch
-from freezetrain.models import check_length, meta_model
 from freezetrain.recipe import TrainRecipe
-from freezetrain.regions import Region
 from freezetrain.training.memory import MemoryEstimate, estimate
-from freezetrain.training.strategies import kind_of, precision, trained_in_16_bits, world_size
+from freezetrain.training.strategies import kind_of, precision, world_size
 
 _WHEN = {
     "load": "while the model is loaded",
@@ -28,18 +26,6 @@ _WHEN = {
 }
 
 
-def checkpoint_bytes(weights: int, kind: str, in_16_bits: bool, averaged: bool) -> int:
-    """Bytes of one checkpoint, of all ranks together.
-
-    The weights and AdamW's two moments in fp32; under ZeRO-1 and 2 the 16-bit weights too, which
-    ZeRO-3's checkpoint does without; the average of the weights where there is one.
-    """
-    copies = 2 * weights if in_16_bits and kind in ("zero-1", "zero-2") else 0
-    if not in_16_bits and kind in ("zero-1", "zero-2"):
-        copies = 4 * weights
-    return 12 * weights + copies + (4 * weights if averaged else 0)
-
-
 def run(recipe: TrainRecipe, launch: Launch, folder: Path) -> Outcome:
     """Say what ``recipe`` would run. Needs the model's configuration, and no tokenizer or texts.
 
@@ -49,18 +35,10 @@ def run(recipe: TrainRecipe, launch: Launch, folder: Path) -> Outcome:
     world = world_size(recipe.engine, launch)
     kind = kind_of(recipe.engine, world)
     accumulate = settings.accumulate(world)
-    refuse_types(recipe)
-    model = meta_model(recipe.model, trained_in_16_bits(settings))
-    check_length(model, settings.sequence_length)
-    region = None
-    if recipe.region is not None:
-        region = Region.load(recipe.region)
-        region.resolve(model)
+    model, region = shape_and_region(recipe)
     on_gpu = torch.cuda.is_available() or settings.precision.startswith("bf16")
     memory = estimate(model, recipe, world, region, on_gpu)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    averaged = settings.ema_decay is not None
-    saved = checkpoint_bytes(weights, kind, trained_in_16_bits(settings), averaged)
     results: dict[str, Any] = {
         "engine": kind,
         "devices": world,
@@ -72,7 +50,7 @@ def run(recipe: TrainRecipe, launch: Launch, folder: Path) -> Outcome:
         "accumulate": accumulate,
         "tokens_per_step": settings.step_tokens,
         "steps": _steps(recipe),
-        "checkpoint_bytes": saved,
+        "checkpoint_bytes": checkpoint_bytes(recipe, kind, weights),
         "memory_bytes": memory.peak,
         "host_bytes": memory.host,
         "region_bytes": memory.region,

@@ -20,7 +20,14 @@ from freezetrain.evaluation.table import forgetting_table
 from freezetrain.jobs.evaluate import held_out_documents, window_length
 from freezetrain.jobs.outcome import Outcome
 from freezetrain.launch import current_launch
-from freezetrain.models import check_fit, load_tokenizer, local_folder, meta_model, stored_dtype
+from freezetrain.models import (
+    check_fit,
+    check_length,
+    load_tokenizer,
+    local_folder,
+    meta_model,
+    stored_dtype,
+)
 from freezetrain.recipe import Freezing, TrainRecipe
 from freezetrain.regions import Region
 from freezetrain.training.checkpoints import latest_checkpoint
@@ -30,8 +37,6 @@ from freezetrain.training.load import loader
 from freezetrain.training.module import CausalLM
 from freezetrain.training.run import fit
 from freezetrain.training.strategies import kind_of, precision, trained_in_16_bits, world_size
-
-_CHECKPOINT_BYTES = 12  # a weight: it and AdamW's two moments in fp32
 
 
 def tracker(
@@ -105,32 +110,39 @@ def region_freeze(recipe: TrainRecipe, region: Region, kind: str) -> RegionFreez
     In 16 bits it makes them from weights in bfloat16, which a base stored in that loses nothing in.
     A freeze that begins later takes what training has made of them.
     """
-    rounds = kind.startswith("zero") and precision(recipe.optimization) != "32-true"
+    rounds = kind.startswith("zero") and trained_in_16_bits(recipe.optimization)
     rounds = rounds and stored_dtype(recipe.model) != torch.bfloat16
     exact = rounds and recipe.freeze.clamp is None and not recipe.freeze.first_step
     base = local_folder(recipe.model) if exact else None
     return RegionFreeze(region, base=base, **asdict(recipe.freeze))
 
 
-def checked(
-    recipe: TrainRecipe, folder: Path
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, Region | None]:
-    """Tokenizer, model without weights, and region: refused here, if at all, before texts are read.
+def shape_and_region(recipe: TrainRecipe) -> tuple[PreTrainedModel, Region | None]:
+    """The model without weights, and the region: what a dry run looks at too.
 
-    UserError where types, tokenizer, sequence length or region do not fit the model, and where the
-    disk has too little room.
+    UserError where a type rounds frozen entries, or sequence length or region do not fit the model.
     """
     refuse_types(recipe)
-    tokenizer = load_tokenizer(recipe.model)
     shape = meta_model(recipe.model, trained_in_16_bits(recipe.optimization))
-    check_fit(shape, tokenizer, recipe.optimization.sequence_length)
-    weights = sum(parameter.numel() for parameter in shape.parameters())
-    require_space(folder, (2 * _CHECKPOINT_BYTES + 4) * weights, "checkpoints and the model")
-    region = None
-    if recipe.region is not None:
-        region = Region.load(recipe.region)
-        region.resolve(shape)
-    return tokenizer, shape, region
+    check_length(shape, recipe.optimization.sequence_length)
+    if recipe.region is None:
+        return shape, None
+    region = Region.load(recipe.region)
+    region.resolve(shape)
+    return shape, region
+
+
+def checkpoint_bytes(recipe: TrainRecipe, kind: str, weights: int) -> int:
+    """Bytes of one checkpoint of so many weights, of all ranks together.
+
+    The weights and AdamW's two moments in fp32; under ZeRO-1 and 2 the weights as they are computed
+    with too, which ZeRO-3's checkpoint does without; the average of the weights where there is one.
+    """
+    copies = 0
+    if kind in ("zero-1", "zero-2"):
+        copies = 2 if trained_in_16_bits(recipe.optimization) else 4
+    averages = 0 if recipe.optimization.ema_decay is None else 4
+    return (12 + copies + averages) * weights
 
 
 def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
@@ -142,7 +154,13 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     world = world_size(recipe.engine, launch)
     kind = kind_of(recipe.engine, world)
     settings.accumulate(world)  # refuses what does not divide
-    tokenizer, shape, region = checked(recipe, folder)
+    # What can be refused is, before texts are read.
+    tokenizer = load_tokenizer(recipe.model)
+    shape, region = shape_and_region(recipe)
+    check_fit(shape, tokenizer, settings.sequence_length)
+    weights = sum(parameter.numel() for parameter in shape.parameters())
+    room = 2 * checkpoint_bytes(recipe, kind, weights) + 4 * weights
+    require_space(folder, room, "checkpoints and the model")
     data = read_data(recipe, tokenizer, world)
     recipe.freeze.check_steps(data.steps)
     if table and launch.rank == 0:
@@ -158,7 +176,7 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
         stored = getattr(torch, recipe.model.dtype)
     dtype = stored if recipe.export_dtype == "stored" else getattr(torch, recipe.export_dtype)
     export = Export(tokenizer, folder / "model", dtype, average, watch)
-    throughput = Throughput(torch.bfloat16 if precision(settings) != "32-true" else None)
+    throughput = Throughput(torch.bfloat16 if trained_in_16_bits(settings) else None)
     # The tracker first: it sees the base before a clamp.
     freeze = None if region is None else region_freeze(recipe, region, kind)
     callbacks = [c for c in (watch, freeze, average, export, throughput) if c is not None]

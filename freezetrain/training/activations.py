@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
@@ -145,11 +145,6 @@ class _GroupedProduct(torch.autograd.Function):
         ctx.save_for_backward(rows, matrices)
         return rows.new_empty((rows.shape[0], matrices.shape[-1]))
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> None:
-        raise NotImplementedError("only counted")
-
 
 class _FusedAttention(torch.autograd.Function):
     """What FlashAttention-2 keeps (Dao, arXiv 2307.08691): q, k, v, output and log-sum-exp."""
@@ -162,8 +157,3 @@ class _FusedAttention(torch.autograd.Function):
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(query, key, value, output, sums)
         return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> None:
-        raise NotImplementedError("only counted")

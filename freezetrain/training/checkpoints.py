@@ -170,11 +170,6 @@ class StepCheckpoint(ModelCheckpoint):
         # of the next step's accumulation it would save it again, without the gradients so far.
         self._last_global_step_saved = trainer.global_step
 
-    def save(self, trainer: L.Trainer) -> None:
-        """Write a checkpoint now, unless there is one of this step. Every rank calls this."""
-        if self._last_global_step_saved != trainer.global_step:
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:

@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from freezetrain.callbacks import ForgettingTracker
 from freezetrain.callbacks.average import WeightAverage
+from freezetrain.callbacks.stopping import save_step
 from freezetrain.evaluation import Figures
-from freezetrain.training.checkpoints import StepCheckpoint
 from freezetrain.training.export import export
 from freezetrain.training.module import CausalLM
 
@@ -41,9 +41,8 @@ class Export(L.Callback):
         assert isinstance(pl_module, CausalLM)
         if trainer.strategy.broadcast(self.folder.exists()):
             return
-        saver = trainer.checkpoint_callback
-        if trainer.should_stop and isinstance(saver, StepCheckpoint):
-            saver.save(trainer)  # the time is used up: a kill from here on loses no step
+        if trainer.should_stop:
+            save_step(trainer)  # the time is used up: a kill from here on loses no step
         if self.average is None:
             export(pl_module.model, self.tokenizer, self.folder, dtype=self.dtype)
             return

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer
 
 from freezetrain.callbacks import ForgettingTracker
+from freezetrain.callbacks.stopping import save_step
 from freezetrain.evaluation import Document
 from freezetrain.models import load_model
 from freezetrain.nll import token_nll
@@ -131,7 +132,7 @@ class SaveAtEnd(L.Callback):
         if trainer.global_step == trainer.max_steps:  # the tracker has evaluated
             sharded = [isinstance(parameter, DTensor) for parameter in pl_module.parameters()]
             assert sharded == [pl_module.engine == "fsdp2"] * len(sharded)
-            trainer.checkpoint_callback.save(trainer)
+            save_step(trainer)
 
 
 def fit(rank: int, world: int, folder: Path, data: dict, engine: str, stop: int) -> None:

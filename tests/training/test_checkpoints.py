@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import nn
 
+from freezetrain.callbacks.stopping import save_step
 from freezetrain.errors import UserError
 from freezetrain.launch import Launch
 from freezetrain.training import checkpoints
@@ -245,8 +246,8 @@ def test_save_does_not_write_a_step_twice(tmp_path, monkeypatch):
     class Twice(L.Callback):
         def on_train_batch_end(self, trainer, *_):
             if trainer.global_step == 2:
-                trainer.checkpoint_callback.save(trainer)
-                trainer.checkpoint_callback.save(trainer)
+                save_step(trainer)
+                save_step(trainer)
 
     written = []
     monkeypatch.setattr(
