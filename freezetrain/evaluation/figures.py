@@ -1,24 +1,38 @@
-"""What one evaluation of one language gives: three sums, and the figures that follow from them."""
+"""What one evaluation of one language gives: sums, and the figures that follow from them."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from freezetrain.errors import CheckError, UserError
 
 
 @dataclass(frozen=True)
+class StandardErrors:
+    """How far figures would scatter, had other documents of the same kind been drawn."""
+
+    nll_per_byte: float  # nats
+    nll_per_token: float  # nats
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class Figures:
     """Sums over a whole set of documents; every figure is a ratio of sums, never a mean of means.
 
-    ``nll`` in nats over ``tokens`` predicted tokens; ``bytes`` is the UTF-8 length of the text.
+    ``nll`` in nats over ``tokens`` predicted tokens, ``correct`` of which the model ranks first;
+    ``bytes`` is the UTF-8 length of the text. ``standard_errors`` are over ``documents``; None
+    where there are fewer than two of them, or it is not known what each one gave.
     Raises ``UserError`` without a token or a byte, ``CheckError`` if ``nll`` is not finite.
     """
 
     nll: float
     tokens: int
     bytes: int
+    correct: int | None = None
+    documents: int | None = None
+    standard_errors: StandardErrors | None = None
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.bytes < 1:
@@ -47,20 +61,58 @@ class Figures:
         """``nll_per_byte`` in bits."""
         return self.nll_per_byte / math.log(2)
 
+    @property
+    def byte_perplexity(self) -> float:
+        """exp(nll / bytes), as lm-evaluation-harness reports it; ``inf`` past the float range."""
+        return safe_exp(self.nll_per_byte)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the tokens that the model ranks first; None where they were not counted."""
+        return None if self.correct is None else self.correct / self.tokens
+
     def to_dict(self) -> dict[str, Any]:
-        """The sums and the figures, ready for JSON (an infinite perplexity becomes None)."""
+        """The sums and the figures, ready for JSON (an infinite perplexity becomes None).
+
+        A perplexity's standard error is its own times that of the NLL per token, to first order.
+        """
+        errors: dict[str, float | None] | None = None
+        if self.standard_errors is not None:
+            of_token = self.standard_errors.nll_per_token
+            errors = {
+                **asdict(self.standard_errors),
+                "bits_per_byte": self.standard_errors.nll_per_byte / math.log(2),
+                "perplexity": finite_or_none(self.perplexity * of_token),
+            }
         return {
             "nll": self.nll,
             "tokens": self.tokens,
             "bytes": self.bytes,
+            "correct": self.correct,
+            "documents": self.documents,
             "perplexity": finite_or_none(self.perplexity),
+            "nll_per_byte": self.nll_per_byte,
             "bits_per_byte": self.bits_per_byte,
+            "accuracy": self.accuracy,
+            "standard_errors": errors,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Figures":
-        """The inverse of ``to_dict``: reads the sums, the figures follow."""
-        return cls(nll=data["nll"], tokens=data["tokens"], bytes=data["bytes"])
+        """The inverse of ``to_dict``: reads sums and standard errors, the figures follow."""
+        errors = data.get("standard_errors")
+        kept = None
+        if errors is not None:
+            names = ("nll_per_byte", "nll_per_token", "accuracy")
+            kept = StandardErrors(**{name: errors[name] for name in names})
+        return cls(
+            nll=data["nll"],
+            tokens=data["tokens"],
+            bytes=data["bytes"],
+            correct=data.get("correct"),
+            documents=data.get("documents"),
+            standard_errors=kept,
+        )
 
 
 def safe_exp(value: float) -> float:

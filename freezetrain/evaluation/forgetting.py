@@ -1,35 +1,55 @@
 """Forgetting: what further pre-training on a target language cost the held-out languages."""
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation.figures import Figures, finite_or_none, safe_exp
+from freezetrain.evaluation.ratio import bootstrap_ratios, interval, mean_interval, standard_error
+from freezetrain.evaluation.sums import DocumentSums, as_figures
+
+Interval = tuple[float, float]  # of 95%
+Found = Figures | DocumentSums
 
 
 @dataclass(frozen=True)
 class LanguageForgetting:
-    """One language, adapted against base."""
+    """One language, adapted against base.
+
+    Where both were evaluated document by document, ``standard_error`` and ``interval`` say how
+    much of the difference is chance: it is taken document by document, so that what makes one text
+    harder than another for both models does not count.
+    """
 
     delta_nll_per_byte: float  # nats per UTF-8 byte, adapted − base: positive = forgotten
+    relative: float  # delta_nll_per_byte as a share of the base's NLL per byte
     perplexity_ratio: float | None  # adapted / base; None if the two used different tokens
+    standard_error: float | None = None  # of delta_nll_per_byte, over documents
+    interval: Interval | None = None  # 95% bootstrap interval of delta_nll_per_byte
 
 
 @dataclass(frozen=True)
 class Forgetting:
     """Forgetting of the held-out languages, and the gain of the target language.
 
-    All but the perplexity ratios are in nats per UTF-8 byte.
+    All but ratios and relative figures are in nats per UTF-8 byte.
     """
 
     languages: dict[str, LanguageForgetting]  # held-out languages, in the order they were given
     mean: float  # mean of delta_nll_per_byte over the held-out languages, each counted once
+    mean_interval: Interval | None
+    relative_mean: float  # mean of `relative` over the held-out languages
     worst: tuple[str, float]  # the held-out language forgotten most, its delta_nll_per_byte
     backward_transfer: float  # mean over held-out languages of base − adapted: negative = forgotten
     target: str | None
     target_gain: float | None  # base − adapted of the target language: positive = learnt
+    target_gain_interval: Interval | None
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
@@ -39,48 +59,77 @@ class Forgetting:
             language["perplexity_ratio"] = finite_or_none(language["perplexity_ratio"])
         return data
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Forgetting":
+        """The inverse of ``to_dict``, but for a perplexity ratio past the float range: None."""
+        languages = {
+            name: LanguageForgetting(**{**values, "interval": _pair(values["interval"])})
+            for name, values in data["languages"].items()
+        }
+        worst = (data["worst"]["language"], data["worst"]["delta_nll_per_byte"])
+        pairs = {name: _pair(data[name]) for name in ("mean_interval", "target_gain_interval")}
+        return cls(**{**data, **pairs, "languages": languages, "worst": worst})
+
 
 def forgetting(
-    before: Mapping[str, Figures], after: Mapping[str, Figures], target: str | None = None
+    before: Mapping[str, Found], after: Mapping[str, Found], target: str | None = None
 ) -> Forgetting:
-    """Compare the adapted model's figures ``after`` with the base's figures ``before``.
+    """Compare what the adapted model gave, ``after``, with what the base gave, ``before``.
 
     All languages but ``target`` are held out. The backward transfer is that of Lopez-Paz and
-    Ranzato (2017, arXiv 1706.08840), with NLL per byte in the place of an accuracy.
+    Ranzato (2017, arXiv 1706.08840), with NLL per byte in the place of an accuracy. Intervals need
+    ``DocumentSums`` of two documents or more on both sides: they are percentiles of 1,000
+    resamples of the documents of each language (the same documents for both models).
 
     Raises ``UserError`` if the two hold other languages or other texts, if ``target`` is not one
     of the languages, or if no language is held out.
     """
     _check(before, after, target)
-    languages = {
-        language: _compare(before[language], after[language])
-        for language in before
-        if language != target
-    }
-    deltas = {language: value.delta_nll_per_byte for language, value in languages.items()}
+    compared = {name: _compare(before[name], after[name], name) for name in before}
+    languages = {name: change for name, (change, _) in compared.items() if name != target}
+    drawn = [ratios for name, (_, ratios) in compared.items() if name != target]
+    deltas = {name: change.delta_nll_per_byte for name, change in languages.items()}
     mean = fmean(deltas.values())
     worst = max(deltas, key=deltas.__getitem__)
-    gain = None
+    gain = gain_interval = None
     if target is not None:
-        gain = before[target].nll_per_byte - after[target].nll_per_byte
+        change = compared[target][0]
+        gain = 0.0 - change.delta_nll_per_byte  # never −0.0
+        if change.interval is not None:
+            gain_interval = (0.0 - change.interval[1], 0.0 - change.interval[0])
+    known = [ratios for ratios in drawn if ratios is not None]
     return Forgetting(
         languages=languages,
         mean=mean,
+        mean_interval=mean_interval(known) if len(known) == len(drawn) else None,
+        relative_mean=fmean(change.relative for change in languages.values()),
         worst=(worst, deltas[worst]),
-        backward_transfer=0.0 - mean,  # never −0.0
+        backward_transfer=0.0 - mean,
         target=target,
         target_gain=gain,
+        target_gain_interval=gain_interval,
     )
 
 
-def _compare(before: Figures, after: Figures) -> LanguageForgetting:
+def _compare(
+    before: Found, after: Found, language: str
+) -> tuple[LanguageForgetting, NDArray[np.float64] | None]:
+    """The language's change, and what it was in resamples of its documents."""
+    base, adapted = as_figures(before), as_figures(after)
     ratio = None
-    if before.tokens == after.tokens:
-        ratio = safe_exp((after.nll - before.nll) / before.tokens)
-    return LanguageForgetting(after.nll_per_byte - before.nll_per_byte, ratio)
+    if _same(before, after, "tokens"):
+        ratio = safe_exp((adapted.nll - base.nll) / base.tokens)
+    delta = adapted.nll_per_byte - base.nll_per_byte
+    relative = delta / base.nll_per_byte if base.nll_per_byte > 0 else 0.0
+    if isinstance(before, Figures) or isinstance(after, Figures) or len(before) < 2:
+        return LanguageForgetting(delta, relative, ratio), None
+    differences = after.nll - before.nll
+    drawn = bootstrap_ratios(differences, before.bytes, seed=zlib.crc32(language.encode()))
+    error = standard_error(differences, before.bytes)
+    return LanguageForgetting(delta, relative, ratio, error, interval(drawn)), drawn
 
 
-def _check(before: Mapping[str, Figures], after: Mapping[str, Figures], target: str | None) -> None:
+def _check(before: Mapping[str, Found], after: Mapping[str, Found], target: str | None) -> None:
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())
         raise UserError(
@@ -88,10 +137,11 @@ def _check(before: Mapping[str, Figures], after: Mapping[str, Figures], target: 
             f"{', '.join(odd)}; evaluate both models on the same languages"
         )
     for language in before:
-        if before[language].bytes != after[language].bytes:
+        said = [_text(before[language]), _text(after[language])]
+        if said[0] != said[1] or not _same(before[language], after[language], "bytes"):
             raise UserError(
-                f"expected the same text before and after, got {before[language].bytes} and "
-                f"{after[language].bytes} bytes of {language!r}; evaluate both on the same text"
+                f"expected the same text before and after, got {said[0]} and {said[1]} of "
+                f"{language!r}; evaluate both on the same documents, in the same order"
             )
     if target is not None and target not in before:
         raise UserError(
@@ -103,3 +153,20 @@ def _check(before: Mapping[str, Figures], after: Mapping[str, Figures], target: 
             "expected at least one held-out language besides the target, got none; "
             "add documents of the languages to watch"
         )
+
+
+def _text(found: Found) -> str:
+    size = found.bytes if isinstance(found, Figures) else int(found.bytes.sum())
+    documents = found.documents if isinstance(found, Figures) else len(found)
+    return f"{size} bytes" if documents is None else f"{size} bytes in {documents} documents"
+
+
+def _same(before: Found, after: Found, count: str) -> bool:
+    """Whether both have as many ``tokens`` or ``bytes``: in each document, where that is known."""
+    if isinstance(before, DocumentSums) and isinstance(after, DocumentSums):
+        return np.array_equal(getattr(before, count), getattr(after, count))
+    return getattr(as_figures(before), count) == getattr(as_figures(after), count)
+
+
+def _pair(values: Any) -> Interval | None:
+    return None if values is None else (values[0], values[1])

@@ -4,17 +4,45 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from freezetrain.errors import UserError
 from freezetrain.evaluation.figures import Figures
-from freezetrain.evaluation.forgetting import Forgetting, forgetting
+from freezetrain.evaluation.forgetting import Forgetting, Found, forgetting
+from freezetrain.evaluation.sums import DocumentSums, as_figures
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of every language after ``step`` optimizer steps."""
+    """The figures of every language after ``step`` optimizer steps, and what they say."""
 
     step: int
     figures: dict[str, Figures]
+    forgetting: Forgetting  # against the first evaluation, on the same documents
+    tokens: int | None = None  # trained on so far
+    samples: int | None = None  # sequences trained on so far
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "samples": self.samples,
+            "figures": {name: found.to_dict() for name, found in self.figures.items()},
+            "forgetting": self.forgetting.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Evaluation":
+        """The inverse of ``to_dict``."""
+        return cls(
+            data["step"],
+            {name: Figures.from_dict(values) for name, values in data["figures"].items()},
+            Forgetting.from_dict(data["forgetting"]),
+            data.get("tokens"),
+            data.get("samples"),
+        )
 
 
 @dataclass
@@ -23,12 +51,47 @@ class History:
 
     target: str | None = None
     evaluations: list[Evaluation] = field(default_factory=list)
+    base_documents: dict[str, DocumentSums] | None = None
+    """What the base gave on each document, where it was evaluated so."""
 
-    def add(self, step: int, figures: Mapping[str, Figures]) -> None:
-        """Append; raises what ``forgetting`` raises if ``figures`` cannot be compared."""
-        base = self.evaluations[0].figures if self.evaluations else figures
-        forgetting(base, figures, self.target)
-        self.evaluations.append(Evaluation(step, dict(figures)))
+    def add(
+        self,
+        step: int,
+        found: Mapping[str, Found],
+        *,
+        tokens: int | None = None,
+        samples: int | None = None,
+        chosen: Mapping[str, ArrayLike] | None = None,
+    ) -> Evaluation:
+        """Append what was found after ``step`` optimizer steps, and return it.
+
+        ``chosen``: ``found`` is of these documents alone, by their numbers among the base's;
+        they are compared with the base on the same ones. Raises what ``forgetting`` raises if
+        ``found`` cannot be compared.
+        """
+        base = self._base(found)
+        if chosen is not None:
+            if not all(isinstance(sums, DocumentSums) for sums in base.values()):
+                raise UserError(
+                    "expected a base that was evaluated document by document, to compare some of "
+                    "its documents, got sums only; evaluate the base with evaluate_documents"
+                )
+            base = {
+                language: sums.take(np.asarray(chosen[language]))  # type: ignore[union-attr]
+                for language, sums in base.items()
+            }
+        compared = forgetting(base, found, self.target)
+        if not self.evaluations:
+            documents = {n: sums for n, sums in found.items() if isinstance(sums, DocumentSums)}
+            self.base_documents = documents if len(documents) == len(found) else None
+        figures = {language: as_figures(sums) for language, sums in found.items()}
+        self.evaluations.append(Evaluation(step, figures, compared, tokens, samples))
+        return self.evaluations[-1]
+
+    def _base(self, found: Mapping[str, Found]) -> Mapping[str, Found]:
+        if not self.evaluations:
+            return found
+        return self.base_documents or self.base.figures
 
     @property
     def base(self) -> Evaluation:
@@ -42,7 +105,7 @@ class History:
 
     def forgetting(self) -> Forgetting:
         """The latest evaluation against the first."""
-        return forgetting(self.base.figures, self.last.figures, self.target)
+        return self.last.forgetting
 
     def scalars(self) -> dict[str, float]:
         """The latest evaluation as flat names and numbers, for a logger."""
@@ -57,6 +120,8 @@ class History:
         for language, figures in self.last.figures.items():
             scalars[f"forgetting/{language}/perplexity"] = figures.perplexity
             scalars[f"forgetting/{language}/bits_per_byte"] = figures.bits_per_byte
+            if figures.accuracy is not None:
+                scalars[f"forgetting/{language}/accuracy"] = figures.accuracy
         for language, change in result.languages.items():
             scalars[f"forgetting/{language}/delta_nll_per_byte"] = change.delta_nll_per_byte
         return scalars
@@ -65,31 +130,25 @@ class History:
         """All evaluations with what follows from them, ready for JSON."""
         return {
             "target": self.target,
-            "evaluations": [
-                {
-                    "step": evaluation.step,
-                    "figures": {
-                        language: figures.to_dict()
-                        for language, figures in evaluation.figures.items()
-                    },
-                    "forgetting": forgetting(
-                        self.base.figures, evaluation.figures, self.target
-                    ).to_dict(),
-                }
-                for evaluation in self.evaluations
-            ],
+            "evaluations": [evaluation.to_dict() for evaluation in self.evaluations],
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "History":
-        """The inverse of ``to_dict``: reads steps and sums, the rest follows."""
-        history = cls(data["target"])
-        for entry in data["evaluations"]:
-            sums = entry["figures"].items()
-            history.add(
-                entry["step"], {language: Figures.from_dict(values) for language, values in sums}
-            )
+        """The inverse of ``to_dict``, and of ``state_dict``."""
+        history = cls(data["target"], [Evaluation.from_dict(one) for one in data["evaluations"]])
+        if (documents := data.get("base_documents")) is not None:
+            history.base_documents = {
+                name: DocumentSums.from_dict(sums) for name, sums in documents.items()
+            }
         return history
+
+    def state_dict(self) -> dict[str, Any]:
+        """``to_dict`` with what the base gave on each document, so that a run can go on."""
+        documents = None
+        if self.base_documents is not None:
+            documents = {name: sums.to_dict() for name, sums in self.base_documents.items()}
+        return {**self.to_dict(), "base_documents": documents}
 
     def _at(self, index: int) -> Evaluation:
         if not self.evaluations:

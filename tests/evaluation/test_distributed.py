@@ -88,4 +88,8 @@ def test_two_processes_give_the_figures_of_one(tmp_path):
         for language in alone:
             assert together[language]["tokens"] == alone[language]["tokens"]
             assert together[language]["bytes"] == alone[language]["bytes"]
+            assert together[language]["correct"] == alone[language]["correct"]
+            errors = [one[language]["standard_errors"] for one in (together, alone)]
+            assert (errors[0] is None) == (errors[1] is None)
+            assert errors[0] is None or errors[0] == pytest.approx(errors[1], rel=1e-4)
             assert together[language]["nll"] == pytest.approx(alone[language]["nll"], rel=1e-6)

@@ -1,10 +1,13 @@
 import json
 import math
+import zlib
 
+import numpy as np
 import pytest
 
 from freezetrain.errors import UserError
-from freezetrain.evaluation import Figures, forgetting
+from freezetrain.evaluation import DocumentSums, Figures, Forgetting, forgetting
+from freezetrain.evaluation.ratio import bootstrap_ratios, interval, standard_error
 
 BEFORE = {
     "en": Figures(nll=100.0, tokens=50, bytes=200),
@@ -83,9 +86,86 @@ def test_json():
         (BEFORE, AFTER, "swa", "target language 'swa' is not among .* mean 'sw'"),
         ({"sw": BEFORE["sw"]}, {"sw": AFTER["sw"]}, "sw", "at least one held-out language"),
         ({}, {}, None, "at least one held-out language"),
-        (BEFORE, {**AFTER, "en": Figures(1.0, 50, 201)}, None, "200 and 201 bytes of 'en'"),
+        (BEFORE, {**AFTER, "en": Figures(1.0, 50, 201)}, None, "200 bytes and 201 bytes of 'en'"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(before, after, target, message):
     with pytest.raises(UserError, match=message):
         forgetting(before, after, target)
+
+
+def by_document(seed, rises, count=40):
+    """Sums of documents of which some are far harder than others, for base and adapted alike."""
+    random = np.random.default_rng(seed)
+    size = random.integers(100, 900, size=count)
+    hard = size * random.uniform(0.5, 3.0, size=count)
+    rise = size * random.normal(rises, 0.01, size=count)
+    counts = (size // 4, size, size // 9)
+    return DocumentSums(hard, *counts), DocumentSums(hard + rise, *counts)
+
+
+def test_paired_differences_tell_what_two_standard_errors_do_not():
+    before, after = by_document(0, 0.02)
+    other, same = by_document(1, 0.0)
+    change = forgetting({"en": before, "de": other}, {"en": after, "de": same}).languages
+    apart = before.figures().standard_errors.nll_per_byte
+    assert change["en"].delta_nll_per_byte < apart / 3, "unpaired, it would drown"
+    assert change["en"].standard_error == pytest.approx(
+        standard_error(after.nll - before.nll, before.bytes), rel=1e-12
+    )
+    low, high = change["en"].interval
+    assert 0 < low < change["en"].delta_nll_per_byte < high
+    assert high - low == pytest.approx(2 * 1.96 * change["en"].standard_error, rel=0.25)
+    low, high = change["de"].interval
+    assert low < 0 < high
+    assert change["en"].relative == pytest.approx(
+        after.figures().nll_per_byte / before.figures().nll_per_byte - 1
+    )
+
+
+def test_intervals_of_mean_and_gain():
+    pairs = {"en": by_document(0, 0.02), "de": by_document(1, 0.05), "sw": by_document(2, -0.3)}
+    found = forgetting(
+        {name: before for name, (before, _) in pairs.items()},
+        {name: after for name, (_, after) in pairs.items()},
+        "sw",
+    )
+    drawn = [
+        bootstrap_ratios(after.nll - before.nll, before.bytes, seed=zlib.crc32(name.encode()))
+        for name, (before, after) in pairs.items()
+    ]
+    assert found.mean_interval == interval((drawn[0] + drawn[1]) / 2)
+    assert found.target_gain_interval == tuple(-end for end in reversed(interval(drawn[2])))
+    assert found.target_gain_interval[0] < found.target_gain < found.target_gain_interval[1]
+    assert found.relative_mean == pytest.approx(
+        sum(found.languages[name].relative for name in ("en", "de")) / 2
+    )
+    assert Forgetting.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_sums_alone_or_one_document_give_no_interval():
+    before, after = by_document(0, 0.02)
+    one = {"en": before.take([0])}, {"en": after.take([0])}
+    for base, adapted in (one, ({"en": before.figures()}, {"en": after})):
+        found = forgetting(base, adapted)
+        assert found.mean_interval is None
+        assert found.languages["en"].interval is None
+        assert found.languages["en"].standard_error is None
+
+
+def test_tokenizers_that_agree_in_the_sum_alone_have_no_ratio():
+    before, after = by_document(0, 0.02)
+    tokens = after.tokens.copy()
+    tokens[:2] += (1, -1)
+    after = DocumentSums(after.nll, tokens, after.bytes, after.correct)
+    change = forgetting({"en": before}, {"en": after}).languages["en"]
+    assert change.perplexity_ratio is None
+    assert change.interval is not None
+
+
+def test_documents_in_another_order_are_refused():
+    before, after = by_document(0, 0.02)
+    with pytest.raises(UserError, match=r"bytes in 40 documents and .* in the same order"):
+        forgetting({"en": before}, {"en": after.take(range(39, -1, -1))})
+    with pytest.raises(UserError, match=r"bytes in 40 documents and .* bytes in 39 documents"):
+        forgetting({"en": before}, {"en": after.take(range(39))})

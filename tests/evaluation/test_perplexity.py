@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.modeling_outputs import CausalLMOutput
 
 from freezetrain.errors import CheckError, UserError
-from freezetrain.evaluation import Document, evaluate
+from freezetrain.evaluation import Document, evaluate, evaluate_documents
 
 VOCABULARY = 40
 LENGTHS = {"en": [2, 17, 3, 31, 9], "de": [24], "sw": [5, 5, 12]}
@@ -50,18 +50,28 @@ def documents(lengths=LENGTHS):
     }
 
 
-def plain_loop(model, texts, max_length):
-    """NLL token by token, each from its own forward pass over what stands before it."""
+def starts(tokens, max_length, overlap):
+    """Of each token, from 1 on, the first id that it is predicted from."""
+    first = []
+    while len(first) < tokens:
+        done = len(first)
+        new = min(tokens - done, max_length - overlap + 1 if done else max_length)
+        first += [max(0, done + new - max_length)] * new
+    return first
+
+
+def plain_loop(model, texts, max_length, overlap=1):
+    """NLL and hits token by token, each from its own forward pass over what stands before it."""
     model.eval()
-    nll = 0.0
+    nll, correct = 0.0, 0
     with torch.no_grad():
         for document in texts:
-            for position in range(1, len(document.ids)):
-                start = (position - 1) // (max_length - 1) * (max_length - 1)
+            for position, start in enumerate(starts(document.tokens, max_length, overlap), 1):
                 context = torch.tensor([document.ids[start:position]])
                 log_p = model(input_ids=context).logits[0, -1].double().log_softmax(-1)
                 nll -= log_p[document.ids[position]].item()
-    return nll
+                correct += int(log_p.argmax() == document.ids[position])
+    return nll, correct
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
@@ -72,24 +82,41 @@ def test_it_equals_a_plain_loop_over_single_sequences(make, dtype, batch_tokens)
     figures = evaluate(model, texts, max_length=64, batch_tokens=batch_tokens)
     assert list(figures) == list(texts)
     for language, value in figures.items():
-        reference = plain_loop(model, texts[language], 64)
+        reference, correct = plain_loop(model, texts[language], 64)
         tokens = sum(n - 1 for n in LENGTHS[language])
         size = sum(3 * n + 1 for n in LENGTHS[language])
         assert value.tokens == tokens
         assert value.bytes == size
-        assert value.nll == pytest.approx(reference, rel=2e-6)
+        assert value.documents == len(LENGTHS[language])
+        assert value.correct == correct
+        assert value.nll == pytest.approx(reference, rel=1e-6)
         assert value.perplexity == pytest.approx(math.exp(reference / tokens), rel=1e-5)
-        assert value.bits_per_byte == pytest.approx(reference / size / math.log(2), rel=2e-6)
+        assert value.bits_per_byte == pytest.approx(reference / size / math.log(2), rel=1e-6)
 
 
-@pytest.mark.parametrize("max_length", [2, 7, 17, 24])
-def test_long_documents_are_cut_into_windows_that_share_one_token(max_length):
+@pytest.mark.parametrize(("max_length", "overlap"), [(1, 1), (7, 1), (7, 3), (17, 17), (24, 12)])
+def test_long_documents_are_cut_into_windows_that_overlap(max_length, overlap):
     model, texts = llama(), documents()
-    figures = evaluate(model, texts, max_length=max_length, batch_tokens=30)
+    options = {"max_length": max_length, "overlap": overlap}
+    figures = evaluate(model, texts, batch_tokens=30, **options)
     for language, value in figures.items():
+        reference, correct = plain_loop(model, texts[language], **options)
         assert value.tokens == sum(n - 1 for n in LENGTHS[language])
         assert value.bytes == sum(3 * n + 1 for n in LENGTHS[language])
-        assert value.nll == pytest.approx(plain_loop(model, texts[language], max_length), rel=2e-6)
+        assert value.nll == pytest.approx(reference, rel=1e-6)
+        assert value.correct == correct
+
+
+def test_each_document_has_its_own_sums_in_its_own_order():
+    model, texts = llama(), documents()
+    found = evaluate_documents(model, texts, max_length=11, overlap=4, batch_tokens=30)
+    for language, sums in found.items():
+        for number, document in enumerate(texts[language]):
+            nll, correct = plain_loop(model, [document], 11, 4)
+            assert sums.nll[number] == pytest.approx(nll, rel=2e-6)
+            assert sums.correct[number] == correct
+            assert sums.tokens[number] == document.tokens
+            assert sums.bytes[number] == document.bytes
 
 
 class Toy(nn.Module):
@@ -190,7 +217,9 @@ def test_a_loss_that_is_not_finite_names_the_language():
     [
         ({}, {}, "got none"),
         ({"en": [Document([1, 2], 2)], "de": []}, {}, "none for 'de'"),
-        (documents(), {"max_length": 1}, "got 1 and 4096"),
+        (documents(), {"max_length": 0}, "got 0 and 4096"),
+        (documents(), {"overlap": 0}, "overlap from 1 to max_length, 64 tokens, got 0"),
+        (documents(), {"max_length": 9, "overlap": 10}, "max_length, 9 tokens, got 10"),
         (documents(), {"batch_tokens": 0}, "got 64 and 0"),
         (documents(), {"max_length": 65}, "max_length is 65 tokens but the model has 64"),
     ],

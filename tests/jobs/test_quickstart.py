@@ -80,11 +80,16 @@ def test_ablation_is_that_of_the_region_file(done, results, model_folder, tokeni
     nll = 0.0
     for text in read_languages(TextSource(), ["es"])["es"].test:
         ids = [0, *tokenizer(text, add_special_tokens=False)["input_ids"]]
-        for start in range(0, len(ids) - 1, 127):
-            window = torch.tensor([ids[start : start + 128]])
+        done_so_far = 0
+        while done_so_far < len(ids) - 1:  # 128 tokens of context, the last 128 at the end
+            last = min(done_so_far + 128, len(ids) - 1)
+            first = max(0, last - 128)
             with torch.no_grad():
-                logits = model(window).logits[0, :-1].double()
-            nll += torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="sum").item()
+                logits = model(torch.tensor([ids[first:last]])).logits[0].double()
+            labels = torch.tensor(ids[done_so_far + 1 : last + 1])
+            losses = logits[done_so_far - first :]
+            nll += torch.nn.functional.cross_entropy(losses, labels, reduction="sum").item()
+            done_so_far = last
     assert math.isclose(results["ablation"]["core"]["es"]["nll"], nll, rel_tol=1e-5)
 
 

@@ -1,0 +1,90 @@
+"""Standard errors and bootstrap intervals against simulation, scipy-free closed forms and loops."""
+
+import numpy as np
+import pytest
+
+from freezetrain.errors import UserError
+from freezetrain.evaluation.ratio import (
+    bootstrap_ratios,
+    interval,
+    mean_interval,
+    standard_error,
+    standard_error_of_moments,
+)
+
+
+def draw(random, count):
+    sizes = random.integers(50, 400, size=count).astype(float)
+    return sizes * random.normal(2.0, 0.4, size=count), sizes
+
+
+def test_equal_sizes_give_the_standard_error_of_a_mean():
+    values = np.random.default_rng(0).normal(size=30)
+    expected = values.std(ddof=1) / np.sqrt(30) / 7
+    assert standard_error(values, np.full(30, 7.0)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_it_is_the_scatter_of_the_ratio_over_many_samples():
+    random = np.random.default_rng(1)
+    samples = [draw(random, 60) for _ in range(3000)]
+    scatter = np.std([values.sum() / sizes.sum() for values, sizes in samples])
+    told = np.mean([standard_error(*sample) for sample in samples])
+    assert told == pytest.approx(scatter, rel=0.05)
+
+
+def test_from_moments_alone():
+    values, sizes = draw(np.random.default_rng(2), 40)
+    moments = (values @ values, values @ sizes, sizes @ sizes)
+    found = standard_error_of_moments(40, values.sum(), sizes.sum(), *moments)
+    assert found == pytest.approx(standard_error(values, sizes), rel=1e-9)
+    assert standard_error_of_moments(3, 6.0, 3.0, 12.0, 6.0, 3.0) == 0.0  # all the same
+
+
+def test_one_document_has_none():
+    assert standard_error([1.0], [2.0]) is None
+
+
+@pytest.mark.parametrize("count", [2, 33])
+def test_bootstrap_equals_a_plain_loop_over_the_same_draws(count, monkeypatch):
+    import freezetrain.evaluation.ratio as ratio
+
+    values, sizes = draw(np.random.default_rng(3), count)
+    whole = bootstrap_ratios(values, sizes, resamples=50, seed=5)
+    generator = np.random.default_rng(5)
+    for found in whole:
+        drawn = generator.integers(count, size=count)
+        expected = sum(values[i] for i in drawn) / sum(sizes[i] for i in drawn)
+        assert found == pytest.approx(expected, rel=1e-12)
+    monkeypatch.setattr(ratio, "_AT_ONCE", count * 7)  # in pieces: the same numbers
+    assert np.array_equal(bootstrap_ratios(values, sizes, resamples=50, seed=5), whole)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    random = np.random.default_rng(6)
+    held = []
+    for seed in range(400):
+        low, high = interval(bootstrap_ratios(*draw(random, 80), resamples=300, seed=seed))
+        held.append(low <= 2.0 <= high)
+    assert 0.90 < np.mean(held) < 0.98
+
+
+def test_the_interval_leaves_a_fortieth_out_on_either_side():
+    low, high = interval(np.random.default_rng(7).permutation(401) / 400)
+    assert (low, high) == (pytest.approx(0.025), pytest.approx(0.975))
+
+
+def test_the_mean_of_languages_scatters_less_than_each():
+    drawn = [
+        bootstrap_ratios(*draw(np.random.default_rng(seed), 50), seed=seed) for seed in range(9)
+    ]
+    low, high = mean_interval(drawn)
+    widths = [interval(one)[1] - interval(one)[0] for one in drawn]
+    assert (high - low) == pytest.approx(np.mean(widths) / 3, rel=0.2)  # 1/√9
+
+
+@pytest.mark.parametrize(
+    ("values", "sizes"), [([], []), ([1.0], [1.0, 2.0]), ([1.0, 2.0], [0.0, 0.0]), ([[1.0]], [[1]])]
+)
+def test_bad_input_is_refused(values, sizes):
+    with pytest.raises(UserError, match="a value and a size for each document"):
+        standard_error(values, sizes)
