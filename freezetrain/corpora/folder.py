@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
-from freezetrain.corpora.reading import FEATURES, GOOD, kind_of, read_file
+from freezetrain.corpora.reading import FEATURES, GOOD, SENTENCES, kind_of, read_file
 from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe import TextSource
 
@@ -40,7 +40,7 @@ def language_files(source: TextSource) -> dict[str, list[Path]]:
     if not places:
         raise UserError(
             f"{folder} holds no texts; expected one file a language, such as en.jsonl, "
-            "en.jsonl.zst, en.txt or en.parquet, or a folder en/ of such files"
+            "en.jsonl.zst, en.txt, en.parquet or en.devtest, or a folder en/ of such files"
         )
     named = set(source.names) | set(source.names.values())
     found = {place: files for place, files in places.items() if place not in named}
@@ -59,6 +59,8 @@ def _places(folder: Path) -> dict[str, list[Path]]:
     for path in sorted(folder.iterdir()):
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         texts = [file for file in files if kind_of(file)]
+        if path.is_dir():  # FLORES-200's dev/ and devtest/ are no languages, but hold them
+            texts = [file for file in texts if kind_of(file) not in SENTENCES]
         if not texts or path.name.startswith("."):
             continue
         language = path.name if path.is_dir() else path.name.split(".")[0]
@@ -78,6 +80,7 @@ def folder_rows(files: Sequence[Path], source: TextSource) -> datasets.Dataset:
     """
     known = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     how = [source.text_field, source.key_field, source.bad_lines, source.documents]
+    how.append(source.txt_documents)
     told = json.dumps([_VERSION, list(FEATURES), known, how])
     fingerprint = hashlib.sha256(told.encode()).hexdigest()[:32]
     large = sum(size for _, size, _ in known) >= _LARGE

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import itertools
 import json
 import lzma
 import shutil
@@ -22,7 +23,9 @@ from freezetrain.recipe import TextSource
 _UNREADABLE = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, pa.ArrowException)
 _PARQUET_ROWS = 256  # at once: a document may be a whole book
 
-KINDS = (".jsonl", ".json", ".txt", ".parquet")
+SENTENCES = (".dev", ".devtest")
+"""Text files of the FLORES-200 release, a sentence a line, whose number all languages share."""
+KINDS = (".jsonl", ".json", ".txt", ".parquet", *SENTENCES)
 COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
 
 FEATURES = Features({"text": Value("large_string"), "key": Value("uint32"), "kind": Value("uint8")})
@@ -47,7 +50,9 @@ def read_file(path: Path, source: TextSource) -> Iterator[dict[str, Any]]:
     Unicode) in the text field, or nothing in the key field.
     """
     kind = kind_of(path)
-    readers = {".jsonl": _lines, ".json": _json, ".txt": _paragraphs, ".parquet": _parquet}
+    text = _sentences if source.txt_documents == "lines" else _paragraphs
+    readers = {".jsonl": _lines, ".json": _json, ".txt": text, ".parquet": _parquet}
+    readers |= dict.fromkeys(SENTENCES, _sentences)
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty; give it some text or leave it out")
     try:
@@ -139,19 +144,32 @@ def _json(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
             yield f"line {number}", _parse(line)
 
 
+def _text(file: IO[bytes]) -> IO[str]:
+    return io.TextIOWrapper(file, encoding="utf-8-sig")
+
+
+def _text_item(line: int, text: str, source: TextSource) -> dict[str, Any]:
+    """The fields of a document of a text file; ``line`` is its first one's number."""
+    return {"line": line, source.text_field: text.removesuffix("\n")}
+
+
+def _sentences(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
+    """A document is a line."""
+    for number, line in enumerate(_text(file), 1):
+        yield f"line {number}", _text_item(number, line, source)
+
+
 def _paragraphs(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
     """A document is a paragraph: lines up to a blank one."""
     lines: list[str] = []
     first = 1
-    for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), 1):
+    for number, line in enumerate(itertools.chain(_text(file), [""]), 1):
         if line.strip():
             lines.append(line)
             continue
         if lines:
-            yield f"line {first}", {source.text_field: "".join(lines).removesuffix("\n")}
+            yield f"line {first}", _text_item(first, "".join(lines), source)
         lines, first = [], number + 1
-    if lines:
-        yield f"line {first}", {source.text_field: "".join(lines).removesuffix("\n")}
 
 
 def _parquet(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:

@@ -40,16 +40,47 @@ class Texts(Sequence[str]):
         for first in range(0, len(self), _AT_ONCE):
             yield from self[first : first + _AT_ONCE]
 
+    def sample(self, documents: int) -> "Texts":
+        """At most so many of the documents, chosen by a hash of their keys, in the same order.
+
+        The same on every machine and, where a field is the key, in all parallel languages.
+        """
+        keys = self.rows.data.table.column("key").to_numpy()[self.numbers]
+        first = np.argsort(_scattered(keys), kind="stable")[:documents]
+        return Texts(self.rows, np.sort(self.numbers[first]))
+
+
+def _scattered(keys: np.ndarray) -> np.ndarray:
+    """Each 32-bit key as another one, so that close keys lie far apart and none collide.
+
+    MurmurHash3's finalizer (https://github.com/aappleby/smhasher). By CRC-32 alone, of which the
+    keys are made, short numbers would follow one another in a pattern.
+    """
+    mixed = keys.astype(np.uint32)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        mixed ^= mixed >> np.uint32(shift)
+        mixed *= np.uint32(factor)
+    return mixed
+
 
 @dataclass(frozen=True)
 class Language:
     """The texts of one language: ``train`` and ``test`` share no document."""
 
     name: str
-    train: Sequence[str]
-    test: Sequence[str]
+    train: Texts
+    test: Texts
     skipped: int = 0
     """Bad lines left out, where ``bad_lines`` of the source says skip."""
+
+    def to_train(self) -> Texts:
+        """``train``; UserError where all documents are held out."""
+        if not self.train:
+            raise UserError(
+                f"language {self.name!r} has no training document among {len(self.test)}: all are "
+                "held out; give it more documents, or another test_one_in"
+            )
+        return self.train
 
 
 def languages_in(source: TextSource) -> list[str]:
@@ -61,7 +92,8 @@ def read_languages(source: TextSource, languages: Sequence[str] = ()) -> dict[st
     """Read ``languages`` (all of the source when empty) and split each by document.
 
     A document is a line of a JSONL file, an item of a JSON array, a row of a Parquet file, or a
-    paragraph of a text file. It is a test document when the CRC-32 of its key is divisible by
+    paragraph (or a line) of a text file, whose fields are its text and ``line``, the number of its
+    first line. It is a test document when the CRC-32 of its key is divisible by
     ``source.test_one_in``; the key is the field ``source.key_field``, so that parallel documents
     fall on the same side in every language, or the text itself where that is None. Documents of
     white space alone are left out.

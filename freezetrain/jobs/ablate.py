@@ -27,11 +27,14 @@ def ablations(
     evaluation: EvaluationTexts,
 ) -> Ablations:
     """Figures of every language with nothing zeroed, then with each region zeroed alone."""
-    figures = {NOTHING: evaluate_with_bar(model, documents, evaluation, "nothing zeroed")}
+    found = {NOTHING: evaluate_with_bar(model, documents, evaluation, "nothing zeroed")}
     for name, region in regions.items():
         with ablate(model, region):
-            figures[name] = evaluate_with_bar(model, documents, evaluation, f"{name} zeroed")
-    return figures
+            found[name] = evaluate_with_bar(model, documents, evaluation, f"{name} zeroed")
+    return {
+        name: {language: sums.figures() for language, sums in by_language.items()}
+        for name, by_language in found.items()
+    }
 
 
 def mean_rise(figures: Ablations, name: str) -> float:

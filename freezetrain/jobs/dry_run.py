@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from freezetrain.disk import readable
 from freezetrain.jobs.outcome import Outcome
-from freezetrain.jobs.train import checkpoint_bytes, shape_and_region
+from freezetrain.jobs.train import checkpoint_bytes, kept_bytes, shape_and_region
 from freezetrain.launch import Launch
 from freezetrain.recipe import TrainRecipe
 from freezetrain.training.memory import MemoryEstimate, estimate
@@ -51,6 +51,7 @@ def run(recipe: TrainRecipe, launch: Launch, folder: Path) -> Outcome:
         "tokens_per_step": settings.step_tokens,
         "steps": _steps(recipe),
         "checkpoint_bytes": checkpoint_bytes(recipe, kind, weights),
+        "kept_bytes": kept_bytes(recipe, kind, weights),
         "memory_bytes": memory.peak,
         "host_bytes": memory.host,
         "region_bytes": memory.region,
@@ -98,6 +99,8 @@ def _plan(
     table.add_row(
         "checkpoint", f"{readable(results['checkpoint_bytes'])}, and two while it is saved"
     )
+    if results["kept_bytes"]:
+        table.add_row("kept by the brake", f"{readable(results['kept_bytes'])}, and two at times")
     place = folder.absolute()
     while not place.exists():
         place = place.parent

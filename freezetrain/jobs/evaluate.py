@@ -1,10 +1,10 @@
-"""Held-out documents of a recipe, and a model's figures on them."""
+"""Held-out documents of a recipe, and what a model gives on them."""
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from freezetrain.corpora import read_languages
 from freezetrain.errors import UserError
-from freezetrain.evaluation import Document, Figures, encode_documents, evaluate
+from freezetrain.evaluation import Document, DocumentSums, encode_documents, evaluate_documents
 from freezetrain.jobs.progress import progress_bar
 from freezetrain.models import context_length
 from freezetrain.recipe import EvaluationTexts
@@ -21,15 +21,19 @@ def held_out_documents(
         if not language.test:
             raise UserError(
                 f"language {name!r} has no held-out document among {len(language.train)}; give "
-                "it more documents or lower texts.test_one_in"
+                "it more documents, or another texts.test_one_in (1 holds out all)"
             )
+    few = evaluation.documents
     return {
-        name: encode_documents(language.test, tokenizer) for name, language in languages.items()
+        name: encode_documents(
+            language.test if few is None else language.test.sample(few), tokenizer
+        )
+        for name, language in languages.items()
     }
 
 
 def window_length(evaluation: EvaluationTexts, model: PreTrainedModel) -> int:
-    """Tokens of context that documents are evaluated with."""
+    """Tokens of context that documents are evaluated with; ``model`` may be without weights."""
     longest = context_length(model, otherwise=_LONGEST_WINDOW)
     if evaluation.max_length > longest:
         raise UserError(
@@ -44,13 +48,18 @@ def evaluate_with_bar(
     documents: dict[str, list[Document]],
     evaluation: EvaluationTexts,
     what: str,
-) -> dict[str, Figures]:
-    """Figures of each language, with a progress bar named ``what``."""
+    max_length: int | None = None,
+) -> dict[str, DocumentSums]:
+    """What the model gives on each document, with a progress bar named ``what``.
+
+    ``max_length``: tokens of context. None: as many as ``evaluation`` says of this model.
+    """
     with progress_bar(what) as progress:
-        return evaluate(
+        return evaluate_documents(
             model,
             documents,
-            max_length=window_length(evaluation, model),
+            max_length=max_length or window_length(evaluation, model),
+            overlap=evaluation.overlap,
             batch_tokens=evaluation.batch_tokens,
             progress=progress,
         )

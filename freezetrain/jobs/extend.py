@@ -137,7 +137,7 @@ def run(recipe: ExtendRecipe, folder: Path) -> Outcome:
     else:
         assert language is not None
         backend: Any = base.backend_tokenizer  # type: ignore[attr-defined]
-        learned = learn_tokens(backend, language.train, recipe.learn)
+        learned = learn_tokens(backend, language.to_train(), recipe.learn)
         tokens = learned.tokens
         extended = with_learned_tokens(base, learned)
         pieces = _pieces_of(learned, base)

@@ -25,7 +25,7 @@ def score_language(
     """Scores of one language over ``recipe.sequences`` of its training sequences, drawn by seed."""
     check_fit(model, tokenizer, recipe.sequence_length)
     packed = pack(
-        language.train,
+        language.to_train(),
         tokenizer,
         recipe.sequence_length,
         f"the training part of language {language.name!r}",

@@ -40,7 +40,7 @@ def make_region(recipe: SelectRecipe) -> Region:
         assert recipe.model is not None
         assert recipe.language is not None
         language = read_languages(recipe.texts, [recipe.language])[recipe.language]
-        stream = token_stream(language.train, load_tokenizer(recipe.model))
+        stream = token_stream(language.to_train(), load_tokenizer(recipe.model))
         counts = torch.bincount(torch.from_numpy(stream))
         return vocabulary_region(load_model(recipe.model), counts, recipe.min_count)
     scores = _scores(recipe)

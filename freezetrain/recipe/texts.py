@@ -13,9 +13,9 @@ class TextSource:
     """Texts of several languages: a folder with one file a language, or a data set of the hub."""
 
     folder: str | None = None
-    """Folder of <language>.jsonl, .txt or .parquet, also .gz, .xz, .bz2, .zst; or with a folder
-    <language>/ of such files. None: the Universal Declaration of Human Rights in 30 languages,
-    which comes with freezetrain."""
+    """Folder of <language>.jsonl, .json, .txt, .parquet, .dev or .devtest, also .gz, .xz, .bz2,
+    .zst; or with a folder <language>/ of such files. None: the Universal Declaration of Human
+    Rights in 30 languages, which comes with freezetrain."""
     hub: str | None = None
     """Id of a data set on the hub, or a folder in the hub's layout, instead of folder."""
     hub_config: str = "{language}"
@@ -34,7 +34,11 @@ class TextSource:
     """Field that names a document, the same in parallel languages; decides the split into train
     and test. None: the text itself."""
     test_one_in: int = 4
-    """One document in this many is held out for evaluation. 0: none, all are for training."""
+    """One document in this many is held out for evaluation. 0: none, all are for training. 1: all,
+    none is for training."""
+    txt_documents: Literal["paragraphs", "lines"] = "paragraphs"
+    """What is a document in a .txt file: a paragraph, up to a blank line, or a line. Its field line
+    is the number of its first line. (In FLORES-200's .dev and .devtest a document is a line.)"""
     documents: int | None = None
     """Read at most this many documents of each language, the first ones. None: all."""
     bad_lines: Literal["stop", "skip"] = "stop"
@@ -42,8 +46,7 @@ class TextSource:
     and count it."""
 
     def __post_init__(self) -> None:
-        valid = self.test_one_in == 0 or self.test_one_in >= 2
-        check(valid, "test_one_in", "0, or 2 or more", self.test_one_in)
+        check(self.test_one_in >= 0, "test_one_in", "0 or more", self.test_one_in)
         few = self.documents is None or self.documents >= 1
         check(few, "documents", "1 or more", self.documents)
         expected = "left out where hub names a data set"
@@ -62,9 +65,9 @@ class TextSource:
         return Path(self.folder).resolve() == Path(other.folder).resolve()
 
     @property
-    def split(self) -> tuple[str, str | None, int]:
+    def split(self) -> tuple[str, str | None, int, str]:
         """What decides which documents are held out."""
-        return self.text_field, self.key_field, self.test_one_in
+        return self.text_field, self.key_field, self.test_one_in, self.txt_documents
 
 
 @dataclass
@@ -100,15 +103,25 @@ class EvaluationTexts:
     """Texts whose held-out documents are evaluated."""
     languages: list[str] = field(default_factory=list)
     """Languages to evaluate. Empty: all that the texts hold."""
+    documents: int | None = None
+    """Evaluate at most this many held-out documents of each language, chosen by a hash of their
+    keys: the same ones each time and, with a key_field, in all parallel languages. None: all."""
     max_length: int = 0
     """Tokens of context; longer documents are cut into windows. 0: the model's context, at most
     2048."""
+    overlap: int = 1
+    """Tokens that the windows of a longer document share, each predicted once: more gives the later
+    windows more context and takes more time."""
     batch_tokens: int = 4096
     """Tokens in one evaluation batch."""
 
     def __post_init__(self) -> None:
+        few = self.documents is None or self.documents >= 1
+        check(few, "documents", "1 or more", self.documents)
         valid = self.max_length == 0 or self.max_length >= 2
         check(valid, "max_length", "0, or 2 or more", self.max_length)
+        shared = 1 <= self.overlap <= (self.max_length or self.overlap)
+        check(shared, "overlap", "from 1 to max_length", self.overlap)
         check(self.batch_tokens >= 2, "batch_tokens", "2 or more", self.batch_tokens)
 
 
@@ -116,14 +129,33 @@ class EvaluationTexts:
 class Watch(EvaluationTexts):
     """Which languages are watched for forgetting, and how often."""
 
-    every_n_steps: int = 100
-    """Optimizer steps between evaluations; also before the first step and at the end."""
+    every_n_steps: int | None = None
+    """Optimizer steps between evaluations; also before the first step and at the end. None: 100,
+    unless every_n_tokens or at_samples says when."""
+    every_n_tokens: int | None = None
+    """Training tokens between evaluations, instead of steps."""
+    at_samples: list[int] = field(default_factory=list)
+    """Training sequences after which to evaluate, instead of steps."""
+    time_share: float | None = None
+    """Evaluations after the first take at most this share of the training time, in (0, 1]: of a
+    fixed subsample, and not each time, if the whole takes longer. None: what they take."""
     off: bool = False
     """Do not watch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.every_n_steps >= 1, "every_n_steps", "1 or more", self.every_n_steps)
+        for name in ("every_n_steps", "every_n_tokens"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, name, "1 or more", value)
+        ascending = self.at_samples == sorted({number for number in self.at_samples if number >= 0})
+        valid = ascending and self.at_samples != [0]
+        check(valid, "at_samples", "ascending, the last above 0", self.at_samples)
+        names = ("every_n_steps", "every_n_tokens", "at_samples")
+        given = [name for name in names if getattr(self, name)]
+        expected = "told at most one of every_n_steps, every_n_tokens and at_samples"
+        check(len(given) <= 1, "watch", expected, given)
+        share = self.time_share is None or 0 < self.time_share <= 1
+        check(share, "time_share", "above 0 and at most 1", self.time_share)
 
 
 def check_held_out(trained: TextSource, watched: TextSource, name: str, other: str) -> None:
@@ -131,6 +163,6 @@ def check_held_out(trained: TextSource, watched: TextSource, name: str, other: s
     if trained.same_place(watched) and trained.split != watched.split:
         raise UserError(
             f"{name} and {other} read the same texts but split them by {trained.split} and "
-            f"{watched.split} (text_field, key_field, test_one_in), so that held-out documents "
-            "would be trained on; give both the same"
+            f"{watched.split} (text_field, key_field, test_one_in, txt_documents), so that "
+            "held-out documents would be trained on; give both the same"
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import numpy as np
@@ -57,11 +57,7 @@ def tokenize(
     written to.
     """
     texts = read_languages(source, [language])[language]
-    if not len(texts.train):
-        raise UserError(
-            f"language {language!r} has no training document among {len(texts.test)}; give it "
-            "more documents, or raise test_one_in"
-        )
+    texts.to_train()  # refuses a language without a training document
     try:
         return _found_or_made(texts, source, tokenizer, cache, workers)
     except OSError as error:
@@ -78,7 +74,6 @@ def _found_or_made(
     cache: Path,
     workers: int,
 ) -> TokenStore:
-    assert isinstance(texts.train, Texts)
     key = json.dumps(
         [
             _VERSION,
@@ -125,7 +120,7 @@ def _content(rows: datasets.Dataset, cache: Path) -> str:
 def _prepare(
     folder: Path, language: Language, tokenizer: PreTrainedTokenizerBase, workers: int, digest: str
 ) -> None:
-    texts = cast(Texts, language.train)
+    texts = language.train
     next(encode(["a"], tokenizer))  # complains of a tokenizer that cannot do it
     numbers = pa.array(texts.numbers)
     lengths = pc.binary_length(texts.rows.data.table.column("text")).take(numbers).to_numpy()

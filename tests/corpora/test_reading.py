@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import lzma
+import zlib
 
 import datasets
 import pytest
@@ -129,3 +130,21 @@ def test_fields_of_parquet_are_named(tmp_path):
         texts(path, text_field="txt")
     with pytest.raises(UserError, match=r"en.parquet row 1 .*string in field 'id', got int"):
         texts(path, text_field="id")
+
+
+def test_a_text_file_may_hold_a_document_a_line(tmp_path):
+    path = tmp_path / "en.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\n\n  \ntwo\r\nthree")
+    assert texts(path, txt_documents="lines") == ["one", "two", "three"]
+    assert texts(path) == ["one", "two\nthree"]
+
+
+def test_the_key_of_a_text_file_may_be_the_line_that_a_document_begins_at(tmp_path):
+    path = tmp_path / "en.txt"
+    path.write_text("one\ntwo\n\n\nthree\n")
+    for how, lines in (("paragraphs", [1, 5]), ("lines", [1, 2, 5])):
+        source = TextSource(folder="x", key_field="line", txt_documents=how)
+        keys = [row["key"] for row in read_file(path, source)]
+        assert keys == [zlib.crc32(str(line).encode()) for line in lines]
+    with pytest.raises(UserError, match=r"line 1 has no field 'lime' \(did you mean 'line'"):
+        list(read_file(path, TextSource(folder="x", key_field="lime")))

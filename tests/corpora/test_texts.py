@@ -93,3 +93,22 @@ def test_bad_lines_alone_are_refused(tmp_path):
     (tmp_path / "en.jsonl").write_text("{\n[]\n")
     with pytest.raises(UserError, match="no text of language 'en', only 2 bad lines"):
         read_languages(TextSource(folder=str(tmp_path), bad_lines="skip"))
+
+
+def test_all_may_be_held_out_and_training_on_that_is_refused():
+    language = read_languages(TextSource(test_one_in=1), ["en"])["en"]
+    assert (len(language.train), len(language.test)) == (0, 31)
+    with pytest.raises(UserError, match=r"'en' has no training document among 31: all are held"):
+        language.to_train()
+    with pytest.raises(UserError, match="test_one_in must be 0 or more, got -1"):
+        TextSource(test_one_in=-1)
+
+
+def test_how_text_files_are_cut_is_part_of_what_is_read(tmp_path):
+    (tmp_path / "en.txt").write_text("one\ntwo\n\nthree\n")
+    for how, expected in (
+        ("paragraphs", ["one\ntwo", "three"]),
+        ("lines", ["one", "two", "three"]),
+    ):
+        source = TextSource(folder=str(tmp_path), txt_documents=how, test_one_in=0)
+        assert list(read_languages(source)["en"].train) == expected
