@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from freezetrain.callbacks import ForgettingTracker
 from freezetrain.errors import UserError
-from freezetrain.evaluation import Document, evaluate, forgetting
+from freezetrain.evaluation import Document, evaluate, evaluate_documents, forgetting
 
 VOCABULARY = 30
 
@@ -43,7 +43,10 @@ class Trained(L.LightningModule):
 
     def training_step(self, batch, batch_idx):
         assert all(module.training for module in self.net.modules())
-        loss = self.net(input_ids=batch, labels=batch).loss
+        if isinstance(batch, tuple):
+            batch = torch.stack(batch)
+        ids = batch["input_ids"] if isinstance(batch, dict) else batch
+        loss = self.net(input_ids=ids, labels=ids).loss
         self.losses.append(loss.item())
         return loss
 
@@ -67,7 +70,7 @@ def tracker(**options):
     return ForgettingTracker(documents(), **{**settings, "table": False, **options})
 
 
-def fit(module, *callbacks, ckpt_path=None, **options):
+def fit(module, *callbacks, ckpt_path=None, collate=None, **options):
     """Train on shuffled batches: their order comes from the global random state."""
     L.seed_everything(7, verbose=False)
     generator = torch.Generator().manual_seed(2)
@@ -81,7 +84,7 @@ def fit(module, *callbacks, ckpt_path=None, **options):
         callbacks=list(callbacks),
         **{**settings, **options},
     )
-    loader = DataLoader(rows, batch_size=2, shuffle=True)
+    loader = DataLoader(rows, batch_size=2, shuffle=True, collate_fn=collate)
     trainer.fit(module, loader, ckpt_path=ckpt_path, weights_only=ckpt_path and True)
     return trainer
 
@@ -106,15 +109,55 @@ def test_it_evaluates_at_the_start_every_n_optimizer_steps_and_at_the_end(option
     assert steps(watched) == expected
 
 
+@pytest.mark.parametrize("wrap", [None, lambda rows: {"input_ids": torch.stack(rows)}])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"every_n_tokens": 70}, [0, 2, 4, 5]),  # 40 tokens a step
+        ({"at_samples": [0, 5, 8, 16]}, [0, 2, 4, 5]),  # 4 samples a step
+        ({}, [0, 5]),
+    ],
+)
+def test_it_counts_tokens_and_samples_in_batches(wrap, options, expected):
+    watched = tracker(**{"every_n_steps": None, **options})
+    fit(Trained(), watched, max_steps=5, accumulate_grad_batches=2, collate=wrap)
+    assert steps(watched) == expected
+    for evaluation in watched.history.evaluations:
+        assert evaluation.tokens == evaluation.step * 2 * 2 * 10
+        assert evaluation.samples == evaluation.step * 2 * 2
+
+
+def test_batches_that_cannot_be_counted():
+    watched = tracker()
+    fit(Trained(), watched, max_steps=2, collate=tuple)
+    assert steps(watched) == [0, 2]
+    assert watched.history.last.tokens is None
+    with pytest.raises(UserError, match=r"samples are counted in batches of .*, got tuple; give"):
+        fit(Trained(), tracker(every_n_steps=None, at_samples=[4]), collate=tuple)
+
+
 def test_what_it_finds_is_what_evaluate_finds():
     watched, module = tracker(), Trained()
-    base = evaluate(module.net, documents(), max_length=16)
+    base = evaluate_documents(module.net, documents(), max_length=16)
     fit(module, watched, max_steps=3)
-    adapted = evaluate(module.net, documents(), max_length=16)
-    assert watched.history.base.figures == base
-    assert watched.history.last.figures == adapted
+    adapted = evaluate_documents(module.net, documents(), max_length=16)
+    assert watched.history.base.figures == {n: sums.figures() for n, sums in base.items()}
+    assert watched.history.last.figures == {n: sums.figures() for n, sums in adapted.items()}
     assert watched.history.forgetting() == forgetting(base, adapted, "sw")
     assert watched.history.forgetting().mean != 0.0
+
+
+def test_it_evaluates_in_the_trainers_precision():
+    def found(module):
+        with torch.autocast("cpu", torch.bfloat16):
+            return evaluate(module.net, documents(), max_length=16)
+
+    watched, module = tracker(), Trained()
+    base = found(module)
+    assert base != evaluate(module.net, documents(), max_length=16)
+    trainer = fit(module, watched, max_steps=1, precision="bf16-mixed")
+    assert watched.history.base.figures == base
+    assert watched.history.last.figures == found(module) == watched.figures(trainer, module)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -159,6 +202,25 @@ def test_the_base_survives_a_resumed_run(tmp_path):
     assert resumed.history.base == whole.history.base
     written = json.loads((tmp_path / "results.json").read_text())
     assert [entry["step"] for entry in written["evaluations"]] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("time_share", [None, 1.0])
+def test_a_resumed_run_goes_on_counting_and_with_the_same_subsample(tmp_path, time_share):
+    told = {"every_n_steps": None, "at_samples": [4, 8, 12], "time_share": time_share}
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    first, resumed = tracker(**told), tracker(**told)
+    fit(Trained(), save, first, max_steps=3, enable_checkpointing=True)
+    fit(Trained(), resumed, max_steps=7, ckpt_path=tmp_path / "step=3.ckpt")
+    last = resumed.history.last
+    assert (last.step, last.samples, last.tokens) == (7, 14, 140)
+    before = first.history.evaluations
+    assert resumed.history.evaluations[: len(before)] == before
+    if time_share is None:
+        assert steps(resumed) == [0, 2, 3, 4, 6, 7]  # 3 was the end, which was saved after it
+    else:
+        assert first._share.chosen is not None
+        assert resumed._share.chosen == first._share.chosen
+        assert resumed._share.spent >= first._share.spent
 
 
 def test_the_last_checkpoint_holds_the_last_evaluation(tmp_path):
@@ -217,8 +279,7 @@ def test_the_results_file(tmp_path):
             assert entry["figures"][language]["nll"] == figures.nll
             assert entry["figures"][language]["perplexity"] == figures.perplexity
             assert entry["figures"][language]["bits_per_byte"] == figures.bits_per_byte
-        compared = forgetting(watched.history.base.figures, evaluation.figures, "sw")
-        assert entry["forgetting"] == json.loads(json.dumps(compared.to_dict()))
+        assert entry["forgetting"] == json.loads(json.dumps(evaluation.forgetting.to_dict()))
 
 
 def test_another_runs_results_are_not_overwritten_unless_asked(tmp_path):
@@ -251,9 +312,11 @@ def test_tensorboard_gets_the_scalars(tmp_path):
         assert logged[-1].value == pytest.approx(value, rel=1e-6)
 
 
-def test_the_table_is_printed_after_each_evaluation(capsys):
-    fit(Trained(), tracker(table=True), max_steps=2)
-    printed = capsys.readouterr().out
+def test_the_table_is_printed_after_each_evaluation():
+    module, lines = Trained(), []
+    module.print = lines.append  # past the progress bar, as Lightning's does
+    fit(module, tracker(table=True), max_steps=2)
+    printed = "\n".join(lines)
     assert printed.count("Forgetting at step") == 2
     assert "Forgetting at step 2, against step 0" in printed
     assert printed.count("sw (target)") == 2
@@ -273,6 +336,7 @@ def test_the_lightning_module_itself_can_be_evaluated():
     ("change", "message"),
     [
         ({"every_n_steps": 0}, "1 or more, got 0"),
+        ({"every_n_steps": 5, "at_samples": [5]}, "expected one of every_n_steps"),
         ({"target": "swa"}, "'swa' is not among .* mean 'sw'"),
         ({"documents": {"sw": documents()["sw"]}, "target": "sw"}, "at least one held-out"),
         ({"documents": {}, "target": None}, "at least one held-out"),

@@ -52,7 +52,10 @@ texts = {
 }
 rows = torch.randint(30, (24, 10), generator=generator)
 
-def fit(*callbacks):
+def ragged(batch):  # ranks differ in length, so that each alone would call others due
+    return torch.stack(batch)[:, : 10 - 4 * int(os.environ.get("LOCAL_RANK", 0))]
+
+def fit(*callbacks, collate=None):
     module = Trained()
     base = evaluate(module.model, texts, max_length=16)
     trainer = L.Trainer(
@@ -60,7 +63,7 @@ def fit(*callbacks):
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=list(callbacks),
     )
-    trainer.fit(module, DataLoader(rows, batch_size=2))
+    trainer.fit(module, DataLoader(rows, batch_size=2, collate_fn=collate))
     return module, trainer.global_rank, base
 
 out = sys.argv[1]
@@ -73,12 +76,15 @@ try:
     refusal = None
 except Exception as error:
     refusal = str(error)
+counted = ForgettingTracker(texts, every_n_tokens=40, max_length=16, table=False)
+fit(counted, collate=ragged)
 with open(f"{out}/rank-{rank}.json", "w") as file:
     json.dump({
         "history": tracker.history.to_dict(),
         "base": {language: figures.nll for language, figures in base.items()},
         "same": all(torch.equal(a, b) for a, b in pairs),
         "refusal": refusal,
+        "counted": [(e.step, e.tokens, e.samples) for e in counted.history.evaluations],
     }, file)
 torch.distributed.barrier()
 sys.stdout.flush()
@@ -102,9 +108,12 @@ def test_two_processes(tmp_path):
     assert first == second
     assert first["same"], "training differs with the tracker"
     assert "results.json' exists" in first["refusal"]
-    assert [entry["step"] for entry in first["history"]["evaluations"]] == [0, 2, 3]
+    counted = [(e["step"], e["tokens"], e["samples"]) for e in first["history"]["evaluations"]]
+    assert counted == [(0, 0, 0), (2, 80, 8), (3, 120, 12)]  # 2 rows of 10 tokens on each
     for language, figures in first["history"]["evaluations"][0]["figures"].items():
         assert figures["nll"] == pytest.approx(first["base"][language], rel=1e-6)
+    # 2 rows of 10 tokens and 2 of 6 in each step.
+    assert first["counted"] == [[0, 0, 0], [2, 64, 8], [3, 96, 12]]
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["evaluations"] == first["history"]["evaluations"]
     assert done.stdout.count("Forgetting at step") == 3, "one process prints"

@@ -30,9 +30,12 @@ from torch.distributed.tensor import DTensor
 from trainer_loops import Trained, accelerate_loop, fabric_deepspeed_loop, fabric_loop
 from trainer_reference import ACCUMULATE, EPS, MAX_NORM, ROWS, llama, llama_region
 from transformers import Trainer
+from watched_texts import LENGTH, texts, watch
 
 from freezetrain.errors import UserError
+from freezetrain.evaluation import ForgettingWatch
 from freezetrain.integrations.hf import RegionFreezeCallback
+from freezetrain.integrations.hf_forgetting import ForgettingTrackerCallback
 
 
 def zero_config(stage: int, **more: Any) -> dict[str, Any]:
@@ -71,25 +74,44 @@ class Counted(RegionFreezeCallback):
         super().on_train_end(*args, **kwargs)
 
 
-def hf(engine: str, folder: Path, checkpoint: Path | None = None, seed: int = 0) -> Trained:
+def hf(
+    engine: str, folder: Path, checkpoint: Path | None = None, seed: int = 0, watched: bool = False
+) -> Trained:
     """Six steps with a checkpoint after each second, or those left after ``checkpoint``."""
     callback = Counted(llama_region(llama()), audit_every=2)
     run = hf_trainer(engine, folder, callback, seed)
+    if watched:
+        tracker = ForgettingTrackerCallback(
+            texts(), "sw", every_n_steps=3, max_length=LENGTH, log=run.log, table=False
+        )
+        run.add_callback(tracker)
     run.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if watched:
+        keep(tracker, folder)
     return run.model, logged_norms(run), callback.verified
 
 
+def hf_watched(engine: str, folder: Path) -> Trained:
+    return hf(engine, folder, watched=True)
+
+
 def hf_resumed(engine: str, folder: Path) -> Trained:
-    checkpoint = folder.with_name(f"hf-{engine}") / "checkpoint-2"
+    checkpoint = folder.with_name(f"hf-watched-{engine}") / "checkpoint-2"
     other = RegionFreezeCallback(llama_region(llama()).random_like(seed=3))
     with pytest.raises(UserError, match="resume with the same region"):
         hf_trainer(engine, folder, other, seed=5).train(resume_from_checkpoint=str(checkpoint))
-    return hf(engine, folder, checkpoint, seed=5)
+    return hf(engine, folder, checkpoint, seed=5, watched=True)
 
 
 def hf_trainer(engine: str, folder: Path, callback: RegionFreezeCallback, seed: int) -> Trainer:
     options = {"world": dist.get_world_size(), "adam_epsilon": EPS, **ENGINES[engine]}
     return trainer(llama(seed), folder, callback, save_strategy="steps", save_steps=2, **options)
+
+
+def keep(watch: ForgettingWatch, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    told = json.dumps(watch.history.to_dict())
+    (folder / f"history-{dist.get_rank()}.json").write_text(told)
 
 
 def accelerate(engine: str, folder: Path) -> Trained:
@@ -111,23 +133,31 @@ def accelerate(engine: str, folder: Path) -> Trained:
         options["deepspeed_plugin"] = DeepSpeedPlugin(hf_ds_config=config)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    return accelerate_loop(
-        Accelerator(gradient_accumulation_steps=ACCUMULATE, **options), llama(), EPS
-    )
+    accelerator = Accelerator(gradient_accumulation_steps=ACCUMULATE, **options)
+    trained = accelerate_loop(accelerator, llama(), EPS, watched := watch())
+    keep(watched, folder)
+    return trained
 
 
 def fabric(engine: str, folder: Path) -> Trained:
+    watched = watch()
+    trained = fabric_on(engine, watched)
+    keep(watched, folder)
+    return trained
+
+
+def fabric_on(engine: str, watched: ForgettingWatch) -> Trained:
     world = dist.get_world_size()
     if engine == "ddp":
-        return fabric_loop(on_cpu(DDPStrategy()), llama(), EPS)
+        return fabric_loop(on_cpu(DDPStrategy()), llama(), EPS, watched)
     if engine == "fsdp2":
         strategy = ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1)
-        return fabric_loop(on_cpu(strategy), llama(), EPS, jointly=False)
+        return fabric_loop(on_cpu(strategy), llama(), EPS, watched, jointly=False)
     size = {"train_micro_batch_size_per_gpu": ROWS * ACCUMULATE // world}
     strategy = CpuDeepSpeedStrategy(
         config=zero_config(int(engine[-1]), **size), process_group_backend="gloo"
     )
-    return fabric_deepspeed_loop(on_cpu(strategy), llama(), EPS)
+    return fabric_deepspeed_loop(on_cpu(strategy), llama(), EPS, watched)
 
 
 def on_cpu(strategy: Any) -> Fabric:
@@ -156,6 +186,7 @@ def whole(model: nn.Module) -> dict[str, Tensor]:
 
 RUNS: dict[str, Callable[[str, Path], Trained]] = {
     "hf": hf,
+    "hf-watched": hf_watched,
     "hf-resumed": hf_resumed,
     "accelerate": accelerate,
     "fabric": fabric,

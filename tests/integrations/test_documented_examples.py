@@ -8,7 +8,8 @@ from two_ranks import launch
 
 PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
 EXAMPLE = re.compile(
-    r"^## (?P<title>.+?)\n(?:(?!^## ).)*?^```python\n(?P<code>.*?)^```\n\nprints `(?P<output>.*?)`",
+    r"^###? (?P<title>[^\n]+)\n(?:(?!^###? ).)*?"
+    r"^```python\n(?P<code>.*?)^```\n\nprints `(?P<output>.*?)`",
     re.DOTALL | re.MULTILINE,
 )
 EXAMPLES = {match["title"]: match for match in EXAMPLE.finditer(PAGE.read_text(encoding="utf-8"))}
@@ -17,8 +18,9 @@ DISTRIBUTED = ("FSDP2", "DeepSpeed")  # in this order: the first makes the proce
 
 def test_each_trainer_has_an_example() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    *titles, last = re.findall(r"^## (.+)$", page, re.MULTILINE)
-    assert last == "Checkpoints, resuming, exporting"
+    titles = re.findall(r"^###? (.+)$", page, re.MULTILINE)
+    for prose in ("Watching forgetting", "Checkpoints, resuming, exporting"):
+        titles.remove(prose)
     assert titles == [*EXAMPLES]
     assert set(titles) == {
         "Plain loop",
@@ -28,6 +30,10 @@ def test_each_trainer_has_an_example() -> None:
         "Accelerate",
         "DeepSpeed",
         "FSDP2",
+        "Watching in a plain loop",
+        "Watching in Lightning",
+        "Watching in Lightning Fabric",
+        "Watching in the Hugging Face Trainer",
     }
     assert page.count("```python") == len(titles)
 

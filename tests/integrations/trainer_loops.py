@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from trainer_reference import ACCUMULATE, MAX_NORM, ROWS, llama_region, next_token_loss, rows
 
 import freezetrain
+from freezetrain.evaluation import ForgettingWatch
 from freezetrain.freezing import Freeze
 
 Trained = tuple[nn.Module, list[float], str]
@@ -25,12 +26,15 @@ def micro_batches(rank: int, world: int) -> list[list[Tensor]]:
     ]
 
 
-def accelerate_loop(accelerator: Accelerator, model: nn.Module, eps: float) -> Trained:
+def accelerate_loop(
+    accelerator: Accelerator, model: nn.Module, eps: float, watch: ForgettingWatch
+) -> Trained:
     """Train ``model`` through ``accelerator``; the norms of clipping, and what was verified."""
     region = llama_region(model)
     model, optimizer = accelerator.prepare(model, adamw(model, eps))
     handle = freezetrain.freeze(model, optimizer, region, audit_every=2)
-    norms = []
+    watch.start(model)
+    norms: list[float] = []
     for batches in micro_batches(accelerator.process_index, accelerator.num_processes):
         for batch in batches:
             with accelerator.accumulate(model):
@@ -40,10 +44,14 @@ def accelerate_loop(accelerator: Accelerator, model: nn.Module, eps: float) -> T
                     norms.append(as_float(norm))
                 optimizer.step()
                 optimizer.zero_grad()
+        watch.after_step(model, len(norms))
+    watch.end(model, len(norms))
     return model, norms, ended(handle)
 
 
-def fabric_loop(fabric: Fabric, model: nn.Module, eps: float, jointly: bool = True) -> Trained:
+def fabric_loop(
+    fabric: Fabric, model: nn.Module, eps: float, watch: ForgettingWatch, jointly: bool = True
+) -> Trained:
     """The same with Fabric; an optimizer may have to be made of what sharding has left."""
     region = llama_region(model)
     if jointly:
@@ -52,7 +60,8 @@ def fabric_loop(fabric: Fabric, model: nn.Module, eps: float, jointly: bool = Tr
         model = fabric.setup(model)
         optimizer = fabric.setup_optimizers(adamw(model, eps))
     handle = freezetrain.freeze(model, optimizer, region, audit_every=2)
-    norms = []
+    watch.start(model)
+    norms: list[float] = []
     for batches in micro_batches(fabric.global_rank, fabric.world_size):
         for number, batch in enumerate(batches, start=1):
             with fabric.no_backward_sync(model, enabled=number < ACCUMULATE):
@@ -60,21 +69,28 @@ def fabric_loop(fabric: Fabric, model: nn.Module, eps: float, jointly: bool = Tr
         norms.append(as_float(fabric.clip_gradients(model, optimizer, max_norm=MAX_NORM)))
         optimizer.step()
         optimizer.zero_grad()
+        watch.after_step(model, len(norms))
+    watch.end(model, len(norms))
     return model, norms, ended(handle)
 
 
-def fabric_deepspeed_loop(fabric: Fabric, model: nn.Module, eps: float) -> Trained:
+def fabric_deepspeed_loop(
+    fabric: Fabric, model: nn.Module, eps: float, watch: ForgettingWatch
+) -> Trained:
     """DeepSpeed clips by itself; a step's micro-batches are one here."""
     region = llama_region(model)
     model, optimizer = fabric.setup(model, adamw(model, eps))
     handle = freezetrain.freeze(model, optimizer, region, audit_every=2)
-    norms = []
+    watch.start(model)
+    norms: list[float] = []
     for batches in micro_batches(fabric.global_rank, fabric.world_size):
         batch = torch.cat(batches)
         fabric.backward(next_token_loss(model(batch).logits, batch))
         optimizer.step()
         # Fabric steps DeepSpeed's optimizer rather than the engine, which learns of no norm.
         norms.append(as_float(fabric.strategy.model.optimizer._global_grad_norm))
+        watch.after_step(model, len(norms))
+    watch.end(model, len(norms))
     return model, norms, ended(handle)
 
 

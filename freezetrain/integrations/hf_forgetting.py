@@ -1,0 +1,132 @@
+"""Watch the held-out languages while the Trainer of transformers trains."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from freezetrain.errors import UserError
+from freezetrain.evaluation.history import Evaluation
+from freezetrain.evaluation.watch import ForgettingWatch
+
+_KEY = "freezetrain.forgetting"  # in trainer_state.json, among the states of callbacks
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class ForgettingTrackerCallback(ForgettingWatch, TrainerCallback):
+    """A :class:`ForgettingWatch`, which says what may be given, as a callback of the Trainer.
+
+    ``Trainer(..., callbacks=[ForgettingTrackerCallback(documents, target="zh")])``, and what is
+    found is in ``trainer.state.log_history``, in ``history`` and in ``results_path``. A callback
+    is not told of its Trainer, so for what ``report_to`` names, say how to log:
+    ``trainer.add_callback(ForgettingTrackerCallback(documents, log=trainer.log))``.
+
+    The base is kept in checkpoints (``trainer_state.json``), and a resumed run goes on from there.
+    Samples are the Trainer's: steps times its whole batch. Its tokens are known where
+    ``include_num_input_tokens_seen`` is set, which ``every_n_tokens`` needs. With
+    ``load_best_model_at_end`` nothing is evaluated after the best model was loaded.
+
+    Works on one device, under DDP, FSDP2 and DeepSpeed, in the precision that the Trainer
+    computes in. Raises UserError as training begins where it cannot: under FSDP1, and where
+    parallelism has ranks share a batch.
+    """
+
+    log: Callable[[dict[str, float]], None] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._check(args, kwargs["model"])
+        self.show = tqdm.write  # above the progress bar, if there is one
+        stored: Any = state.stateful_callbacks  # a dict by now, whatever its annotation
+        if _KEY in stored:
+            self.load_state_dict(stored[_KEY])
+        self._tell(state, control, self.start(kwargs["model"], state.global_step))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        last = control.should_training_stop or state.global_step >= state.max_steps
+        self._look(self.end if last else self.after_step, args, state, control, kwargs["model"])
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if control.should_save:
+            self._record(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not (args.load_best_model_at_end and state.best_model_checkpoint):
+            self._look(self.end, args, state, control, kwargs["model"])
+
+    def _look(
+        self,
+        look: Callable[..., Evaluation | None],
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+    ) -> None:
+        _, _, samples = self.trained
+        batch = (state.train_batch_size or 0) * args.gradient_accumulation_steps * args.world_size
+        found = look(
+            model,
+            state.global_step,
+            tokens=state.num_input_tokens_seen if _counts_tokens(args) else None,
+            samples=(samples or 0) + (state.global_step - self.trained.step) * batch,
+        )
+        self._tell(state, control, found)
+        if control.should_save:
+            self._record(state)
+
+    def _tell(self, state: TrainerState, control: TrainerControl, found: Evaluation | None) -> None:
+        if found is None:
+            return
+        self._record(state)  # now, as whether a step is saved may only be decided after it
+        scalars = self.history.scalars()
+        if self.log is None:
+            line = {**scalars, "epoch": state.epoch, "step": state.global_step}
+            state.log_history.append(line)
+            return
+        should_log = control.should_log
+        self.log(scalars)  # after which the Trainer takes its own figures as logged
+        control.should_log = should_log
+
+    def _record(self, state: TrainerState) -> None:
+        """Put the state where the Trainer saves those of callbacks.
+
+        Not as an ExportableState: to restore one, the Trainer builds the callback anew from JSON,
+        and only if a flag is set.
+        """
+        saved: Any = state.stateful_callbacks
+        saved[_KEY] = self.state_dict()
+
+    def _check(self, args: TrainingArguments, model: nn.Module) -> None:
+        if self.schedule.unit == "tokens" and not _counts_tokens(args):
+            raise UserError(
+                "every_n_tokens needs the Trainer to count tokens, got "
+                f"include_num_input_tokens_seen={args.include_num_input_tokens_seen!r}; set it to "
+                "'all', or give every_n_steps"
+            )
+        if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+            raise UserError(
+                "ForgettingTrackerCallback cannot evaluate under FSDP1; set fsdp_version to 2"
+            )
+        if args.parallelism_config is not None:
+            names = ("tp_size", "cp_size", "sp_size")
+            sizes = {name: getattr(args.parallelism_config, name) for name in names}
+            if any(size > 1 for size in sizes.values()):
+                raise UserError(
+                    "ForgettingTrackerCallback gives each rank texts of its own, got ranks that "
+                    f"share a batch ({sizes}); train with data parallelism alone"
+                )
+
+
+def _counts_tokens(args: TrainingArguments) -> bool:
+    return args.include_num_input_tokens_seen != "no"
