@@ -49,6 +49,11 @@ def one_sentence(error: BaseException, arguments: Sequence[str], recipe: type) -
     if missing := re.search(r"arguments are required: (.+)", message):
         names = missing[1].replace(f"{verb}.", "")
         return f"missing {names}: give it on the command line or in a recipe"
+    if stray := re.match(r"unrecognized arguments: (?!--)(.+)", message):
+        return (
+            f"did not expect {stray[1]!r}: words without an option's name come right after the "
+            f"verb; `freezetrain {verb} --help` says which"
+        )
     if unknown := re.search(r"(?:arguments: --|option ')([\w.]+)", message):
         misses = near_misses(unknown[1], field_names(recipe))
         return f"unknown field {unknown[1]!r}{misses}; `freezetrain {verb} --help` lists them"

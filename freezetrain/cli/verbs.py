@@ -1,8 +1,10 @@
 """The verbs, and how the command line becomes a recipe."""
 
+import json
 from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -21,6 +23,7 @@ class Verb:
     recipe: type
     job: str  # module with `run(recipe, folder)`
     positional: tuple[str, ...] = ()  # fields that may be given without their option's name
+    trailing: str | None = None  # a list, or a field of its items, that takes all further words
     resumable: bool = False
     parallel: bool = False  # may run in several processes at once, and be tried dry
 
@@ -46,9 +49,13 @@ VERBS = {
         recipe.TrainRecipe, "freezetrain.jobs.train", ("config",), resumable=True, parallel=True
     ),
     "forgetting": Verb(
-        recipe.ForgettingRecipe, "freezetrain.jobs.forgetting", ("base.path", "adapted.path")
+        recipe.ForgettingRecipe,
+        "freezetrain.jobs.forgetting",
+        ("base.path",),
+        trailing="models.path",
     ),
     "verify": Verb(recipe.VerifyRecipe, "freezetrain.jobs.verify", ("base", "adapted", "region")),
+    "report": Verb(recipe.ReportRecipe, "freezetrain.jobs.report", trailing="runs"),
     "info": Verb(recipe.InfoRecipe, "freezetrain.jobs.info", ("path",)),
 }
 # `--model X` reads better than `--model.path X`; in a recipe both are groups of fields.
@@ -68,6 +75,9 @@ def build_parser() -> ArgumentParser:
     verbs = parser.add_subcommands(dest="verb")
     for name, verb in VERBS.items():
         words = " ".join(part.split(".")[0].upper() for part in verb.positional)
+        if verb.trailing:
+            word = verb.trailing.split(".")[0].removesuffix("s").upper()
+            words = f"{words} {word} [{word} ...]".lstrip()
         about = " ".join((verb.recipe.__doc__ or "").split())
         short = [
             f"{word} X is short for {full} X."
@@ -117,6 +127,14 @@ def _spelled_out(arguments: Sequence[str]) -> list[str]:
         if not rest or rest[0].startswith("-"):
             break
         spelled += [f"--{name}", rest.pop(0)]
+    if verb.trailing:
+        listed = list(takewhile(lambda word: not word.startswith("-"), rest))
+        rest = rest[len(listed) :]
+        if listed:
+            name, _, part = verb.trailing.partition(".")
+            # As JSON, so that no word is taken for a number or a list.
+            items = [{part: word} for word in listed] if part else listed
+            spelled.append(f"--{name}={json.dumps(items)}")
     for word in rest:
         option, equals, value = word.partition("=")
         if option in SHORT and _is_group(verb, option):

@@ -14,7 +14,11 @@ def write_results(path: str | os.PathLike[str], results: Any) -> None:
     Folders are made as needed. Raises ``UserError`` if the path cannot be written to, and
     ``ValueError`` for a number that JSON does not have (NaN, infinity).
     """
-    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` in UTF-8, whole or not at all; otherwise as ``write_results``."""
     path = Path(path)
     # In the same folder, as a rename is atomic inside one file system only.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

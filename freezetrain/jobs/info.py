@@ -20,7 +20,7 @@ from freezetrain.regions import (
 from freezetrain.regions.storage import stored_what
 
 
-def region_facts(region: Region) -> tuple[dict[str, Any], Table]:
+def region_contents(region: Region) -> tuple[dict[str, Any], Table]:
     """How many entries, where, of which base, and how it was made."""
     coverage = region.coverage()
     results = {
@@ -102,7 +102,7 @@ def run(recipe: InfoRecipe, folder: Path) -> Outcome:
         )
     if stored_what(path) == "scores":
         return Outcome(*_listed(score_facts(Scores.load(path))))
-    return Outcome(*_listed(region_facts(Region.load(path))))
+    return Outcome(*_listed(region_contents(Region.load(path))))
 
 
 def _listed(found: tuple[dict[str, Any], Table]) -> tuple[dict[str, Any], list[Table]]:

@@ -1,5 +1,6 @@
-"""The quickstart's report: a page that a person understands who has never heard of the paper."""
+"""Self-contained pages that show what runs gained and forgot, and the quickstart's results."""
 
-from freezetrain.report.page import render_report
+from freezetrain.report.quickstart import render_report
+from freezetrain.report.runs import render_runs
 
-__all__ = ["render_report"]
+__all__ = ["render_report", "render_runs"]

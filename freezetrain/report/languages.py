@@ -43,3 +43,8 @@ def language_label(code: str, longest: int = 22) -> str:
     """``"Chinese zh"`` for a plot; an unknown code once, cut to ``longest`` characters."""
     label = f"{NAMES[code]} {code}" if code in NAMES else code
     return label if len(label) <= longest else label[: longest - 1] + "…"
+
+
+def language_and_code(code: str) -> str:
+    """``"Chinese (zh)"`` for a table; an unknown code as it is."""
+    return f"{NAMES[code]} ({code})" if code in NAMES else code

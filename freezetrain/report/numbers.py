@@ -61,6 +61,11 @@ def percent(share: float | None) -> str:
     return f"{value:.0f}%" if abs(value) >= 9.95 or value == 0 else f"{value:.2g}%"
 
 
+def signed_percent(share: float | None) -> str:
+    """``+4.12%``, ``−0.31%``; – for None."""
+    return "–" if share is None else f"{signed(100 * share, 2)}%"
+
+
 def seconds(value: float) -> str:
     """``4 min 12 s``; ``8.1 s`` below a minute."""
     if value < 59.95:

@@ -1,13 +1,13 @@
 """Sentences that say what the figures show: made from the data, nothing taken for granted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
 from freezetrain.report.languages import language_name
 from freezetrain.report.numbers import amount, brief, count, percent
 from freezetrain.report.plots.ablation import rises
-from freezetrain.report.plots.forgetting import last_forgetting
+from freezetrain.report.words import counted, listed, quoted
 
 
 def introduction(results: Mapping[str, Any]) -> str:
@@ -15,17 +15,17 @@ def introduction(results: Mapping[str, Any]) -> str:
     model, region = results["model"], results["region"]
     built_in = "the small base that comes with freezetrain" if model["built_in"] else model["name"]
     scored = results["score_languages"]
-    runs = _listed([f"“{name}”" for name in results["runs"]])
+    runs = quoted(list(results["runs"]))
     return (
         f"In a language model of {amount(model['parameters'])} weights ({built_in}), freezetrain "
-        f"looked for those that the loss of {_number(len(scored), 'language')} "
-        f"({_listed([language_name(code) for code in scored])}) depends on most: the top "
+        f"looked for those that the loss of {counted(len(scored), 'language')} "
+        f"({listed([language_name(code) for code in scored])}) depends on most: the top "
         f"{percent(results['settings']['ratio'])} of each weight matrix, "
         f"{count(region['entries'])} weights in all, are called the core region. That region was "
         "set to zero to see what "
-        f"{_number(len(results['languages']), 'language')} lose by it, and then the model was "
+        f"{counted(len(results['languages']), 'language')} lose by it, and then the model was "
         f"trained further on {language_name(results['target'])} for "
-        f"{_number(results['settings']['max_steps'], 'step')}, once for each of the runs {runs}, "
+        f"{counted(results['settings']['max_steps'], 'step')}, once for each of the runs {runs}, "
         f"while all the other languages were watched.{_repeats(results)}"
     )
 
@@ -35,7 +35,7 @@ def _repeats(results: Mapping[str, Any]) -> str:
     if not repeats:
         return ""
     return (
-        f" Each run was repeated with {_number(repeats, 'other data order')}; what follows shows "
+        f" Each run was repeated with {counted(repeats, 'other data order')}; what follows shows "
         "the first, where nothing else is said."
     )
 
@@ -49,8 +49,13 @@ def ablation_seen(results: Mapping[str, Any]) -> str:
             f"{brief(fmean(by_language.values()))} with {name} zeroed "
             f"({brief(low)} to {brief(high)})"
         )
-    many = _number(len(results["languages"]), "language")
-    return f"The loss of {many} changes on average, in bits per byte, by {_listed(parts)}."
+    many = counted(len(results["languages"]), "language")
+    return f"The loss of {many} changes on average, in bits per byte, by {listed(parts)}."
+
+
+def last_forgetting(runs: Mapping[str, Any]) -> dict[str, Any]:
+    """Run → what its last evaluation says of forgetting."""
+    return {name: run["evaluations"][-1]["forgetting"] for name, run in runs.items()}
 
 
 def forgetting_seen(results: Mapping[str, Any]) -> str:
@@ -75,7 +80,7 @@ def forgetting_seen(results: Mapping[str, Any]) -> str:
         more = sum(difference > 0 for difference in differences)
         seen += (
             f" The loss ended lower in the run “{first}” for {less} of "
-            f"{_number(len(differences), 'held-out language')}, in the run “{second}” for {more}."
+            f"{counted(len(differences), 'held-out language')}, in the run “{second}” for {more}."
         )
     return seen
 
@@ -89,7 +94,7 @@ def course_seen(results: Mapping[str, Any]) -> str:
             f"{language_name(worst['language'])} ({brief(worst['delta_nll_per_byte'])}) in the "
             f"run “{name}”"
         )
-    return f"The held-out language that fared worst, in nats per byte: {_listed(parts)}."
+    return f"The held-out language that fared worst, in nats per byte: {listed(parts)}."
 
 
 def location_seen(results: Mapping[str, Any]) -> str:
@@ -126,14 +131,3 @@ def verify_seen(results: Mapping[str, Any]) -> list[str]:
                 f"{count(verify['moved'])} differ from the base{changed}."
             )
     return seen
-
-
-def _number(value: int, noun: str) -> str:
-    return f"{count(value)} {noun}{'' if value == 1 else 's'}"
-
-
-def _listed(words: Sequence[str]) -> str:
-    """``a, b and c``"""
-    if len(words) < 2:
-        return "".join(words)
-    return f"{', '.join(words[:-1])} and {words[-1]}"

@@ -8,8 +8,9 @@ import re
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -34,8 +35,12 @@ VARIABLES = {
     VERMILLION: "--vermillion",
     BLUE: "--blue",
     GREEN: "--green",
+    PURPLE: "--purple",
+    SKY: "--sky",
+    ORANGE: "--orange",
 }
 WIDE = 500  # px; a figure wider than this has room for panels side by side
+_LETTER = 6.6  # px, a letter's mean width in the page's fonts
 FONT = 12.0  # px; figures are drawn at 72 dots an inch, so that a point is a pixel of the page
 
 
@@ -68,20 +73,29 @@ KNOWN = {
     "core frozen": Mark(VERMILLION, "D", 4.5),
 }
 OTHERS = (
-    Mark(PURPLE, "s", 6),
-    Mark(SKY, "^", 6.5),
-    Mark(ORANGE, "v", 6.5),
+    Mark(BLUE, "s", 5.5),
+    Mark(ORANGE, "^", 6.5),
     Mark(GREEN, "P", 6.5),
+    Mark(PURPLE, "v", 6.5),
+    Mark(INK, "X", 6.5),
+    Mark(VERMILLION, "o", 6),
+    Mark(SKY, "p", 7),
 )
+MOST = 2 * len(OTHERS)  # series that are told apart: filled, then hollow
 
 
 def marks(names: Iterable[str]) -> dict[str, Mark]:
-    """The mark of each series; names that the quickstart does not know get the others in turn."""
-    chosen: dict[str, Mark] = {}
-    for name in names:
-        spare = len([other for other in chosen if other not in KNOWN])
-        chosen[name] = KNOWN.get(name) or OTHERS[spare % len(OTHERS)]
-    return chosen
+    """The mark of each of up to ``MOST`` series.
+
+    Names that the quickstart does not know get others, in colours and shapes that are free.
+    """
+    names = list(names)
+    known = [KNOWN[name] for name in names if name in KNOWN]
+    colours, markers = {mark.colour for mark in known}, {mark.marker for mark in known}
+    hollow = [replace(mark, filled=False) for mark in OTHERS]
+    spare = sorted(OTHERS, key=lambda mark: mark.colour in colours or mark.marker in markers)
+    free = cycle([*spare, *hollow])
+    return {name: KNOWN.get(name) or next(free) for name in names}
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -111,15 +125,19 @@ def ticks(most: int, integer: bool = False) -> MaxNLocator:
 
 
 def legend(figure: Figure, chosen: dict[str, Mark], line: bool = False) -> None:
-    """A key above the plots."""
+    """A key above the plots, in as many columns as fit; names that are too long are cut."""
+    width = figure.get_figwidth() * 72
+    longest = int((width - 60) / _LETTER)
+    names = {name: name if len(name) <= longest else f"{name[: longest - 1]}…" for name in chosen}
+    column = _LETTER * max(map(len, names.values())) + 50
     handles = [
-        Line2D([], [], label=name, linestyle="-" if line else "none", **mark.options())
+        Line2D([], [], label=names[name], linestyle="-" if line else "none", **mark.options())
         for name, mark in chosen.items()
     ]
     figure.legend(
         handles=handles,
         loc="outside upper left",
-        ncols=len(handles),
+        ncols=max(1, min(len(handles), int(width / column))),
         frameon=False,
         fontsize=FONT,
         labelcolor=INK,

@@ -1,28 +1,54 @@
 """All figures of the report as tables of written cells."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
-from freezetrain.report.languages import NAMES
+from freezetrain.report.languages import language_and_code
 from freezetrain.report.numbers import count, fixed, percent, perplexity, ratio, seconds, signed
 from freezetrain.report.plots.ablation import NOTHING, rises
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell with a small note below, sorted by ``value``; None is sorted last."""
+
+    text: str
+    value: float | str | None = None
+    note: str = ""
+
+
+def share_cell(share: float | None) -> Cell:
+    """``41.2%``, below a per cent ``0.043%``; – for None."""
+    if share is None:
+        return Cell("–")
+    return Cell(f"{100 * share:.1f}%" if share >= 0.01 else percent(share), share)
 
 
 @dataclass(frozen=True)
 class Table:
     """Cells ready for the page. Columns whose place is in ``texts`` are text, the others numbers.
 
-    ``groups`` are headings over several columns each: (heading, number of columns).
+    ``groups`` are headings over several columns each: (heading, number of columns). ``foot`` are
+    rows that stay below when the reader sorts.
     """
 
     title: str
     columns: list[str]
-    rows: list[list[str]]
+    rows: Sequence[Sequence[str | Cell]]
     texts: tuple[int, ...] = (0,)
     groups: list[tuple[str, int]] = field(default_factory=list)
+    foot: Sequence[Sequence[str | Cell]] = ()
+    sortable: bool = False
+    broad: bool = False  # may be wider than the text
+
+    @property
+    def starts(self) -> set[int]:
+        """Places of the columns with which groups begin, but for the first."""
+        return set(list(accumulate(span for _, span in self.groups))[:-1])
 
 
 def ablation_table(results: Mapping[str, Any]) -> Table:
@@ -34,7 +60,7 @@ def ablation_table(results: Mapping[str, Any]) -> Table:
         groups.append((f"{name} zeroed", 2))
     rows = []
     for code, before in ablation[NOTHING].items():
-        row = [_language(code), count(before["tokens"]), *_figures(before)]
+        row = [language_and_code(code), count(before["tokens"]), *_figures(before)]
         for name, rise in by_region.items():
             row += [perplexity(ablation[name][code]["perplexity"]), signed(rise[code])]
         rows.append(row)
@@ -55,7 +81,9 @@ def forgetting_table(results: Mapping[str, Any]) -> Table:
     first = next(iter(runs.values()))["evaluations"][0]
     columns = ["language", "perplexity", "bits/byte"]
     groups = [("", 1), (f"before (step {count(first['step'])})", 2)]
-    rows = {code: [_language(code), *_figures(now)] for code, now in first["figures"].items()}
+    rows = {
+        code: [language_and_code(code), *_figures(now)] for code, now in first["figures"].items()
+    }
     means = ["mean of held-out", "", ""]
     for name, run in runs.items():
         last = run["evaluations"][-1]
@@ -92,7 +120,7 @@ def course_table(results: Mapping[str, Any]) -> Table:
             row = [name, count(evaluation["step"]), signed(change["mean"])]
             row += [signed(change["backward_transfer"]), "–" if gain is None else signed(gain)]
             worst = change["worst"]
-            row += [_language(worst["language"]), signed(worst["delta_nll_per_byte"])]
+            row += [language_and_code(worst["language"]), signed(worst["delta_nll_per_byte"])]
             rows.append(row)
     columns = ["run", "step", "mean Δ", "backward transfer", "target’s gain"]
     columns += ["worst language", "its Δ"]
@@ -166,10 +194,6 @@ def _figures(figures: Mapping[str, Any]) -> list[str]:
 
 def _quotient(after: float | None, before: float | None) -> float | None:
     return None if after is None or not before else after / before
-
-
-def _language(code: str) -> str:
-    return f"{NAMES[code]} ({code})" if code in NAMES else code
 
 
 def _spaced(name: str) -> str:

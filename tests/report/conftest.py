@@ -1,64 +1,22 @@
 """Results as the quickstart leaves them: sizes as measured on small bases, values made up."""
 
-import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for helpers beside the tests
+
+from made_runs import evaluation, figures
 
 CODES = "ar cs da de el en es fa fi fr hu id it ja ko ml ms nl no pl pt ro ru sv sw ta tr uk vi zh"
 MATRICES = [
     *(f"self_attn.{name}_proj" for name in "qkvo"),
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 ]
-
-
-def figures(bits_per_byte: float, tokens: int = 2000, size: int = 5400) -> dict[str, Any]:
-    nll = bits_per_byte * math.log(2) * size
-    try:
-        perplexity: float | None = math.exp(nll / tokens)
-    except OverflowError:
-        perplexity = None
-    return {
-        "nll": nll,
-        "tokens": tokens,
-        "bytes": size,
-        "perplexity": perplexity,
-        "bits_per_byte": bits_per_byte,
-    }
-
-
-def nats(after: dict[str, Any], before: dict[str, Any]) -> float:
-    return (after["nll"] - before["nll"]) / before["bytes"]
-
-
-def evaluation(
-    step: int, now: dict[str, Any], before: dict[str, Any], target: str
-) -> dict[str, Any]:
-    deltas = {code: nats(now[code], before[code]) for code in now if code != target}
-    worst = max(deltas, key=deltas.__getitem__)
-    mean = sum(deltas.values()) / len(deltas)
-    return {
-        "step": step,
-        "figures": now,
-        "forgetting": {
-            "languages": {
-                code: {
-                    "delta_nll_per_byte": delta,
-                    "perplexity_ratio": math.exp(
-                        (now[code]["nll"] - before[code]["nll"]) / before[code]["tokens"]
-                    ),
-                }
-                for code, delta in deltas.items()
-            },
-            "mean": mean,
-            "worst": {"language": worst, "delta_nll_per_byte": deltas[worst]},
-            "backward_transfer": -mean,
-            "target": target,
-            "target_gain": nats(before[target], now[target]),
-        },
-    }
 
 
 def make_results(

@@ -25,6 +25,10 @@ def series(axes: Axes) -> dict[str, list[float]]:
     }
 
 
+def runs_of(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": name, "history": run} for name, run in results["runs"].items()]
+
+
 def row_names(axes: Axes) -> list[str]:
     return [label.get_text() for label in axes.get_yticklabels()]
 
@@ -56,7 +60,7 @@ def test_ablation_stars_the_languages_that_were_scored(results: dict[str, Any]) 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_forgetting_draws_both_runs_and_the_gain(results: dict[str, Any], width: int) -> None:
-    above, below = plots.forgetting_figure(results, width).axes
+    above, below = plots.forgetting_figure(runs_of(results), width).axes
     codes = [name.split()[-1] for name in row_names(below)]
     assert sorted([*codes, "zh"]) == sorted(results["languages"])
     for name, run in results["runs"].items():
@@ -72,20 +76,26 @@ def test_without_a_target_only_the_held_out_are_drawn(results: dict[str, Any]) -
     for run in results["runs"].values():
         for evaluation in run["evaluations"]:
             evaluation["forgetting"] |= {"target": None, "target_gain": None}
-    assert len(plots.forgetting_figure(results, 760).axes) == 1
-    assert len(plots.course_figure(results, 760).axes) == 1
+    assert len(plots.forgetting_figure(runs_of(results), 760).axes) == 1
+    assert len(plots.course_figure(runs_of(results), 760).axes) == 2
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_course_draws_every_evaluation(results: dict[str, Any], width: int) -> None:
-    panels = plots.course_figure(results, width).axes
-    for axes, field in zip(panels, ("mean", "target_gain"), strict=True):
+    panels = plots.course_figure(runs_of(results), width).axes
+    of_part = {
+        "mean": lambda change: change["mean"],
+        "worst": lambda change: change["worst"]["delta_nll_per_byte"],
+        "target_gain": lambda change: change["target_gain"],
+    }
+    for axes, part in zip(panels, of_part.values(), strict=True):
         lines = [line for line in axes.lines if len(np.asarray(line.get_xdata())) > 2]
-        drawn = {tuple(np.asarray(line.get_ydata())) for line in lines}
-        assert drawn == {
-            tuple(evaluation["forgetting"][field] for evaluation in run["evaluations"])
+        drawn = sorted(list(np.asarray(line.get_ydata())) for line in lines)
+        expected = sorted(
+            [part(evaluation["forgetting"]) for evaluation in run["evaluations"]]
             for run in results["runs"].values()
-        }
+        )
+        np.testing.assert_allclose(drawn, expected, rtol=1e-12)
         assert all(list(np.asarray(line.get_xdata())) == [*range(0, 61, 10)] for line in lines)
 
 
@@ -159,7 +169,8 @@ def test_drawing_changes_neither_results_nor_global_settings(
 
     results = make()
     before, settings = copy.deepcopy(results), dict(matplotlib.rcParams)
-    for draw in (plots.ablation_figure, plots.forgetting_figure, plots.entries_figure):
+    for draw in (plots.ablation_figure, plots.entries_figure):
         to_svg(draw(results, 350), "x")
+    to_svg(plots.forgetting_figure(runs_of(results), 350), "x")
     assert results == before
     assert dict(matplotlib.rcParams) == settings

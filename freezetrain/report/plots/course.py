@@ -1,45 +1,73 @@
 """The course of the runs: what was forgotten and gained after how many steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from freezetrain.report.style import FONT, INK, MUTED, WIDE, dress, legend, marks, new_figure, ticks
+from freezetrain.report.losses import NATS, UNITS, limit, mean_loss, measure_of, worst_loss
+from freezetrain.report.style import (
+    FONT,
+    INK,
+    MUTED,
+    WIDE,
+    Mark,
+    dress,
+    legend,
+    marks,
+    new_figure,
+    ticks,
+)
+
+_MARKED = 16  # marks on a line
+GAIN = "target_gain"
+TITLES = {
+    "mean": "loss, mean of the held-out",
+    "worst": "loss, worst of the held-out",
+    GAIN: "gain of the target",
+}
 
 
-def course_figure(results: Mapping[str, Any], width: float) -> Figure:
-    """Mean forgetting of the held-out languages and gain of the target, in nats per byte."""
-    runs = results["runs"]
-    chosen = dict(sorted(marks(runs).items(), key=lambda item: -item[1].size))
-    parts = {"mean": "forgotten, mean of the held-out languages"}
-    if all(e["forgetting"]["target_gain"] is not None for e in _evaluations(runs)):
-        parts["target_gain"] = "gain of the target language"
-    wide = width > WIDE
-    columns = len(parts) if wide else 1
+def course_figure(runs: Sequence[Mapping[str, Any]], width: float) -> Figure:
+    """Mean and worst loss of the held-out languages, in the brakes' measure, with their limits;
+    and the gain of the target where all runs have one, in nats per byte."""
+    measure = measure_of(runs)
+    key = marks(run["name"] for run in runs)
+    # Large hollow marks first, so that the small filled ones stay visible where both coincide.
+    chosen = dict(sorted(key.items(), key=lambda item: -item[1].size))
+    by_name = {run["name"]: run for run in runs}
+    parts = {part: TITLES[part] for part in ("mean", "worst")}
+    if all(run["history"]["evaluations"][-1]["forgetting"][GAIN] is not None for run in runs):
+        parts[GAIN] = TITLES[GAIN]
+    columns = len(parts) if width > WIDE else 1
     rows = len(parts) // columns
-    figure = new_figure(width, 30 + 240 * rows)
+    figure = new_figure(width, 30 + 230 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).flat
-    for (field, title), axes in zip(parts.items(), panels, strict=True):
+    for (part, title), axes in zip(parts.items(), panels, strict=True):
         dress(axes, grid="y")
         axes.axhline(0, color=MUTED, linewidth=1, zorder=1.5)
         for name, mark in chosen.items():
-            _line(axes, runs[name]["evaluations"], field, mark.options())
-        axes.set_title(title, loc="left", size=FONT, color=INK)
+            _line(axes, by_name[name], part, measure, mark)
+        unit = UNITS[NATS] if part == GAIN else UNITS[measure]
+        axes.set_title(f"{title}\n{unit}", loc="left", size=FONT, color=INK)
         axes.set_xlabel("optimizer steps")
-        axes.set_ylabel("nats per byte")
-        axes.xaxis.set_major_locator(ticks(6, integer=True))
+        axes.xaxis.set_major_locator(ticks(4, integer=True))
         axes.yaxis.set_major_locator(ticks(6))
-    legend(figure, chosen, line=True)
+    legend(figure, key, line=True)
     return figure
 
 
-def _evaluations(runs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [evaluation for run in runs.values() for evaluation in run["evaluations"]]
-
-
-def _line(axes: Axes, evaluations: list[Any], field: str, options: dict[str, Any]) -> None:
+def _line(axes: Axes, run: Mapping[str, Any], part: str, measure: str, mark: Mark) -> None:
+    evaluations = run["history"]["evaluations"]
+    if part == GAIN:
+        values = [evaluation["forgetting"][GAIN] for evaluation in evaluations]
+    else:
+        loss = mean_loss if part == "mean" else worst_loss
+        values = [loss(evaluation["forgetting"], measure) for evaluation in evaluations]
     steps = [evaluation["step"] for evaluation in evaluations]
-    values = [evaluation["forgetting"][field] for evaluation in evaluations]
-    axes.plot(steps, values, linewidth=1.5, **options)
+    every = max(1, len(steps) // _MARKED)
+    axes.plot(steps, values, linewidth=1.5, markevery=every, **mark.options())
+    height = None if part == GAIN else limit(run, part, measure)
+    if height is not None:
+        axes.axhline(height, color=mark.colour, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1.6)

@@ -14,8 +14,12 @@ def dot_rows(
     labels: Sequence[str],
     values: Mapping[str, Sequence[float]],
     chosen: Mapping[str, Mark],
+    intervals: Mapping[str, Sequence[Sequence[float] | None]] | None = None,
 ) -> None:
-    """Draw ``values`` (series → one number a row) downwards, with a line over each row's span."""
+    """Draw ``values`` (series → one number a row) downwards, with a line over each row's span.
+
+    ``intervals``, as ``values``, are lines in the colours of their series.
+    """
     dress(axes)
     places = range(len(labels))
     for place in places:
@@ -26,6 +30,11 @@ def dot_rows(
         axes.plot(
             [min(ends), max(ends)], [place, place], color=MUTED, linewidth=1.5, alpha=0.5, zorder=2
         )
+    for name, spans in (intervals or {}).items():
+        for place, span in enumerate(spans):
+            if span is not None:
+                colour = chosen[name].colour
+                axes.plot(span, [place, place], color=colour, linewidth=1.2, zorder=2.5)
     for order, (name, series) in enumerate(values.items()):
         axes.plot(
             series, places, linestyle="none", label=name, zorder=3 + order, **chosen[name].options()

@@ -1,0 +1,34 @@
+import torch
+
+from freezetrain.jobs.region_facts import region_facts
+from freezetrain.regions import Base, Region
+
+
+def test_facts_follow_from_the_masks(model):
+    masks = {}
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if name.endswith(("q_proj.weight", "lm_head.weight", "1.mlp.up_proj.weight")):
+            masks[name] = torch.rand(weight.shape) < 0.2
+    made = {"rule": "drawn", "seed": 0}
+    region = Region.from_masks(masks, made=made)
+    facts = region_facts(region, model, file="a.safetensors", frozen="frozen")
+    entries = sum(int(mask.sum()) for mask in masks.values())
+    assert facts["entries"] == entries
+    assert facts["share"] == entries / sum(weight.numel() for weight in model.parameters())
+    share = {name: mask.double().mean().item() for name, mask in masks.items()}
+    assert facts["coverage"] == {
+        "self_attn.q_proj": {
+            str(layer): share[f"model.layers.{layer}.self_attn.q_proj.weight"] for layer in (0, 1)
+        },
+        "mlp.up_proj": {"0": 0.0, "1": share["model.layers.1.mlp.up_proj.weight"]},
+    }
+    assert facts["elsewhere"] == {"lm_head.weight": share["lm_head.weight"]}
+    assert (facts["made"], facts["file"], facts["frozen"]) == (made, "a.safetensors", "frozen")
+    assert facts["base"] is None
+
+
+def test_the_base_is_named(model):
+    base = Base("models/base", None, "0")
+    region = Region.random(model, 0.1, seed=0, base=base)
+    assert region_facts(region, model, file="x", frozen="y")["base"] == "models/base"

@@ -1,0 +1,199 @@
+"""The plots of the page of runs: what is drawn, against the figures."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from made_runs import make_run
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.text import Annotation
+
+from freezetrain.errors import UserError
+from freezetrain.report import plots
+from freezetrain.report.style import MOST, marks
+
+WIDTHS = [350, 760]
+BRAKE = {
+    "limits": {"mean": 0.05, "de": 0.02, "worst": 0.1},
+    "measure": "relative",
+    "model_step": 20,
+}
+
+
+def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
+    """Label → x and y of the lines that have one."""
+    found = {str(line.get_label()): line for line in axes.lines}
+    return {
+        label: (list(np.asarray(line.get_xdata())), list(np.asarray(line.get_ydata())))
+        for label, line in found.items()
+        if not label.startswith("_")
+    }
+
+
+def dashed(axes: Axes) -> list[float]:
+    """Heights of the dashed lines."""
+    return [float(np.asarray(line.get_ydata())[0]) for line in axes.lines if line.is_dashed()]
+
+
+def written(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts if isinstance(text, Annotation)]
+
+
+def ring(axes: Axes) -> list[tuple[float, float]]:
+    return [
+        (float(np.asarray(line.get_xdata())[0]), float(np.asarray(line.get_ydata())[0]))
+        for line in axes.lines
+        if line.get_markersize() == 16 and line.get_marker() == "o"
+    ]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_plane_draws_every_evaluation_and_rings_the_model(width: int) -> None:
+    runs = [make_run("a"), make_run("b", factor=0.5)]
+    (axes,) = plots.plane_figure(runs, width).axes
+    drawn = lines(axes)
+    for run in runs:
+        changes = [one["forgetting"] for one in run["history"]["evaluations"]]
+        gains, losses = drawn[run["name"]]
+        assert gains == [change["target_gain"] for change in changes]
+        assert losses == pytest.approx([change["mean"] for change in changes])
+        assert (gains[0], losses[0]) == (0, 0)
+    assert ring(axes) == [(gains[-1], losses[-1]) for gains, losses in (drawn["a"], drawn["b"])]
+    assert dashed(axes) == []
+    assert written(axes) == []
+
+
+def test_plane_in_the_brakes_measure_with_its_limit_and_the_step_gone_back_to() -> None:
+    run = make_run("a") | {"brake": BRAKE}
+    (axes,) = plots.plane_figure([run], 760).axes
+    changes = [one["forgetting"] for one in run["history"]["evaluations"]]
+    gains, losses = lines(axes)["a"]
+    assert losses == pytest.approx([100 * change["relative_mean"] for change in changes])
+    assert dashed(axes) == [5]
+    assert ring(axes) == [(gains[2], losses[2])]
+    assert written(axes) == ["limit of a: 5%", "step 20"]
+
+
+def test_plane_draws_the_intervals_of_the_model() -> None:
+    run = make_run("a")
+    (axes,) = plots.plane_figure([run], 760).axes
+    change = run["history"]["evaluations"][-1]["forgetting"]
+    two = [line for line in axes.lines if len(np.asarray(line.get_xdata())) == 2]
+    across = [list(np.asarray(line.get_xdata())) for line in two]
+    up = [list(np.asarray(line.get_ydata())) for line in two]
+    assert change["target_gain_interval"] in across
+    assert change["mean_interval"] in up
+
+
+def test_plane_of_a_long_run_marks_some_of_it() -> None:
+    run = make_run("a", steps=tuple(range(0, 1001)))
+    (axes,) = plots.plane_figure([run], 760).axes
+    (line,) = (line for line in axes.lines if line.get_label() == "a")
+    assert len(np.asarray(line.get_xdata())) == 1001
+    assert line.get_markevery() == 26
+
+
+def test_plane_needs_a_target() -> None:
+    runs = [make_run("with"), make_run("without", target=None)]
+    with pytest.raises(UserError, match="'without' has none"):
+        plots.plane_figure(runs, 760)
+
+
+def test_plane_on_a_ground_of_its_own_draws_in_pixels() -> None:
+    figure = plots.plane_figure([make_run("a")], 600, ground="#ffffff")
+    assert figure.patch.get_alpha() == 1
+    assert to_rgba(figure.patch.get_facecolor()) == (1, 1, 1, 1)
+    assert figure.get_figwidth() * figure.dpi == 600
+    assert plots.plane_figure([make_run("a")], 600).patch.get_alpha() == 0
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_long_name_fits_into_the_figure(width: int) -> None:
+    runs = [make_run("a name that goes on " * 6), make_run("b", factor=0.4), make_run("c")]
+    figure = plots.plane_figure(runs, width)
+    figure.canvas.draw()
+    (key,) = figure.legends
+    box = key.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= width * figure.dpi / 72
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_course_draws_limits_and_no_gain_without_a_target(width: int) -> None:
+    runs = [make_run("a") | {"brake": BRAKE}, make_run("b", target=None)]
+    mean, worst = plots.course_figure(runs, width).axes
+    assert dashed(mean) == [5]
+    assert dashed(worst) == [10]
+    assert len(plots.course_figure(runs[:1], width).axes) == 3
+    assert dashed(plots.course_figure(runs[:1], width).axes[2]) == []
+
+
+def panel(runs: list[dict[str, Any]], language: str, measure: str = "nats_per_byte") -> Axes:
+    chosen = marks(run["name"] for run in runs)
+    figure = plots.panel_figure(runs, language, chosen, measure, (0, 60), (-0.1, 0.3))
+    return figure.axes[0]
+
+
+def test_panel_draws_each_run_that_has_the_language() -> None:
+    runs = [make_run("a"), make_run("b", factor=0.5), make_run("c", languages=("en", "es", "zh"))]
+    axes = panel(runs, "de")
+    drawn = lines(axes)
+    assert set(drawn) == {"a", "b"}
+    for run in runs[:2]:
+        steps, values = drawn[run["name"]]
+        assert steps == list(range(0, 61, 10))
+        assert values == [
+            one["forgetting"]["languages"]["de"]["delta_nll_per_byte"]
+            for one in run["history"]["evaluations"]
+        ]
+    assert axes.get_xlim() == (0, 60)
+    assert axes.get_ylim() == (-0.1, 0.3)
+
+
+def test_panel_shades_the_interval_and_draws_the_limit() -> None:
+    run = make_run("a") | {"brake": BRAKE}
+    axes = panel([run], "de", "relative")
+    (band,) = axes.collections
+    corners = np.asarray(band.get_paths()[0].vertices)
+    last = run["history"]["evaluations"][-1]
+    before = run["history"]["evaluations"][0]["figures"]["de"]
+    scale = 100 * before["bytes"] / before["nll"]
+    at_end = corners[corners[:, 0] == 60][:, 1]
+    ends = [scale * end for end in last["forgetting"]["languages"]["de"]["interval"]]
+    assert [at_end.min(), at_end.max()] == pytest.approx(ends)
+    assert dashed(axes) == [2]
+    assert dashed(panel([run], "es", "relative")) == []
+
+
+def test_panel_without_intervals_has_no_band() -> None:
+    run = make_run("a")
+    for evaluation in run["history"]["evaluations"]:
+        evaluation["forgetting"]["languages"]["de"]["interval"] = None
+    assert not panel([run], "de").collections
+
+
+def test_dots_are_of_the_model_with_its_intervals() -> None:
+    runs = [make_run("a") | {"brake": BRAKE}, make_run("b", languages=("en", "de", "zh"))]
+    above, below = plots.forgetting_figure(runs, 760).axes
+    assert [label.get_text() for label in below.get_yticklabels()] == ["German de", "English en"]
+    model = runs[0]["history"]["evaluations"][2]["forgetting"]
+    values, _ = lines(below)["a"]
+    assert values == [model["languages"][c]["delta_nll_per_byte"] for c in ("de", "en")]
+    assert lines(above)["a"][0] == [model["target_gain"]]
+    drawn = [list(np.asarray(line.get_xdata())) for line in below.lines]
+    assert all(model["languages"][code]["interval"] in drawn for code in ("de", "en"))
+    assert model["target_gain_interval"] in [list(np.asarray(x.get_xdata())) for x in above.lines]
+
+
+def test_dots_of_runs_with_several_targets_show_no_gain() -> None:
+    runs = [make_run("a"), make_run("b", target="de")]
+    (axes,) = plots.forgetting_figure(runs, 760).axes
+    assert {label.get_text() for label in axes.get_yticklabels()} == {"English en", "Spanish es"}
+
+
+def test_as_many_runs_as_are_allowed_look_different() -> None:
+    chosen = marks(str(number) for number in range(MOST)).values()
+    assert len({(mark.colour, mark.marker, mark.filled) for mark in chosen}) == MOST
+    assert len({mark.colour for mark in list(chosen)[:7]}) == 7
+    assert len({mark.marker for mark in list(chosen)[:7]}) == 7
