@@ -1,12 +1,16 @@
 """Lightning callbacks for any LightningModule: one hook to a file."""
 
 from freezetrain.callbacks.average import WeightAverage
+from freezetrain.callbacks.board import ForgettingBoard
+from freezetrain.callbacks.brake import ForgettingBrake
 from freezetrain.callbacks.forgetting import ForgettingTracker
 from freezetrain.callbacks.freeze import RegionFreeze
 from freezetrain.callbacks.stopping import StopOnSignal, TimeLimit
 from freezetrain.callbacks.throughput import Throughput
 
 __all__ = [
+    "ForgettingBoard",
+    "ForgettingBrake",
     "ForgettingTracker",
     "RegionFreeze",
     "StopOnSignal",

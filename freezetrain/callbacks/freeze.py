@@ -95,6 +95,11 @@ class RegionFreeze(L.Callback):
         return self._run.handle
 
     @property
+    def from_the_start(self) -> bool:
+        """Whether the region is frozen as it is in the base, from the first step on."""
+        return self._run.from_the_start
+
+    @property
     def state_key(self) -> str:
         """Two freezes of two modules keep two states in a checkpoint."""
         return self._generate_state_key(module=self.module)
@@ -134,10 +139,10 @@ class RegionFreeze(L.Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._verify(trainer)
+        self.verify(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._verify(trainer)
+        self.verify(trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -176,7 +181,8 @@ class RegionFreeze(L.Callback):
                 + near_misses(self.module, known)
             ) from error
 
-    def _verify(self, trainer: L.Trainer) -> None:
+    def verify(self, trainer: L.Trainer) -> None:
+        """CheckError, on all ranks, if the region has moved while it was frozen."""
         if self.handle is not None:
             assert trainer.strategy.model is not None
             refuse_unsupported(trainer.strategy.model)

@@ -1,23 +1,33 @@
 """A progress bar that counts optimizer steps, whatever an epoch is."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from freezetrain.callbacks.forgetting import ForgettingTracker
+from freezetrain.evaluation.history import Evaluation
+from freezetrain.evaluation.watch import TABLE_ROWS
+
+_OTHER_LINES = 12  # of the table without held-out languages, and the bar below it
 
 
 class StepProgress(L.pytorch.callbacks.ProgressBar):
     """Optimizer steps done of ``max_steps``, the loss, tokens/s and the time left.
 
     On standard error, by rank 0 alone (Lightning disables the bar on the others). Tokens/s are
-    there when Throughput logs them.
+    there when Throughput logs them. In a terminal the latest table of a ForgettingTracker stands
+    above the bar, each in the place of the one before; elsewhere the tracker prints each of them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
         self._bar: Progress | None = None
+        self._tracker: ForgettingTracker | None = None  # whose table is shown here
 
     @property
     def is_enabled(self) -> bool:
@@ -33,12 +43,16 @@ class StepProgress(L.pytorch.callbacks.ProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._enabled:
             return
-        self._bar = Progress(
+        console = Console(stderr=True)
+        if console.is_terminal:
+            self._take_table(trainer)
+        self._bar = _BarBelowTable(
+            self._tracker,
             *Progress.get_default_columns()[:2],
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
             speed_estimate_period=600,  # seconds; a step of a large model may take a minute
         )
         self._bar.start()
@@ -60,12 +74,22 @@ class StepProgress(L.pytorch.callbacks.ProgressBar):
             note = ", ".join(notes)
             self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, note=note)
 
+    def _take_table(self, trainer: L.Trainer) -> None:
+        """Show the table of a tracker that would print it: the tracker's turn is after this."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ForgettingTracker) and callback.table:
+                self._tracker, callback.table = callback, False
+                return
+
     def evaluating(self, done: int, total: int) -> None:
         """Say how far an evaluation is; ForgettingTracker's ``progress``."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], note=f"evaluating {done / total:.0%}")
 
     def _stop(self) -> None:
+        if self._tracker is not None:
+            self._tracker.table = True
+            self._tracker = None
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -83,3 +107,26 @@ class StepProgress(L.pytorch.callbacks.ProgressBar):
             print(*args, **kwargs)
         else:
             self._bar.console.print(*args, highlight=False)
+
+
+class _BarBelowTable(Progress):
+    """A bar, and above it the latest table of ``tracker``, if there is one."""
+
+    def __init__(self, tracker: ForgettingTracker | None, *columns: Any, **options: Any) -> None:
+        self._tracker = tracker
+        self._drawn: tuple[Evaluation, int, Table] | None = None  # it is asked for many times
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        if self._tracker is not None and self._tracker.history.evaluations:
+            yield self._table(self._tracker)
+        yield from super().get_renderables()
+
+    def _table(self, tracker: ForgettingTracker) -> Table:
+        last = tracker.history.last
+        rows = max(
+            1, min(TABLE_ROWS, self.console.height - _OTHER_LINES)
+        )  # else the bar is cut off
+        if self._drawn is None or self._drawn[0] is not last or self._drawn[1] != rows:
+            self._drawn = last, rows, tracker.latest_table(rows)
+        return self._drawn[2]

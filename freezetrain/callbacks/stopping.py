@@ -106,14 +106,22 @@ def save_step(trainer: L.Trainer) -> ModelCheckpoint:
     return saver
 
 
-def _saver(trainer: L.Trainer) -> ModelCheckpoint:
+def saver_of(trainer: L.Trainer) -> ModelCheckpoint | None:
+    """The trainer's ModelCheckpoint without ``monitor``, which saves any step."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and not callback.monitor and callback.save_top_k:
             return callback
-    raise UserError(
-        "StopOnSignal saves with the trainer's ModelCheckpoint and found none without monitor; "
-        "give the trainer one"
-    )
+    return None
+
+
+def _saver(trainer: L.Trainer) -> ModelCheckpoint:
+    saver = saver_of(trainer)
+    if saver is None:
+        raise UserError(
+            "StopOnSignal saves with the trainer's ModelCheckpoint and found none without monitor; "
+            "give the trainer one"
+        )
+    return saver
 
 
 class TimeLimit(L.Callback):

@@ -70,6 +70,11 @@ class RunFreeze:
         self._trained: tuple[nn.Module, Any, bool | None] | None = None
         self._ended: str | None = None  # digest of what was frozen when the run ended
 
+    @property
+    def from_the_start(self) -> bool:
+        """Whether the region is frozen as it is in the base, from the first step on."""
+        return self._first == 0 and self._start["clamp"] is None
+
     def begin(
         self,
         model: nn.Module,

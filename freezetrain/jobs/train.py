@@ -10,15 +10,18 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from freezetrain.callbacks import ForgettingTracker, RegionFreeze
+from freezetrain.callbacks import ForgettingBoard, ForgettingBrake, ForgettingTracker, RegionFreeze
 from freezetrain.callbacks.average import WeightAverage
 from freezetrain.callbacks.throughput import Throughput
 from freezetrain.disk import require_space
 from freezetrain.errors import UserError
 from freezetrain.evaluation import forgetting
 from freezetrain.evaluation.table import forgetting_table
+from freezetrain.evaluation.texts_table import texts_rows, texts_table
 from freezetrain.jobs.evaluate import held_out_documents, window_length
 from freezetrain.jobs.outcome import Outcome
+from freezetrain.jobs.region_facts import region_facts
+from freezetrain.jobs.report import PAGE, train_run
 from freezetrain.launch import current_launch
 from freezetrain.models import (
     check_fit,
@@ -30,6 +33,7 @@ from freezetrain.models import (
 )
 from freezetrain.recipe import Freezing, TrainRecipe
 from freezetrain.regions import Region
+from freezetrain.report import render_runs
 from freezetrain.training.checkpoints import latest_checkpoint
 from freezetrain.training.data import read_data
 from freezetrain.training.final import Export
@@ -57,12 +61,27 @@ def tracker(
         documents,
         target=trained[0] if len(trained) == 1 else None,
         every_n_steps=recipe.watch.every_n_steps,
+        every_n_tokens=recipe.watch.every_n_tokens,
+        at_samples=recipe.watch.at_samples,
+        time_share=recipe.watch.time_share,
         max_length=window_length(recipe.watch, shape),
+        overlap=recipe.watch.overlap,
         batch_tokens=recipe.watch.batch_tokens,
         results_path=folder / "forgetting.json",
         overwrite=True,  # the folder is this run's own; the file is one of a start that was killed
         table=table,
     )
+
+
+def brake_of(
+    recipe: TrainRecipe, watch: ForgettingTracker | None, folder: Path
+) -> ForgettingBrake | None:
+    """What holds the run to the limits of forgetting."""
+    if recipe.brake is None or watch is None:
+        return None
+    # The folder is this run's own; what is in it was kept by a start that was killed.
+    kept = folder / "kept" if recipe.brake.goes_back else None
+    return ForgettingBrake(watch, folder=kept, overwrite=True, **asdict(recipe.brake))
 
 
 def refuse_types(recipe: TrainRecipe) -> None:
@@ -145,10 +164,26 @@ def checkpoint_bytes(recipe: TrainRecipe, kind: str, weights: int) -> int:
     return (12 + copies + averages) * weights
 
 
+def hyperparameters(recipe: TrainRecipe) -> dict[str, Any]:
+    """What tells runs apart beside each other in TensorBoard, by the recipe's names."""
+    told = asdict(recipe)
+    names = ("languages", "replay", "region", "freeze", "optimization", "brake", "from_scratch")
+    engine = {"kind": recipe.engine.kind}
+    return {"model": recipe.model.path, "engine": engine, **{name: told[name] for name in names}}
+
+
+def kept_bytes(recipe: TrainRecipe, kind: str, weights: int) -> int:
+    """Bytes of the weights that the brake keeps; there are two such checkpoints at times."""
+    if recipe.brake is None or not recipe.brake.goes_back:
+        return 0
+    return checkpoint_bytes(recipe, kind, weights) if kind.startswith("zero") else 4 * weights
+
+
 def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     """Train, or resume the run in ``folder``.
 
-    ``table``: show the texts before training starts, and each evaluation as it is made.
+    ``table``: show the texts before training starts, and each evaluation as it is made, and leave a
+    report.
     """
     settings, launch = recipe.optimization, current_launch()
     world = world_size(recipe.engine, launch)
@@ -160,6 +195,7 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     check_fit(shape, tokenizer, settings.sequence_length)
     weights = sum(parameter.numel() for parameter in shape.parameters())
     room = 2 * checkpoint_bytes(recipe, kind, weights) + 4 * weights
+    room += 2 * kept_bytes(recipe, kind, weights)
     require_space(folder, room, "checkpoints and the model")
     data = read_data(recipe, tokenizer, world)
     recipe.freeze.check_steps(data.steps)
@@ -170,6 +206,11 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
         "data": data.facts(),
     }
     watch = tracker(recipe, shape, tokenizer, list(data.packed), folder, table)
+    if watch is not None:
+        results["texts"] = texts_rows(watch.documents, tokenizer)
+        if table and launch.rank == 0:
+            Console().print(texts_table(results["texts"], title="held-out texts"))
+    brake = brake_of(recipe, watch, folder)
     average = None if settings.ema_decay is None else WeightAverage(settings.ema_decay)
     stored = stored_dtype(recipe.model)
     if stored is None and recipe.model.dtype != "stored":  # nobody says, so as it is trained
@@ -177,13 +218,17 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     dtype = stored if recipe.export_dtype == "stored" else getattr(torch, recipe.export_dtype)
     export = Export(tokenizer, folder / "model", dtype, average, watch)
     throughput = Throughput(torch.bfloat16 if trained_in_16_bits(settings) else None)
-    # The tracker first: it sees the base before a clamp.
+    # The tracker first: it sees the base before a clamp. The brake before what looks at the end.
     freeze = None if region is None else region_freeze(recipe, region, kind)
-    callbacks = [c for c in (watch, freeze, average, export, throughput) if c is not None]
+    board = None if watch is None else ForgettingBoard(watch, brake, hyperparameters(recipe))
+    all_of_them = (watch, brake, freeze, average, export, throughput, board)
+    callbacks = [callback for callback in all_of_them if callback is not None]
     L.seed_everything(settings.seed, verbose=False)
     trainer = fit(
         loader(recipe, kind), data, folder, callbacks, recipe.checkpoint_every, engine=recipe.engine
     )
+    if brake is not None:
+        brake.ensure(trainer)
     export.ensure(trainer)
     assert isinstance(trainer.lightning_module, CausalLM)
     loss = trainer.callback_metrics.get("train/loss")  # None if all steps were done before
@@ -196,16 +241,26 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     }
     display: list[Any] = []
     if region is not None:
+        how = frozen_how(recipe.freeze)
         results |= {"frozen_entries": region.count, "freeze": asdict(recipe.freeze)}
-        display.append(f"{region.count:,} entries {frozen_how(recipe.freeze)}")
+        results["region"] = region_facts(region, shape, file=str(recipe.region), frozen=how)
+        display.append(f"{region.count:,} entries {how}")
     if watch is not None:
         history = watch.history
-        results["forgetting"] = history.forgetting().to_dict()
-        last = history.last.figures
-        if export.figures is not None:
-            last = export.figures
-            found = forgetting(history.base.figures, last, history.target)
+        model = history.last if brake is None else brake.model
+        results["forgetting"] = model.forgetting.to_dict()
+        before, last = watch.base_of(model), model.figures
+        if export.figures is not None:  # of all documents
+            before, last = history.base.figures, export.figures
+            found = forgetting(before, last, history.target)
             results["forgetting_of_average"] = found.to_dict()
-        display.append(forgetting_table(history.base.figures, last, history.target))
+        display.append(forgetting_table(before, last, history.target))
+    if brake is not None:
+        results["brake"] = brake.results()
+        display += brake.sentences()
     display.append(f"model: {folder / 'model'}")
+    if table and watch is not None and launch.rank == 0:
+        name = folder.resolve().name
+        render_runs([train_run(folder, name, asdict(recipe), results)], folder / PAGE)
+        display.append(f"report: {folder / PAGE}")
     return Outcome(results, display)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from freezetrain.recipe.brake import Braking
 from freezetrain.recipe.check import check, check_shares, check_temperature
 from freezetrain.recipe.model import Dtype, ModelSource
 from freezetrain.recipe.optimization import Engine, Freezing, Optimization
@@ -36,6 +37,8 @@ class TrainRecipe:
     """On what it is trained."""
     watch: Watch = field(default_factory=Watch)
     """What is watched for forgetting."""
+    brake: Braking | None = None
+    """How much may be forgotten, and what follows. None: any amount."""
     checkpoint_every: int = 100
     """Optimizer steps between checkpoints; a run that was stopped resumes from the last one."""
     export_dtype: Dtype = "stored"
@@ -70,11 +73,28 @@ class TrainRecipe:
             check(self.freeze == Freezing(), "freeze", expected, self.freeze)
         if self.optimization.max_steps is not None:
             self.freeze.check_steps(self.optimization.max_steps)
+        if self.brake is not None:
+            self._check_brake(self.brake)
         zero = self.engine.kind.startswith("zero")
         for name, only in (("bad_steps", "stop"), ("spike_factor", None), ("ema_decay", None)):
             value = getattr(self.optimization, name)
             expected = f"left out under {self.engine.kind}: DeepSpeed steps by itself"
             check(not zero or value == only, f"optimization.{name}", expected, value)
+
+    def _check_brake(self, brake: Braking) -> None:
+        """What the watch tells it, and weights that it can go back to."""
+        expected = "left out where the watch is off"
+        check(not self.watch.off, "brake", expected, brake.limits)
+        if not brake.goes_back:
+            return
+        expected = f"left out where the brake's action is {brake.action}: "
+        averaged = self.optimization.ema_decay
+        why = "averages are not evaluated on the way"
+        check(averaged is None, "optimization.ema_decay", expected + why, averaged)
+        why = "earlier weights would not be frozen as the last ones are"
+        for name, only in (("clamp", None), ("first_step", 0)):
+            value = getattr(self.freeze, name)
+            check(value == only, f"freeze.{name}", expected + why, value)
 
 
 CHANGEABLE = ("engine.devices", "optimization.micro_batch", "workers", "cache")

@@ -1,44 +1,20 @@
 """Checkpoints of a run: written whole or not at all, resumed also by another number of ranks."""
 
-import json
-import os
 import re
-import shutil
-import zipfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch.distributed as dist
-from filelock import FileLock
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from torch import Tensor
 
-from freezetrain.disk import require_space
+from freezetrain.callbacks import whole_checkpoint
+from freezetrain.callbacks.whole_checkpoint import LEFT_OVER, damaged, facts
 from freezetrain.errors import UserError
 from freezetrain.launch import current_launch
 
 _FOLDER = "checkpoints"  # in the run's folder
-_FACTS = "freezetrain.json"  # in a checkpoint that is a folder
-# What a kill leaves. A checkpoint has its name only while it is whole.
-_UNFINISHED, _REMOVED = ".unfinished", ".removed"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a checkpoint folder says of itself."""
-
-    step: int
-    """Optimizer steps so far."""
-    world: int
-    """Ranks that wrote it."""
-    engine: str
-    """Kind of the recipe's engine: fsdp2, zero-1, -2, -3."""
-    files: dict[str, int]
-    """Path in the folder -> bytes."""
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -65,32 +41,17 @@ def _latest(folder: Path) -> Path | None:
     for path in (folder / _FOLDER).glob("*"):
         if match := re.fullmatch(r"step=(\d+)\.ckpt", path.name):
             found[int(match.group(1))] = path
-        elif path.suffix in (_UNFINISHED, _REMOVED) and current_launch().rank == 0:
-            _delete(path)
+        elif path.suffix in LEFT_OVER and current_launch().rank == 0:
+            whole_checkpoint.delete(path)
     if not found:
         return None
     latest = found[max(found)]
-    if _damaged(latest):
+    if damaged(latest):
         raise UserError(
             f"the checkpoint {latest} is damaged; delete it to go on from an earlier one, or from "
             "the start"
         )
     return latest
-
-
-def _damaged(checkpoint: Path) -> bool:
-    if not checkpoint.is_dir():
-        return not zipfile.is_zipfile(checkpoint)
-    try:
-        files = facts(checkpoint).files
-        return any((checkpoint / name).stat().st_size != size for name, size in files.items())
-    except (OSError, ValueError, TypeError):
-        return True
-
-
-def facts(checkpoint: Path) -> Facts:
-    """What a checkpoint folder says of itself."""
-    return Facts(**json.loads((checkpoint / _FACTS).read_text(encoding="utf-8")))
 
 
 def resumable(checkpoint: Path, world: int, engine: str) -> dict[str, Any]:
@@ -113,15 +74,7 @@ def resumable(checkpoint: Path, world: int, engine: str) -> dict[str, Any]:
         )
     if not written.startswith("zero") or facts(checkpoint).world == world:
         return {}
-    from freezetrain.freezing.zero import to_universal
-
-    done = checkpoint / "latest_universal"  # written last, with the folder's name in it
-    with FileLock(checkpoint / ".lock"):
-        if not (done.is_file() and done.read_text(encoding="utf-8")):
-            size = sum(facts(checkpoint).files.values())
-            require_space(checkpoint, 2 * size, "the checkpoint for another number of ranks")
-            shutil.rmtree(checkpoint / "universal", ignore_errors=True)  # what a kill has left
-            to_universal(checkpoint / "checkpoint", checkpoint / "universal")
+    whole_checkpoint.convert(checkpoint)
     return {"checkpoint": {"load_universal": True}}
 
 
@@ -154,7 +107,7 @@ class StepCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         if trainer.world_size > 1:
             assert self.dirpath is not None
-            _require_shared(trainer, Path(self.dirpath))
+            whole_checkpoint.require_shared(trainer, Path(self.dirpath))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Engines that split the optimizer have it by now, and load it from a checkpoint after this.
@@ -192,81 +145,11 @@ class StepCheckpoint(ModelCheckpoint):
                     state["step"] = state["step"].clone()
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        unfinished = filepath + _UNFINISHED
-        super()._save_checkpoint(trainer, unfinished)  # ends with a barrier
-        if trainer.local_rank == 0:
-            for path in _files(Path(unfinished)):
-                _sync(path)
-        trainer.strategy.barrier()
+        path, save = Path(filepath), super()._save_checkpoint
+        whole_checkpoint.write(trainer, path, lambda place: save(trainer, place))
         if trainer.is_global_zero:
-            self._finish(trainer, Path(unfinished), Path(filepath))
+            for other in path.parent.glob("step=*.ckpt"):
+                if other != path:
+                    whole_checkpoint.remove(other)
         trainer.strategy.barrier()
         self._last_checkpoint_saved = filepath
-
-    def _finish(self, trainer: L.Trainer, unfinished: Path, path: Path) -> None:
-        if unfinished.is_dir():
-            files = {
-                str(file.relative_to(unfinished)): file.stat().st_size
-                for file in _files(unfinished)
-            }
-            said = Facts(trainer.global_step, trainer.world_size, _engine(trainer), files)
-            _write_whole(unfinished / _FACTS, json.dumps(asdict(said)))
-        os.replace(unfinished, path)
-        _sync(path.parent)
-        for other in path.parent.glob("step=*.ckpt"):
-            if other != path:
-                removed = other.with_name(other.name + _REMOVED)
-                os.replace(other, removed)
-                _delete(removed)
-
-
-def _require_shared(trainer: L.Trainer, folder: Path) -> None:
-    """UserError on all ranks unless each of them sees what rank 0 writes in ``folder``."""
-    probe = folder / trainer.strategy.broadcast(f".probe-{os.getpid()}")
-    if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-    trainer.strategy.barrier()
-    seen = trainer.strategy.reduce_boolean_decision(probe.exists(), all=True)
-    if trainer.is_global_zero:
-        probe.unlink()
-    if not seen:
-        raise UserError(
-            f"the folder {folder} of rank 0 is not the one that all ranks see under that name; "
-            "give the run a folder on a file system that all machines share"
-        )
-
-
-def _engine(trainer: L.Trainer) -> str:
-    strategy = trainer.strategy
-    if isinstance(strategy, DeepSpeedStrategy):
-        return f"zero-{strategy.config['zero_optimization']['stage']}"  # type: ignore[index]
-    return "fsdp2" if isinstance(strategy, ModelParallelStrategy) else "ddp"
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        yield from (file for file in path.rglob("*") if file.is_file())
-    else:
-        yield path
-
-
-def _delete(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    _sync(part)
-    os.replace(part, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Wait until the disk has it, also what a folder's entries are."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

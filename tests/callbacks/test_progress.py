@@ -1,4 +1,5 @@
 import io
+import re
 
 import lightning as L
 import pytest
@@ -8,6 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import freezetrain.callbacks.progress as progress
+from freezetrain.callbacks import ForgettingTracker
+from freezetrain.evaluation import Document
 
 
 class Module(L.LightningModule):
@@ -109,3 +112,87 @@ def test_only_the_first_rank_draws(tmp_path, monkeypatch):
     trainer.fit(module, batches)
     assert screen.getvalue() == ""
     assert not bar.is_enabled
+
+
+class Watched(Module):
+    """A language model's interface, so that it can be evaluated."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def training_step(self, batch, batch_idx):
+        return self.model(input_ids=torch.arange(8)[None]).logits.square().mean()
+
+    def on_train_start(self):
+        self.trainer.progress_bar_callback._bar.refresh()  # rather than wait for its clock
+
+    def on_train_batch_end(self, *_):
+        self.trainer.progress_bar_callback._bar.refresh()
+
+
+def watched(tmp_path, monkeypatch, make_model, screen, *, table=True):
+    monkeypatch.setattr(progress, "Console", lambda **_: screen)
+    documents = {
+        name: [Document(list(range(first, first + 8)), 8)]
+        for name, first in {"zh": 0, "en": 50, "es": 90, "de": 130}.items()
+    }
+    tracker = ForgettingTracker(documents, "zh", every_n_steps=2, max_length=8, table=table)
+    trainer = L.Trainer(
+        max_steps=4, callbacks=[progress.StepProgress(), tracker], logger=False,
+        enable_checkpointing=False, enable_model_summary=False, default_root_dir=tmp_path,
+        accelerator="cpu",
+    )  # fmt: skip
+    trainer.fit(Watched(make_model()), DataLoader(list(torch.randn(9, 3, 2)), batch_size=None))
+    return tracker
+
+
+def screens(text: str) -> list[str]:
+    """What stands on the terminal after each time that the live region is drawn anew."""
+    drawn = re.split(r"\r\x1b\[2K(?:\x1b\[1A\x1b\[2K)*", text)
+    return [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", part) for part in drawn]
+
+
+def test_in_a_terminal_the_latest_table_stands_above_the_bar(
+    tmp_path, monkeypatch, make_model, capsys
+):
+    out = io.StringIO()
+    screen = Console(file=out, force_terminal=True, width=100, height=40)
+    tracker = watched(tmp_path, monkeypatch, make_model, screen)
+    assert capsys.readouterr().out == "", "it is printed nowhere else"
+    live = [part for part in screens(out.getvalue()) if "train" in part]
+    tables = [re.findall(r"Forgetting at step (\d+)", part) for part in live]
+    assert all(len(steps) <= 1 for steps in tables), "one at a time"
+    seen = [int(steps[0]) for steps in tables if steps]
+    assert seen == sorted(seen)
+    assert set(seen) == {0, 2, 4}
+    for part, steps in zip(live, tables, strict=True):
+        if steps:
+            assert part.index("mean of 3 held out") < part.index("train"), "above the bar"
+    assert tracker.table, "the tracker has it back"
+
+
+def test_elsewhere_each_table_is_printed(tmp_path, monkeypatch, make_model):
+    out = io.StringIO()
+    watched(tmp_path, monkeypatch, make_model, Console(file=out, force_terminal=False, width=100))
+    assert re.findall(r"Forgetting at step (\d+)", out.getvalue()) == ["0", "2", "4"]
+
+
+def test_a_low_terminal_keeps_its_bar(tmp_path, monkeypatch, make_model):
+    out = io.StringIO()
+    screen = Console(file=out, force_terminal=True, width=100, height=13)
+    watched(tmp_path, monkeypatch, make_model, screen)
+    with_table = [part for part in screens(out.getvalue()) if "Forgetting at step" in part]
+    assert with_table
+    for part in with_table:
+        assert "train" in part
+        assert "2 less forgotten languages are not shown" in part
+        assert len(part.strip().splitlines()) <= 13
+
+
+def test_a_table_that_nobody_wants_is_not_shown(tmp_path, monkeypatch, make_model):
+    out = io.StringIO()
+    screen = Console(file=out, force_terminal=True, width=100, height=40)
+    tracker = watched(tmp_path, monkeypatch, make_model, screen, table=False)
+    assert "Forgetting" not in out.getvalue()
+    assert not tracker.table

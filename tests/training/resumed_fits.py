@@ -22,11 +22,12 @@ from transformers import AutoTokenizer
 
 from freezetrain.callbacks import ForgettingTracker
 from freezetrain.callbacks.stopping import save_step
+from freezetrain.callbacks.whole_checkpoint import facts
 from freezetrain.evaluation import Document
 from freezetrain.models import load_model
 from freezetrain.nll import token_nll
 from freezetrain.recipe import ModelSource
-from freezetrain.training.checkpoints import StepCheckpoint, facts, latest_checkpoint, resumable
+from freezetrain.training.checkpoints import StepCheckpoint, latest_checkpoint, resumable
 from freezetrain.training.export import export
 from freezetrain.training.sharded import load_partitioned, load_sharded
 from freezetrain.training.strategies import DeepSpeed

@@ -13,11 +13,13 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import nn
 
+from freezetrain.callbacks import whole_checkpoint
 from freezetrain.callbacks.stopping import save_step
+from freezetrain.callbacks.whole_checkpoint import facts
 from freezetrain.errors import UserError
 from freezetrain.launch import Launch
 from freezetrain.training import checkpoints
-from freezetrain.training.checkpoints import StepCheckpoint, facts, latest_checkpoint, resumable
+from freezetrain.training.checkpoints import StepCheckpoint, latest_checkpoint, resumable
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Checkpoint directory", "ignore:.*does not have many workers"
@@ -130,9 +132,9 @@ def count_down(monkeypatch, left):
     def half(path, *_):
         next(p for p in Path(path).rglob("*") if p.is_file()).unlink()
 
-    monkeypatch.setattr(checkpoints.os, "replace", dies(os.replace))
-    monkeypatch.setattr(checkpoints.os, "fsync", dies(os.fsync))
-    monkeypatch.setattr(checkpoints.shutil, "rmtree", dies(shutil.rmtree, half))
+    monkeypatch.setattr(whole_checkpoint.os, "replace", dies(os.replace))
+    monkeypatch.setattr(whole_checkpoint.os, "fsync", dies(os.fsync))
+    monkeypatch.setattr(whole_checkpoint.shutil, "rmtree", dies(shutil.rmtree, half))
     monkeypatch.setattr(Path, "unlink", dies(Path.unlink))
 
 
@@ -239,7 +241,7 @@ def test_folder_that_ranks_do_not_share_is_refused(tmp_path, shared):
     trainer = SimpleNamespace(strategy=strategy, is_global_zero=False)
     expected = pytest.raises(UserError, match="a file system that all machines share")
     with nullcontext() if shared else expected:
-        checkpoints._require_shared(trainer, tmp_path)
+        whole_checkpoint.require_shared(trainer, tmp_path)
 
 
 def test_save_does_not_write_a_step_twice(tmp_path, monkeypatch):
@@ -249,10 +251,13 @@ def test_save_does_not_write_a_step_twice(tmp_path, monkeypatch):
                 save_step(trainer)
                 save_step(trainer)
 
-    written = []
-    monkeypatch.setattr(
-        StepCheckpoint, "_finish", lambda self, t, part, path: written.append(Path(path).name)
-    )
+    written, write = [], whole_checkpoint.write
+
+    def noted(trainer, path, save):
+        written.append(path.name)
+        write(trainer, path, save)
+
+    monkeypatch.setattr(whole_checkpoint, "write", noted)
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=4,

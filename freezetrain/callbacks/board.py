@@ -1,0 +1,123 @@
+"""Show forgetting in TensorBoard: all languages in one chart, the plane, the final figures."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from freezetrain.callbacks.brake import ForgettingBrake
+from freezetrain.callbacks.forgetting import ForgettingTracker
+from freezetrain.errors import UserError
+from freezetrain.report.plots.plane import plane_figure
+
+_WIDTH = 640  # pixels of the plane
+
+
+class ForgettingBoard(L.Callback):
+    """Draws what a ``ForgettingTracker`` finds in each TensorBoardLogger of the trainer.
+
+    - In *Custom Scalars*: what each held-out language has lost, in one chart; their mean and the
+      worst, in one; with a target, its gain. They are drawn from what the tracker logs.
+    - In *Images*, after each evaluation: ``forgetting/plane``, the target's gain against the mean
+      loss of the held-out languages, from the base on, with the brake's limit of the mean.
+    - In *HParams*, at the end of training: ``settings`` beside ``final/mean``, ``final/worst`` and
+      ``final/target_gain`` (nats per byte) of the model that the run leaves.
+
+    It stands after its tracker and the brake. Other loggers are left alone.
+    """
+
+    def __init__(
+        self,
+        tracker: ForgettingTracker,
+        brake: ForgettingBrake | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Say what is drawn.
+
+        Args:
+            tracker: what evaluates; another of the trainer's callbacks.
+            brake: what may end training, or go back; another of them.
+            settings: name -> value of what tells runs apart, nested as it may be.
+        """
+        self.tracker = tracker
+        self.brake = brake
+        self.settings = dict(settings or {})
+        self._drawn = -1  # step of the last plane
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        before = callbacks[: callbacks.index(self)]
+        for needed in (self.tracker, self.brake):
+            if needed is not None and not any(callback is needed for callback in before):
+                raise UserError(
+                    f"ForgettingBoard draws what {type(needed).__name__} has just found, and the "
+                    "trainer does not have it before; give callbacks=[tracker, brake, board]"
+                )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._drawn = self.tracker.history.last.step
+        for logger in _boards(trainer):
+            logger.experiment.add_custom_scalars(self._layout())
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self._draw(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._draw(trainer)  # the tracker may have evaluated once more
+        history = self.tracker.history
+        model = history.last if self.brake is None else self.brake.model
+        found = model.forgetting
+        final = {"final/mean": found.mean, "final/worst": found.worst[1]}
+        if found.target_gain is not None:
+            final["final/target_gain"] = found.target_gain
+        for logger in _boards(trainer):
+            logger.log_hyperparams(self.settings, final, step=model.step)
+
+    def _layout(self) -> dict[str, dict[str, list[Any]]]:
+        """Category -> chart -> its kind and the tags in it, as regular expressions."""
+        base = self.tracker.history.base.forgetting
+
+        def chart(*names: str) -> list[Any]:
+            return ["Multiline", [f"^{re.escape(f'forgetting/{name}')}$" for name in names]]
+
+        charts = {
+            "loss of each held-out language, nats per byte": chart(
+                *(f"{language}/delta_nll_per_byte" for language in base.languages)
+            ),
+            "mean and worst loss, nats per byte": chart("mean", "worst"),
+        }
+        if base.target is not None:
+            charts[f"gain of {base.target}, nats per byte"] = chart("target_gain")
+        return {"forgetting": charts}
+
+    def _draw(self, trainer: L.Trainer) -> None:
+        history = self.tracker.history
+        if history.last.step == self._drawn or history.target is None:
+            return
+        self._drawn = history.last.step
+        boards = _boards(trainer)
+        if not boards:
+            return
+        told = None if self.brake is None else self.brake.results()
+        run = {"name": "this run", "history": history.to_dict(), "brake": told}
+        figure = plane_figure([run], _WIDTH, ground="white")
+        for logger in boards:
+            logger.experiment.add_figure("forgetting/plane", figure, history.last.step, close=False)
+
+
+def _boards(trainer: L.Trainer) -> list[TensorBoardLogger]:
+    """Those that write: on rank 0."""
+    if not trainer.is_global_zero:
+        return []
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

@@ -1,0 +1,46 @@
+import pytest
+
+from freezetrain.errors import UserError
+from freezetrain.recipe import (
+    Braking,
+    Freezing,
+    ModelSource,
+    Optimization,
+    TrainRecipe,
+    Watch,
+)
+
+
+def recipe(action: str = "roll_back", **changes) -> TrainRecipe:
+    return TrainRecipe(
+        ModelSource("base"), **{"brake": Braking({"es": 0.05}, action=action), **changes}
+    )
+
+
+NO_WAY_BACK = [
+    ({"optimization": Optimization(ema_decay=0.9)}, "optimization.ema_decay must be left out"),
+    ({"region": "r", "freeze": Freezing(clamp=0.0)}, "freeze.clamp must be left out"),
+    ({"region": "r", "freeze": Freezing(first_step=3)}, "freeze.first_step must be left out"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), NO_WAY_BACK)
+@pytest.mark.parametrize("action", ["roll_back", "select"])
+def test_what_has_no_way_back_is_refused(action, changes, said):
+    with pytest.raises(UserError, match=f"{said} where the brake's action is {action}"):
+        recipe(action, **changes)
+
+
+@pytest.mark.parametrize(("changes", "said"), NO_WAY_BACK)
+@pytest.mark.parametrize("action", ["warn", "stop"])
+def test_it_is_no_matter_where_nothing_goes_back(action, changes, said):
+    assert not recipe(action, **changes).brake.goes_back
+
+
+def test_a_brake_needs_the_watch():
+    with pytest.raises(UserError, match="brake must be left out where the watch is off"):
+        recipe(watch=Watch(off=True))
+
+
+def test_a_frozen_region_that_lasts_from_the_start_has_a_way_back():
+    assert recipe("select", region="r", freeze=Freezing(last_step=5)).brake.goes_back
