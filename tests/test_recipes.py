@@ -1,4 +1,4 @@
-"""Each recipe trains: a tiny model of the same architecture, local texts of the same format."""
+"""Each recipe runs: tiny models of the same architecture, local texts of the same format."""
 
 import json
 import os
@@ -14,11 +14,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 from freezetrain.cli import main
 from freezetrain.cli.verbs import parse
 from freezetrain.corpora import read_languages
-from freezetrain.recipe import TextSource, TrainRecipe, yaml12
+from freezetrain.evaluation import PAPER_SAMPLES
+from freezetrain.recipe import ForgettingRecipe, TextSource, TrainRecipe, yaml12
 from freezetrain.regions import Region
 
 ROOT = Path(__file__).parent.parent
-RECIPES = {path.name: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+EVERY = {path.name: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+COMPARE = {name: path for name, path in EVERY.items() if name.startswith("compare_")}
+RECIPES = {name: path for name, path in EVERY.items() if name not in COMPARE}
 TINY = {
     "vocab_size": 400, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128,
@@ -48,7 +51,7 @@ def tiny_model(path: str, folder: Path, tokenizer) -> Path:
     return folder
 
 
-def hub_layout(folder: Path, names: dict[str, str]) -> Path:
+def hub_layout(folder: Path, names: dict[str, str], split: str = "train", key: str = "id") -> Path:
     """A data set as on the hub: a configuration a language, Parquet, a header in README.md."""
     import datasets
 
@@ -57,15 +60,15 @@ def hub_layout(folder: Path, names: dict[str, str]) -> Path:
         texts = read_languages(TextSource(), [language])[language]
         rows = {
             "text": [*texts.train, *texts.test],
-            "id": list(range(len(texts.train) + len(texts.test))),
+            key: list(range(len(texts.train) + len(texts.test))),
         }
-        path = folder / "data" / name / "train" / "000.parquet"
+        path = folder / "data" / name / split / "000.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         datasets.Dataset.from_dict(rows).to_parquet(path)
         configs.append(
             {
                 "config_name": name,
-                "data_files": [{"split": "train", "path": f"data/{name}/train/*.parquet"}],
+                "data_files": [{"split": split, "path": f"data/{name}/{split}/*.parquet"}],
             }
         )
     header = yaml.safe_dump({"configs": configs})
@@ -92,7 +95,8 @@ def localized(recipe: dict, folder: Path, tokenizer) -> dict:
     settings |= {"max_steps": 3, "sequence_length": 16, "micro_batch": 2, "batch_tokens": 64}
     settings["warmup_steps"] = 1
     recipe["checkpoint_every"] = 2
-    recipe.setdefault("watch", {})["every_n_steps"] = 2
+    recipe.setdefault("watch", {}).pop("at_samples", None)
+    recipe["watch"]["every_n_steps"] = 2
     if not recipe["watch"].get("off"):
         watched = recipe["watch"].get("languages", [*recipe["languages"], "en"])
         recipe["watch"] |= {"languages": watched[:3], "max_length": 64}
@@ -185,3 +189,70 @@ def test_paper_recipe_is_the_papers():
     settings = recipe.optimization
     assert (settings.micro_batch, settings.accumulate(8), settings.sequence_length) == (2, 16, 512)
     assert settings.steps(0) == -(-200_000 // 256)
+    assert recipe.watch.at_samples == list(PAPER_SAMPLES[1:])
+
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["of all", "to the law", "no"]
+doc_to_target: answer
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+"""
+
+
+def task_files(folder: Path, tasks: list[str]) -> Path:
+    """Local tasks of the same names."""
+    folder.mkdir()
+    rows = [{"question": f"Article {n} says that", "answer": n % 3} for n in range(12)]
+    (folder / "data.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in tasks:
+        (folder / f"{name}.yaml").write_text(TASK.format(name=name, data=folder / "data.json"))
+    return folder
+
+
+@pytest.mark.parametrize("name", COMPARE)
+def test_recipe_compares(name, tmp_path, tokenizer):
+    """As it stands, with what it names replaced by something tiny."""
+    assert COMPARE[name].read_text().startswith("#")
+    assert isinstance(
+        parse(["forgetting", "--config", str(COMPARE[name])]).recipe, ForgettingRecipe
+    )
+    recipe = yaml12.load(COMPARE[name].read_text())
+    of_base = recipe["base"]["path"]
+    for number, source in enumerate([recipe["base"], *recipe["models"]]):
+        source["path"] = str(tiny_model(of_base, tmp_path / f"model-{number}", tokenizer))
+    told = recipe["evaluation"]
+    names = told["texts"].get("names") or {name: name for name in told["languages"]}
+    hub = hub_layout(
+        tmp_path / "hub", names, told["texts"].get("hub_split", "train"), told["texts"]["key_field"]
+    )
+    told["texts"]["hub"] = str(hub)
+    told["max_length"], told["overlap"] = 64, min(told.get("overlap", 1), 32)
+    if "documents" in told:
+        told["documents"] = 5
+    if "benchmarks" in recipe:
+        pytest.importorskip("lm_eval", reason="the extra benchmarks is not installed")
+        tasks = recipe["benchmarks"]["tasks"]
+        recipe["benchmarks"] |= {"folder": str(task_files(tmp_path / "tasks", tasks)), "limit": 6}
+    (tmp_path / "recipe.yaml").write_text(yaml12.dump(recipe), encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        main(["forgetting", "--config", "recipe.yaml", "--out", "out"])
+    assert stopped.value.code == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(results["runs"]) == len(recipe["models"])
+    for run in results["runs"]:
+        change = run["history"]["evaluations"][1]["forgetting"]
+        assert {*change["languages"], change["target"]} == {*told["languages"]}
+        documents = {row["documents"] for row in run["texts"]}
+        assert documents == {told.get("documents", 31)}  # all 31 of the Universal Declaration
+        if "benchmarks" in recipe:
+            assert list(run["benchmarks"]["tasks"]) == recipe["benchmarks"]["tasks"]
+            for task, metric in recipe["benchmarks"]["metrics"].items():
+                assert run["benchmarks"]["tasks"][task]["metric"] == metric

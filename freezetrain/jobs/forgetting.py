@@ -1,36 +1,127 @@
-"""`freezetrain forgetting`: what one model lost against another, and what it gained."""
+"""`freezetrain forgetting`: what models lost against their base, and what they gained."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from freezetrain.errors import UserError, near_misses
-from freezetrain.evaluation import forgetting
+from freezetrain.evaluation import DocumentSums, History
+from freezetrain.evaluation.benchmarks import Scores, compared, main_metrics
+from freezetrain.evaluation.harness import Harness
+from freezetrain.evaluation.results import write_whole
 from freezetrain.evaluation.table import forgetting_table
-from freezetrain.jobs.evaluate import evaluate_with_bar, held_out_documents
+from freezetrain.evaluation.texts_table import texts_rows, texts_table
+from freezetrain.jobs.benchmark_table import benchmark_markdown, benchmark_table, write_benchmarks
+from freezetrain.jobs.evaluate import evaluate_with_bar, held_out_documents, window_length
+from freezetrain.jobs.names import shortest_endings
 from freezetrain.jobs.outcome import Outcome
-from freezetrain.models import load_model, load_tokenizer, on_gpu
-from freezetrain.recipe import ForgettingRecipe
+from freezetrain.models import check_fit, load_model, load_tokenizer, meta_model, on_gpu
+from freezetrain.recipe import ForgettingRecipe, ModelSource
+from freezetrain.report import render_runs
+from freezetrain.report.comparison import comparison_rows, to_markdown, write_csv
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one model gave."""
+
+    sums: dict[str, DocumentSums]
+    texts: list[dict[str, Any]]
+    scores: Scores
 
 
 def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
-    sources = {"base": recipe.base, "adapted": recipe.adapted}
-    tokenizers = {name: load_tokenizer(source) for name, source in sources.items()}
-    figures = {}
-    for name, source in sources.items():
-        documents = held_out_documents(recipe.evaluation, tokenizers[name])
-        if recipe.target is not None and recipe.target not in documents:
-            raise UserError(
-                f"the target {recipe.target!r} is not among the languages evaluated"
-                f"{near_misses(recipe.target, documents)}; they are {' '.join(documents)}"
-            )
-        model = on_gpu(load_model(source))
-        figures[name] = evaluate_with_bar(model, documents, recipe.evaluation, name)
-        del model  # one at a time in memory
-    lost = forgetting(figures["base"], figures["adapted"], recipe.target)
-    results = {
-        "forgetting": lost.to_dict(),
-        "figures": {
-            name: {language: value.to_dict() for language, value in by_language.items()}
-            for name, by_language in figures.items()
-        },
+    """Evaluate the base, then each model, one in memory at a time, on the same documents.
+
+    Leaves forgetting.csv, forgetting.md and report.html, and benchmarks.csv where there are tasks.
+    """
+    sources = [recipe.base, *recipe.models]
+    base, *names = shortest_endings([source.path for source in sources])
+    # What can be refused is, before any model is run.
+    max_length = _common_window(recipe, sources)
+    harness = Harness(recipe.benchmarks) if recipe.benchmarks.tasks else None
+    before = _evaluated(recipe, recipe.base, base, max_length, harness)
+    main_metrics(before.scores, recipe.benchmarks.metrics)
+    runs: list[dict[str, Any]] = []
+    tables = [texts_table(before.texts, title=f"texts, in tokens of {base}")]
+    for name, source in zip(names, recipe.models, strict=True):
+        after = _evaluated(recipe, source, name, max_length, harness)
+        if after.texts != before.texts:
+            tables.append(texts_table(after.texts, title=f"texts, in tokens of {name}"))
+        history = History(recipe.target)
+        history.add(0, before.sums)
+        figures = history.add(1, after.sums).figures
+        tables.append(forgetting_table(history.base.figures, figures, recipe.target, title=name))
+        drops = None
+        if harness is not None:
+            drops = compared(before.scores, name, after.scores, recipe.benchmarks.metrics)
+        runs.append(
+            {
+                "name": name,
+                "history": {
+                    **history.to_dict(),
+                    "max_length": max_length,
+                    "overlap": recipe.evaluation.overlap,
+                },
+                "settings": _settings(recipe.base, source),
+                "region": None,
+                "texts": after.texts,
+                "brake": None,
+                "benchmarks": drops,
+            }
+        )
+    return Outcome({"base": base, "runs": runs}, [*tables, *_written(runs, folder)])
+
+
+def _common_window(recipe: ForgettingRecipe, sources: list[ModelSource]) -> int:
+    """Tokens of context that all models have: with more, a model would seem to forget less."""
+    lengths = []
+    for source in sources:
+        shape = meta_model(source)
+        lengths.append(window_length(recipe.evaluation, shape))
+        check_fit(shape, load_tokenizer(source), lengths[-1])
+    return min(lengths)
+
+
+def _evaluated(
+    recipe: ForgettingRecipe,
+    source: ModelSource,
+    name: str,
+    max_length: int,
+    harness: Harness | None,
+) -> _Found:
+    tokenizer = load_tokenizer(source)
+    documents = held_out_documents(recipe.evaluation, tokenizer)
+    if recipe.target is not None and recipe.target not in documents:
+        raise UserError(
+            f"the target {recipe.target!r} is not among the languages evaluated"
+            f"{near_misses(recipe.target, documents)}; they are {' '.join(documents)}"
+        )
+    model = on_gpu(load_model(source))
+    sums = evaluate_with_bar(model, documents, recipe.evaluation, name, max_length)
+    scores = {} if harness is None else harness.scores(model, tokenizer)
+    return _Found(sums, texts_rows(documents, tokenizer), scores)
+
+
+def _settings(base: ModelSource, model: ModelSource) -> dict[str, Any]:
+    return {
+        f"{what}'s {field}": getattr(source, field)
+        for what, source in (("base", base), ("model", model))
+        for field in ("path", "revision", "dtype")
     }
-    return Outcome(results, [forgetting_table(figures["base"], figures["adapted"], recipe.target)])
+
+
+def _written(runs: Sequence[Mapping[str, Any]], folder: Path) -> list[Any]:
+    """Write the files for people and for spreadsheets; what to show of them."""
+    rows = comparison_rows(runs)
+    write_csv(rows, folder / "forgetting.csv")
+    markdown, shown = to_markdown(rows), []
+    benchmarks = [run["benchmarks"] for run in runs if run["benchmarks"] is not None]
+    if benchmarks:
+        write_benchmarks(benchmarks, folder / "benchmarks.csv")
+        markdown += "\n" + benchmark_markdown(benchmarks)
+        shown.append(benchmark_table(benchmarks))
+    write_whole(folder / "forgetting.md", markdown)
+    render_runs(runs, folder / "report.html")
+    return [*shown, f"report: {folder / 'report.html'}"]

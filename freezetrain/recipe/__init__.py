@@ -3,12 +3,15 @@
 Nothing here imports torch, so that the command line can show its help at once.
 """
 
+from freezetrain.recipe.benchmarks import Benchmarks
+from freezetrain.recipe.brake import Braking
 from freezetrain.recipe.jobs import (
     AblateRecipe,
     ExtendRecipe,
     ForgettingRecipe,
     InfoRecipe,
     QuickstartRecipe,
+    ReportRecipe,
     ScoreRecipe,
     SelectRecipe,
     VerifyRecipe,
@@ -22,6 +25,8 @@ __all__ = [
     "CHANGEABLE",
     "AblateRecipe",
     "Attention",
+    "Benchmarks",
+    "Braking",
     "Dtype",
     "Engine",
     "EvaluationTexts",
@@ -33,6 +38,7 @@ __all__ = [
     "Optimization",
     "QuickstartRecipe",
     "Replay",
+    "ReportRecipe",
     "ScoreRecipe",
     "SelectRecipe",
     "TextSource",

@@ -3,6 +3,7 @@
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
+from freezetrain.recipe.benchmarks import Benchmarks
 from freezetrain.recipe.check import check
 from freezetrain.recipe.model import ModelSource
 from freezetrain.recipe.texts import EvaluationTexts, TextSource
@@ -137,16 +138,21 @@ class ExtendRecipe:
 
 @dataclass
 class ForgettingRecipe:
-    """Compare two models: what did the adapted one forget, and gain on the target language?"""
+    """Compare models with a base: what did each forget, and gain on the target language?"""
 
     base: ModelSource
     """Model before further pre-training."""
-    adapted: ModelSource
-    """Model after it."""
+    models: list[ModelSource]
+    """Models after it, each with its own tokenizer."""
     target: str | None = None
     """Target language; all others are held out. None: all are held out."""
     evaluation: EvaluationTexts = field(default_factory=EvaluationTexts)
     """What is evaluated."""
+    benchmarks: Benchmarks = field(default_factory=Benchmarks)
+    """Which tasks of lm-evaluation-harness are run as well."""
+
+    def __post_init__(self) -> None:
+        check(bool(self.models), "models", "one or more", self.models)
 
 
 @dataclass
@@ -164,6 +170,19 @@ class VerifyRecipe:
     rounded_to: Literal["bfloat16", "float16"] | None = None
     """Compare with the base's values rounded to this type, where the adapted model was trained in
     16 bits and the base is stored in 32. None: with the very values."""
+
+
+@dataclass
+class ReportRecipe:
+    """Show runs side by side in one page: what each gained, and what it forgot."""
+
+    runs: list[str]
+    """Folders that train, forgetting or quickstart left, or forgetting.json files of a tracker."""
+    names: list[str] = field(default_factory=list)
+    """Name of each run. Empty: the shortest endings of their paths that tell them apart."""
+
+    def __post_init__(self) -> None:
+        check(bool(self.runs), "runs", "one or more", self.runs)
 
 
 @dataclass

@@ -89,7 +89,7 @@ def test_unknown_field_in_a_recipe(refused, tmp_path):
         (("--optimization.learning_rate", 0), "learning_rate must be a number above 0"),
         (("--optimization.seed", -1), "seed must be from 0 to 2**32 - 1, got -1"),
         (("--model.dtype", "float16"), "model.dtype must be float32, bfloat16 or stored"),
-        (("--texts.test_one_in", 1), "test_one_in must be 0, or 2 or more, got 1"),
+        (("--texts.test_one_in", -1), "test_one_in must be 0 or more, got -1"),
     ],
 )
 def test_bad_values(refused, more, complaint):
@@ -116,9 +116,26 @@ def test_held_out_documents_that_are_trained_on(refused, tmp_path, model_folder)
         "train", "--model", model_folder, "--languages", "[zh]", "--texts.test_one_in", 0,
         "--optimization.sequence_length", 32, "--out", tmp_path / "out",
     )  # fmt: skip
-    assert "('text', None, 0) and ('text', None, 4)" in said
+    assert "('text', None, 0, 'paragraphs') and ('text', None, 4, 'paragraphs')" in said
     assert "held-out documents would be trained on" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "--languages", "[zh]", "--watch.texts.test_one_in", 1,
+         "--optimization.sequence_length", 32),
+        ("score", "--languages", "[zh]", "--sequence_length", 32),
+        ("select", "--kind", "vocabulary", "--language", "zh"),
+        ("extend", "--learn", 3, "--language", "zh"),
+    ],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_texts_that_are_all_held_out_are_not_trained_on(refused, tmp_path, model_folder, command):
+    more = ("--model", model_folder, "--texts.test_one_in", 1, "--out", tmp_path / "out")
+    said = refused(*command, *more)
+    assert said.startswith("language 'zh' has no training document among 31: all are held out")
 
 
 def test_files_that_do_not_fit_the_configuration(refused, tmp_path, model_folder, make_model):

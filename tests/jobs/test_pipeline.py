@@ -112,6 +112,11 @@ def test_training_says_what_it_did(done):
     course = json.loads((done / "run" / "forgetting.json").read_text(encoding="utf-8"))
     assert [evaluation["step"] for evaluation in course["evaluations"]] == [0, 3, 6]
     assert said["forgetting"] == course["evaluations"][-1]["forgetting"]
+    base = course["evaluations"][0]["figures"]
+    assert [row["language"] for row in said["texts"]] == list(base)
+    for row in said["texts"]:
+        for name in ("documents", "bytes", "tokens"):
+            assert row[name] == base[row["language"]][name]
     assert said["forgetting"]["target"] == "zh"
     assert said["forgetting"]["target_gain"] > 0
     assert list((done / "run" / "tensorboard").glob("events*"))
@@ -124,12 +129,17 @@ def test_reported_nll_equals_a_plain_loop_over_the_exported_model(done, tokenize
         nll, tokens = 0.0, 0
         for text in texts.test:
             ids = [0, *tokenizer(text, add_special_tokens=False)["input_ids"]]
-            for start in range(0, len(ids) - 1, 63):
-                window = torch.tensor([ids[start : start + 64]])
+            done_so_far = 0
+            while done_so_far < len(ids) - 1:  # 64 tokens of context, the last 64 at the end
+                last = min(done_so_far + 64, len(ids) - 1)
+                first = max(0, last - 64)
                 with torch.no_grad():
-                    logits = model(window).logits[0, :-1].double()
-                nll += F.cross_entropy(logits, window[0, 1:], reduction="sum").item()
-                tokens += window.shape[1] - 1
+                    logits = model(torch.tensor([ids[first:last]])).logits[0].double()
+                labels = torch.tensor(ids[done_so_far + 1 : last + 1])
+                logits = logits[done_so_far - first :]
+                nll += F.cross_entropy(logits, labels, reduction="sum").item()
+                tokens += len(labels)
+                done_so_far = last
         figures = course["evaluations"][-1]["figures"][language]
         assert figures["tokens"] == tokens
         assert math.isclose(figures["nll"], nll, rel_tol=1e-5)
@@ -215,6 +225,12 @@ def test_ablate_evaluates_regions_beside_random_ones(done, model_folder, tmp_pat
     assert nothing["nll"] != region["nll"]
 
 
+def compared(folder):
+    """What `freezetrain forgetting` says of its only model."""
+    (run,) = results(folder)["runs"]
+    return run["history"]["evaluations"][-1]["forgetting"]
+
+
 def test_forgetting_compares_two_models(done, model_folder, tmp_path):
     code = freezetrain(
         "forgetting", model_folder, done / "run" / "model", "--target", "zh",
@@ -222,7 +238,7 @@ def test_forgetting_compares_two_models(done, model_folder, tmp_path):
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == 0
-    found = results(tmp_path / "out")["forgetting"]
+    found = compared(tmp_path / "out")
     expected = results(done / "run")["forgetting"]
     assert found["mean"] == pytest.approx(expected["mean"], rel=1e-4)
     assert found["target_gain"] == pytest.approx(expected["target_gain"], rel=1e-4)
@@ -362,7 +378,7 @@ def test_averaged_weights_are_exported_and_evaluated(done, model_folder, tmp_pat
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == 0
-    found = results(tmp_path / "out")["forgetting"]
+    found = compared(tmp_path / "out")
     assert found["mean"] == pytest.approx(said["forgetting_of_average"]["mean"], rel=1e-4)
     assert found["mean"] != pytest.approx(plain["forgetting"]["mean"], rel=1e-2)
     region = done / "core" / "region.safetensors"

@@ -1,0 +1,74 @@
+import json
+
+import pytest
+
+from freezetrain.errors import UserError
+from freezetrain.evaluation.benchmarks import Score, compared, main_metrics, relative_drop
+
+BASE = {
+    "arc": {"acc": Score(0.5, 0.02, True), "acc_norm": Score(0.6, 0.02, True)},
+    "wiki": {"perplexity": Score(10.0, None, False)},
+}
+ADAPTED = {
+    "arc": {"acc": Score(0.4, 0.03, True), "acc_norm": Score(0.66, 0.02, True)},
+    "wiki": {"perplexity": Score(15.0, None, False)},
+}
+
+
+def test_the_drop_is_the_share_of_the_bases_score_that_was_lost():
+    assert relative_drop(Score(0.5, None, True), Score(0.4, None, True)) == pytest.approx(0.2)
+    assert relative_drop(Score(0.5, None, True), Score(0.6, None, True)) == pytest.approx(-0.2)
+    assert relative_drop(Score(10, None, False), Score(15, None, False)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("base", [Score(0.0, None, True), Score(0.5, None, None)])
+def test_no_drop_of_nothing_or_where_nobody_knows_which_is_better(base):
+    assert relative_drop(base, Score(0.1, None, base.higher_is_better)) is None
+    found = compared({"task": {"m": base}}, "a", {"task": {"m": base}})
+    assert found["mean_relative_drop"] == {"a": None}
+    json.dumps(found, allow_nan=False)
+
+
+def test_side_by_side():
+    found = compared(BASE, "a", ADAPTED)
+    assert found["tasks"]["arc"] == {
+        "metric": "acc",
+        "higher_is_better": True,
+        "base": {"value": 0.5, "standard_error": 0.02},
+        "models": {
+            "a": {"value": 0.4, "standard_error": 0.03, "relative_drop": pytest.approx(0.2)}
+        },
+        "other_metrics": {
+            "acc_norm": {
+                "higher_is_better": True,
+                "base": {"value": 0.6, "standard_error": 0.02},
+                "models": {
+                    "a": {
+                        "value": 0.66,
+                        "standard_error": 0.02,
+                        "relative_drop": pytest.approx(-0.1),
+                    }
+                },
+            }
+        },
+    }
+    assert found["mean_relative_drop"] == {"a": pytest.approx((0.2 + 0.5) / 2)}
+
+
+def test_another_metric_may_count():
+    found = compared(BASE, "a", ADAPTED, {"arc": "acc_norm"})
+    assert found["tasks"]["arc"]["metric"] == "acc_norm"
+    assert found["tasks"]["arc"]["other_metrics"].keys() == {"acc"}
+    assert found["mean_relative_drop"] == {"a": pytest.approx((-0.1 + 0.5) / 2)}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "complaint"),
+    [
+        ({"arcc": "acc"}, r"task 'arcc' that was not run \(did you mean 'arc'\?\)"),
+        ({"arc": "acc_nrm"}, r"no metric 'acc_nrm' \(did you mean 'acc_norm'"),
+    ],
+)
+def test_a_metric_or_task_that_there_is_none_of(chosen, complaint):
+    with pytest.raises(UserError, match=complaint):
+        main_metrics(BASE, chosen)

@@ -1,0 +1,208 @@
+"""Local tasks through lm-evaluation-harness, against plain loops; no network is asked."""
+
+import builtins
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from freezetrain.errors import UserError
+from freezetrain.evaluation.benchmarks import Score
+from freezetrain.evaluation.harness import Harness, scores_of
+from freezetrain.recipe import Benchmarks
+
+pytest.importorskip("lm_eval", reason="the extra benchmarks is not installed")
+
+STEPS = 4  # tokens generated
+CHOICE = """
+task: local_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: choices
+doc_to_target: answer
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+"""
+WORDS = """
+task: local_words
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{words}}}}"
+generation_kwargs: {{until: ["</s>"], max_gen_toks: {steps}, do_sample: false}}
+metric_list:
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
+"""
+GROUPS = """
+group: {name}
+task: [local_choice, local_words]
+{more}
+"""
+
+
+@torch.no_grad()
+def generated(model, tokenizer, question):
+    ids = tokenizer(question)["input_ids"]
+    start = len(ids)
+    while len(ids) < start + STEPS:
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == tokenizer.eos_token_id:
+            break
+    return tokenizer.decode(ids[start:], skip_special_tokens=True)
+
+
+@torch.no_grad()
+def log_likelihood(model, tokenizer, question, choice):
+    context = len(tokenizer(question)["input_ids"])
+    ids = torch.tensor([tokenizer(f"{question} {choice}")["input_ids"]])
+    logs = model(ids).logits[0].double().log_softmax(-1)
+    return sum(float(logs[at - 1, ids[0, at]]) for at in range(context, ids.shape[1]))
+
+
+@pytest.fixture(scope="module")
+def questions(make_model, tokenizer):
+    """Questions on two models; every other word to generate is what the first one generates."""
+    first = make_model()
+    choices = [["peace", "the dignity of all", "no"], ["in law", "a", "education for everyone"]]
+    return [
+        {
+            "question": f"Article {number} says that all are {word}",
+            "choices": choices[number % 2],
+            "answer": number % 3,
+            "words": generated(first, tokenizer, f"Article {number} says that all are {word}")
+            if number % 2
+            else "something else",
+        }
+        for number in range(6)
+        for word in ("free", "equal before the law")
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, questions):
+    path = tmp_path_factory.mktemp("tasks")
+    (path / "data.json").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    for name, text in (("choice", CHOICE), ("words", WORDS)):
+        (path / f"{name}.yaml").write_text(text.format(data=path / "data.json", steps=STEPS))
+    aggregate = "aggregate_metric_list: [{metric: acc, weight_by_size: true, filter_list: none}]"
+    (path / "one.yaml").write_text(GROUPS.format(name="with_a_figure", more=aggregate))
+    (path / "two.yaml").write_text(GROUPS.format(name="without_a_figure", more=""))
+    return path
+
+
+def told(folder, *tasks, **more):
+    return Benchmarks(tasks=list(tasks), folder=str(folder), **more)
+
+
+def plain_accuracy(model, tokenizer, questions, length=lambda choice: 1):
+    right = 0
+    for row in questions:
+        values = [
+            log_likelihood(model, tokenizer, row["question"], choice) / length(choice)
+            for choice in row["choices"]
+        ]
+        right += values.index(max(values)) == row["answer"]
+    return right / len(questions)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_scores_are_those_of_plain_loops(folder, questions, make_model, tokenizer, batch):
+    run = Harness(told(folder, "local_choice", "local_words", batch=batch))
+    seen = set()
+    for seed in (0, 1):
+        model = make_model(seed)
+        scores = run.scores(model, tokenizer)
+        assert list(scores) == ["local_choice", "local_words"]
+        assert list(scores["local_choice"]) == ["acc", "acc_norm"]
+        expected = {
+            ("local_choice", "acc"): plain_accuracy(model, tokenizer, questions),
+            ("local_choice", "acc_norm"): plain_accuracy(model, tokenizer, questions, len),
+            ("local_words", "exact_match"): sum(
+                generated(model, tokenizer, row["question"]) == row["words"] for row in questions
+            ) / len(questions),
+        }  # fmt: skip
+        for (task, metric), value in expected.items():
+            score = scores[task][metric]
+            assert score.value == pytest.approx(value)
+            assert score.higher_is_better is True
+            n = len(questions)  # of a mean of zeros and ones, with n − 1
+            assert score.standard_error == pytest.approx(math.sqrt(value * (1 - value) / (n - 1)))
+        seen |= {*expected.values()}
+    assert {0.0, 0.5} < seen  # of words; and other figures of choices
+
+
+def test_limit_and_groups(folder, questions, make_model, tokenizer):
+    model = make_model()
+    scores = Harness(told(folder, "local_choice", limit=5)).scores(model, tokenizer)
+    expected = plain_accuracy(model, tokenizer, questions[:5])
+    assert scores["local_choice"]["acc"].value == pytest.approx(expected)
+    whole = Harness(told(folder, "local_choice", "local_words")).scores(model, tokenizer)
+    assert Harness(told(folder, "without_a_figure")).scores(model, tokenizer) == whole
+    group = Harness(told(folder, "with_a_figure")).scores(model, tokenizer)
+    assert list(group) == ["with_a_figure"]
+    assert group["with_a_figure"]["acc"].value == whole["local_choice"]["acc"].value
+
+
+def test_scores_of_filters_and_missing_errors():
+    found = {"alias": "gsm", "sample_len": 3, "exact_match,strict": 0.5, "f1,none": 0.25}
+    found |= {"exact_match_stderr,strict": "N/A", "f1_stderr,none": 0.1, "note,none": "text"}
+    results = {
+        "results": {"gsm": found}, "group_subtasks": {}, "higher_is_better": {"gsm": {"f1": True}}
+    }  # fmt: skip
+    expected = {"exact_match,strict": Score(0.5, None, None), "f1": Score(0.25, 0.1, True)}
+    assert scores_of(results) == {"gsm": expected}
+
+
+def test_unknown_tasks_and_folders_without_tasks(folder, tmp_path):
+    with pytest.raises(UserError, match=r"no task 'local_chois' \(did you mean 'local_choice'"):
+        Harness(told(folder, "local_chois"))
+    with pytest.raises(UserError, match=r"no task 'arc_eazy' \(did you mean 'arc_easy'"):
+        Harness(Benchmarks(tasks=["arc_eazy"]))
+    with pytest.raises(UserError, match="nowhere, there is no such folder"):
+        Harness(told(tmp_path / "nowhere", "local_choice"))
+    with pytest.raises(UserError, match="found none"):
+        Harness(told(tmp_path, "local_choice"))
+
+
+def test_a_task_without_its_data(tmp_path):
+    (tmp_path / "x.yaml").write_text(CHOICE.format(data=tmp_path / "gone.json"))
+    with pytest.raises(UserError, match=r"cannot load the task 'local_choice'.*gone\.json"):
+        Harness(told(tmp_path, "local_choice"))
+
+
+def test_a_machine_without_the_harness(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest, **more):
+        if name.partition(".")[0] == "lm_eval":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match=r"pip install 'freezetrain\[benchmarks\]'"):
+        Harness(Benchmarks(tasks=["arc_easy"]))
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        ({"limit": 5}, "benchmarks.limit must be left out where benchmarks.tasks is"),
+        ({"tasks": ["x"], "limit": 0}, "benchmarks.limit must be 1 or more"),
+        ({"tasks": ["x"], "num_fewshot": -1}, "benchmarks.num_fewshot must be 0 or more"),
+        ({"tasks": ["x"], "batch": 0}, "benchmarks.batch must be 1 or more"),
+        ({"tasks": ["x"], "seed": -1}, "benchmarks.seed must be from 0"),
+    ],
+)
+def test_values_that_cannot_be(more, complaint):
+    with pytest.raises(UserError, match=complaint):
+        Benchmarks(**more)

@@ -1,0 +1,241 @@
+"""`freezetrain forgetting` on two models and their base, one of another tokenizer."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from freezetrain.cli import main
+from freezetrain.corpora import read_languages
+from freezetrain.errors import UserError
+from freezetrain.jobs import forgetting as job
+from freezetrain.models import load_model, load_tokenizer
+from freezetrain.recipe import (
+    Benchmarks,
+    EvaluationTexts,
+    ForgettingRecipe,
+    ModelSource,
+    TextSource,
+)
+
+WATCHED = ["en", "es", "zh"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, make_model, tokenizer, udhr):
+    """base; run/model, its weights shifted; other, of 300 other tokens and 64 places."""
+    root = tmp_path_factory.mktemp("models")
+    base, adapted = make_model(), make_model()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(list(udhr["es"].train), trainer)
+    small = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>")
+    other = make_model(1, vocab_size=300, max_position_embeddings=64)
+    for name, model, of in (
+        ("base", base, tokenizer),
+        ("run/model", adapted, tokenizer),
+        ("other", other, small),
+    ):
+        model.save_pretrained(root / name)
+        of.save_pretrained(root / name)
+    return root
+
+
+def recipe(folders, *names, **more):
+    return ForgettingRecipe(
+        base=ModelSource(str(folders / "base")),
+        models=[ModelSource(str(folders / name)) for name in names],
+        **{"target": "zh", "evaluation": EvaluationTexts(languages=WATCHED), **more},
+    )
+
+
+@torch.no_grad()
+def nll(folder, text, length):
+    """One document at a time, one window at a time; nats in fp64."""
+    source = ModelSource(str(folder))
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    total, done = 0.0, 0
+    while done < len(ids) - 1:
+        # As the harness cuts: what is left, from as much context as the model has places for.
+        last = min(done + length, len(ids) - 1)
+        first = max(0, last - length)
+        logs = model(torch.tensor([ids[first:last]])).logits[0].double().log_softmax(-1)
+        total -= sum(float(logs[at - first, ids[at + 1]]) for at in range(done, last))
+        done = last
+    return total
+
+
+@pytest.fixture(scope="module")
+def compared(folders, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return job.run(recipe(folders, "run/model", "other"), out), out
+
+
+def deltas(change):
+    return {name: one["delta_nll_per_byte"] for name, one in change["languages"].items()}
+
+
+def test_figures_are_those_of_a_plain_loop_over_documents(compared, folders):
+    outcome, _ = compared
+    texts = {name: one.test for name, one in read_languages(TextSource(), WATCHED).items()}
+    for run, folder in zip(outcome.results["runs"], ("run/model", "other"), strict=True):
+        assert run["history"]["max_length"] == 64  # the shortest of the three models
+        before, after = (one["figures"] for one in run["history"]["evaluations"])
+        change = run["history"]["evaluations"][1]["forgetting"]
+        for name in ("en", "zh"):
+            size = sum(len(text.encode()) for text in texts[name])
+            nlls = [
+                sum(nll(folders / which, text, 64) for text in texts[name])
+                for which in ("base", folder)
+            ]
+            assert before[name]["nll"] == pytest.approx(nlls[0], rel=1e-6)
+            assert after[name]["nll"] == pytest.approx(nlls[1], rel=1e-6)
+            delta = (nlls[1] - nlls[0]) / size
+            found = {"zh": -change["target_gain"], **deltas(change)}
+            assert found[name] == pytest.approx(delta, rel=1e-4)
+
+
+def test_a_ratio_of_perplexities_only_where_the_tokens_are_the_same(compared):
+    same, other = compared[0].results["runs"]
+    for run, is_same in ((same, True), (other, False)):
+        change = run["history"]["evaluations"][1]["forgetting"]
+        assert list(change["languages"]) == ["en", "es"]
+        for found in change["languages"].values():
+            assert (found["perplexity_ratio"] is not None) == is_same
+            low, high = found["interval"]
+            assert low < found["delta_nll_per_byte"] < high
+            assert found["standard_error"] > 0
+
+
+def test_names_texts_and_files(compared, folders):
+    outcome, out = compared
+    assert outcome.results["base"] == "base"
+    same, other = outcome.results["runs"]
+    assert [same["name"], other["name"]] == ["model", "other"]
+    assert same["settings"]["model's path"] == str(folders / "run/model")
+    counts = [{row["language"]: row["tokens"] for row in run["texts"]} for run in (same, other)]
+    assert counts[0].keys() == counts[1].keys() == {*WATCHED}
+    assert counts[0] != counts[1]
+    json.dumps(outcome.results, allow_nan=False)
+    with (out / "forgetting.csv").open() as file:
+        rows = {(row["model"], row["language"]): row for row in csv.DictReader(file)}
+    change = other["history"]["evaluations"][1]["forgetting"]["languages"]["es"]
+    assert float(rows["other", "es"]["delta_nll_per_byte"]) == change["delta_nll_per_byte"]
+    assert rows["other", "es"]["perplexity_ratio"] == ""
+    markdown = (out / "forgetting.md").read_text()
+    assert "| other | zh (target) |" in markdown
+    page = (out / "report.html").read_text()
+    assert "other" in page
+    assert "<table" in page
+    assert not (out / "benchmarks.csv").exists()
+
+
+def test_a_fixed_sample_of_documents(folders, tmp_path):
+    texts = TextSource(key_field="section", test_one_in=1)
+    told = EvaluationTexts(texts, languages=["en", "es"], documents=3)
+    outcome = job.run(recipe(folders, "run/model", target=None, evaluation=told), tmp_path)
+    (run,) = outcome.results["runs"]
+    assert [row["documents"] for row in run["texts"]] == [3, 3]
+    sample = read_languages(TextSource(test_one_in=1), ["en"])["en"].test.sample(3)
+    assert run["texts"][0]["bytes"] == sum(len(text.encode()) for text in sample)
+
+
+CHOICE = """
+task: local_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["of all", "to the law", "no"]
+doc_to_target: answer
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    pytest.importorskip("lm_eval", reason="the extra benchmarks is not installed")
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [{"question": f"Article {n} says that", "answer": n % 3} for n in range(12)]
+    (folder / "data.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "choice.yaml").write_text(CHOICE.format(data=folder / "data.json"))
+    return folder
+
+
+def test_benchmarks_beside_the_languages(folders, tasks, tmp_path, capsys):
+    command = [
+        "forgetting", folders / "base", folders / "run/model", folders / "other",
+        "--evaluation.languages", "[en]", "--benchmarks.tasks", "[local_choice]",
+        "--benchmarks.folder", tasks, "--benchmarks.metrics", "{local_choice: acc_norm}",
+        "--out", tmp_path / "out",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in command])
+    assert stopped.value.code == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    with (tmp_path / "out" / "benchmarks.csv").open() as file:
+        rows = {(row["model"], row["metric"]): row for row in csv.DictReader(file)}
+    assert len(rows) == 4
+    for run in results["runs"]:
+        task = run["benchmarks"]["tasks"]["local_choice"]
+        assert task["metric"] == "acc_norm"
+        base, (name, found) = task["base"]["value"], *task["models"].items()
+        assert name == run["name"]
+        assert 0 < base < 1
+        drop = (base - found["value"]) / base
+        assert found["relative_drop"] == pytest.approx(drop)
+        assert run["benchmarks"]["mean_relative_drop"] == {name: pytest.approx(drop)}
+        row = rows[name, "acc_norm"]
+        assert (float(row["value"]), row["counts"]) == (found["value"], "True")
+        assert rows[name, "acc"]["counts"] == "False"
+        assert not math.isnan(float(row["standard_error"]))
+    assert "local_choice" in (tmp_path / "out" / "forgetting.md").read_text()
+    assert "local_choice" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "complaint"),
+    [
+        (["other"], {"target": "zhh"}, r"target 'zhh' is not among.*did you mean 'zh'"),
+        (["other", "other"], {}, "each path once, got .*other 2 times"),
+        (["base"], {}, "each path once"),
+        (["nowhere"], {}, "there is no such folder"),
+        (
+            ["other"],
+            {"evaluation": EvaluationTexts(max_length=100)},
+            "max_length is 100 tokens and the model was built for 64",
+        ),
+        (["other"], {"benchmarks": Benchmarks(["x"], folder="gone")}, "there is no such folder"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_a_model_is_run(
+    folders, tmp_path, monkeypatch, names, more, complaint
+):
+    monkeypatch.setattr(job, "evaluate_with_bar", None)
+    with pytest.raises(UserError, match=complaint):
+        job.run(recipe(folders, *names, **more), tmp_path)
+
+
+def test_no_model_to_compare():
+    with pytest.raises(UserError, match="models must be one or more"):
+        ForgettingRecipe(base=ModelSource("x"), models=[])
+    with pytest.raises(SystemExit) as stopped:
+        main(["forgetting", "x"])
+    assert stopped.value.code == 2
