@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from freezetrain.callbacks import ForgettingTracker, RegionFreeze
+    from freezetrain.callbacks import ForgettingBrake, ForgettingTracker, RegionFreeze
     from freezetrain.errors import CheckError, UserError
+    from freezetrain.evaluation import ForgettingWatch
     from freezetrain.freezing import freeze
     from freezetrain.regions import Region, ablate, perturb
 
@@ -16,7 +17,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CheckError": "freezetrain.errors",
+    "ForgettingBrake": "freezetrain.callbacks",
     "ForgettingTracker": "freezetrain.callbacks",
+    "ForgettingWatch": "freezetrain.evaluation",
     "Region": "freezetrain.regions",
     "RegionFreeze": "freezetrain.callbacks",
     "UserError": "freezetrain.errors",
@@ -27,7 +30,9 @@ _HOMES = {
 
 __all__ = [
     "CheckError",
+    "ForgettingBrake",
     "ForgettingTracker",
+    "ForgettingWatch",
     "Region",
     "RegionFreeze",
     "UserError",
