@@ -301,8 +301,9 @@ class ForgettingWatch:
         """The latest evaluation, with so many held-out languages."""
         base, last = self.history.base, self.history.last
         title = f"Forgetting at step {last.step}, against step {base.step}"
-        before = self.base_of(last)
-        return forgetting_table(before, last.figures, self.target, title=title, rows=rows)
+        found = None if last is base else last.forgetting
+        before, after = self.base_of(last), last.figures
+        return forgetting_table(before, after, self.target, found=found, title=title, rows=rows)
 
     def _table(self) -> str:
         console = Console(file=sys.stdout)

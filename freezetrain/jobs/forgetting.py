@@ -51,8 +51,16 @@ def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
             tables.append(texts_table(after.texts, title=f"texts, in tokens of {name}"))
         history = History(recipe.target)
         history.add(0, before.sums)
-        figures = history.add(1, after.sums).figures
-        tables.append(forgetting_table(history.base.figures, figures, recipe.target, title=name))
+        found = history.add(1, after.sums)
+        tables.append(
+            forgetting_table(
+                history.base.figures,
+                found.figures,
+                recipe.target,
+                found=found.forgetting,
+                title=name,
+            )
+        )
         drops = None
         if harness is not None:
             drops = compared(before.scores, name, after.scores, recipe.benchmarks.metrics)

@@ -248,13 +248,14 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     if watch is not None:
         history = watch.history
         model = history.last if brake is None else brake.model
-        results["forgetting"] = model.forgetting.to_dict()
+        found = model.forgetting
+        results["forgetting"] = found.to_dict()
         before, last = watch.base_of(model), model.figures
         if export.figures is not None:  # of all documents
             before, last = history.base.figures, export.figures
             found = forgetting(before, last, history.target)
             results["forgetting_of_average"] = found.to_dict()
-        display.append(forgetting_table(before, last, history.target))
+        display.append(forgetting_table(before, last, history.target, found=found))
     if brake is not None:
         results["brake"] = brake.results()
         display += brake.sentences()
