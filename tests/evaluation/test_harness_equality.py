@@ -1,5 +1,6 @@
 """The NLL, and word and byte perplexity, that lm-evaluation-harness gives on the same texts."""
 
+import copy
 import math
 
 import pytest
@@ -36,6 +37,7 @@ def test_it_is_the_rolling_log_likelihood(model, tokenizer, first, max_length):
     from lm_eval.models.huggingface import HFLM
 
     if first == "eos":  # the first token is then predicted from EOS, by both
+        tokenizer = copy.deepcopy(tokenizer)
         tokenizer.bos_token = None
     harness = HFLM(
         pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=3,
