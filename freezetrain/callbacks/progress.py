@@ -106,7 +106,7 @@ class StepProgress(L.pytorch.callbacks.ProgressBar):
         if self._bar is None:
             print(*args, **kwargs)
         else:
-            self._bar.console.print(*args, highlight=False)
+            self._bar.console.print(*args, markup=False, highlight=False)
 
 
 class _BarBelowTable(Progress):

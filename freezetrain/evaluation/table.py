@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from rich.markup import escape
 from rich.table import Table
 
 from freezetrain.evaluation.figures import Figures
@@ -30,7 +31,7 @@ def forgetting_table(
         result.languages, key=lambda language: -result.languages[language].delta_nll_per_byte
     )
     shown = order if rows is None else order[:rows]
-    table = Table(title=title, title_justify="left", show_footer=True)
+    table = Table(title=title and escape(title), title_justify="left", show_footer=True)
     table.add_column("language", footer=f"mean of {len(order)} held out")
     table.add_column("perplexity", justify="right")
     table.add_column("bits/byte", justify="right")
@@ -41,7 +42,7 @@ def forgetting_table(
     if target is not None and result.target_gain is not None:
         ratio = forgetting({target: before[target]}, {target: after[target]}).languages[target]
         table.add_row(
-            f"{target} (target)",
+            f"{escape(target)} (target)",
             *_figures(after[target]),
             _change(ratio.delta_nll_per_byte, result.target_gain_interval),
             _ratio(ratio.perplexity_ratio),
@@ -51,7 +52,7 @@ def forgetting_table(
     for language in shown:
         change = result.languages[language]
         table.add_row(
-            language,
+            escape(language),
             *_figures(after[language]),
             _change(change.delta_nll_per_byte, change.interval),
             _ratio(change.perplexity_ratio),

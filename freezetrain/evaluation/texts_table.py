@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -48,13 +49,13 @@ def texts_rows(
 
 def texts_table(rows: Iterable[Mapping[str, Any]], *, title: str | None = None) -> Table:
     """The rows of :func:`texts_rows` for people."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title and escape(title), title_justify="left")
     table.add_column("language")
     for name in ("documents", "bytes", "tokens", "bytes/token", "unknown", "byte fallback"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
-            row["language"],
+            escape(row["language"]),
             *(f"{row[name]:,}" for name in ("documents", "bytes", "tokens")),
             f"{row['bytes'] / row['tokens']:.2f}",
             *(_percent(row[name]) for name in ("unknown", "byte_fallback")),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from freezetrain.evaluation.results import write_whole
@@ -62,9 +63,9 @@ def benchmark_table(benchmarks: Sequence[Mapping[str, Any]]) -> Table:
     heads, *rows = _cells(benchmarks)
     table = Table(title="benchmarks", title_justify="left")
     for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number < 2 else "right", overflow="fold")
+        table.add_column(escape(head), justify="left" if number < 2 else "right", overflow="fold")
     for cells in rows:
-        table.add_row(*cells)
+        table.add_row(*map(escape, cells))
     return table
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.markup import escape
 from rich.table import Table
 
 from freezetrain.errors import UserError
@@ -143,5 +144,5 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             told = "–" if gain is None else signed(gain)
             loss = signed(row["delta_nll_per_byte"])
             relative = signed_percent(row["relative"])
-            table.add_row(row["model"], f"{row['step']:,}", told, loss, relative)
+            table.add_row(escape(row["model"]), f"{row['step']:,}", told, loss, relative)
     return table

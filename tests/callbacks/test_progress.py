@@ -135,7 +135,7 @@ def watched(tmp_path, monkeypatch, make_model, screen, *, table=True):
     monkeypatch.setattr(progress, "Console", lambda **_: screen)
     documents = {
         name: [Document(list(range(first, first + 8)), 8)]
-        for name, first in {"zh": 0, "en": 50, "es": 90, "de": 130}.items()
+        for name, first in {"zh": 0, "en": 50, "es[/b]": 90, "de": 130}.items()
     }
     tracker = ForgettingTracker(documents, "zh", every_n_steps=2, max_length=8, table=table)
     trainer = L.Trainer(
@@ -176,6 +176,7 @@ def test_elsewhere_each_table_is_printed(tmp_path, monkeypatch, make_model):
     out = io.StringIO()
     watched(tmp_path, monkeypatch, make_model, Console(file=out, force_terminal=False, width=100))
     assert re.findall(r"Forgetting at step (\d+)", out.getvalue()) == ["0", "2", "4"]
+    assert "es[/b]" in out.getvalue(), "what looks like markup is a name"
 
 
 def test_a_low_terminal_keeps_its_bar(tmp_path, monkeypatch, make_model):

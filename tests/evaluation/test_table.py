@@ -69,3 +69,12 @@ def test_what_may_be_chance_is_marked():
 
 def split(line):
     return [cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]]
+
+
+def test_names_are_no_markup():
+    figures = {name: Figures(100.0, 50, 100) for name in ("zh[b]", "a[/x]")}
+    console = Console(width=80)
+    with console.capture() as text:
+        console.print(forgetting_table(figures, figures, "zh[b]", title="run[/x]"))
+    for name in ("run[/x]", "zh[b] (target)", "a[/x]"):
+        assert name in text.get()

@@ -93,3 +93,11 @@ def test_the_table_shows_each_row(words):
     line = next(line for line in console.export_text().splitlines() if " en " in line)
     cells = [cell.strip() for cell in line.strip("│").split("│")]
     assert cells == ["en", "2", "19", "4", "4.75", "25.00%", "–"]
+
+
+def test_names_are_no_markup(words):
+    rows = [{**rows_of(TEXTS, words)["en"], "language": name} for name in ("en[b]", "en[/x]")]
+    console = Console(record=True, width=120)
+    console.print(texts_table(rows, title="of [b] and [/x]"))
+    shown = console.export_text()
+    assert all(name in shown for name in ("en[b]", "en[/x]", "of [b] and [/x]"))

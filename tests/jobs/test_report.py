@@ -114,6 +114,12 @@ def test_a_file_alone_and_a_report_are_runs_too(runs, tmp_path):
         assert {**row, "model": "first"} in rows(second)
 
 
+def test_names_are_no_markup(runs, tmp_path, capsys):
+    history = runs / "plain" / "forgetting.json"
+    assert freezetrain("report", history, "--names", '["v1[/b]"]', "--out", tmp_path / "out") == 0
+    assert "v1[/b]" in capsys.readouterr().out
+
+
 def test_files_are_called_after_their_folders(runs, tmp_path):
     files = [runs / name / "forgetting.json" for name in ("plain", "frozen")]
     assert freezetrain("report", *files, "--out", tmp_path / "out") == 0

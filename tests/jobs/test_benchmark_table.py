@@ -1,0 +1,18 @@
+"""Benchmarks as a table for the terminal."""
+
+from rich.console import Console
+
+from freezetrain.evaluation.benchmarks import Score, compared
+from freezetrain.jobs.benchmark_table import benchmark_table
+
+
+def shown(benchmarks) -> str:
+    console = Console(record=True, width=160)
+    console.print(benchmark_table(benchmarks))
+    return console.export_text()
+
+
+def test_names_are_no_markup():
+    scores = {"task[/x]": {"acc": Score(0.5, 0.1, True)}}
+    text = shown([compared(scores, name, scores) for name in ("v[b]", "v[/b]")])
+    assert all(name in text for name in ("task[/x]", "v[b]", "v[/b]"))
