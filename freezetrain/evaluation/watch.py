@@ -301,6 +301,9 @@ class ForgettingWatch:
         """The latest evaluation, with so many held-out languages."""
         base, last = self.history.base, self.history.last
         title = f"Forgetting at step {last.step}, against step {base.step}"
+        taken, every = (sum(f.documents or 0 for f in e.figures.values()) for e in (last, base))
+        if taken < every:  # or perplexities would not fit those of the table of the base
+            title += f", both of {taken} of {every} documents"
         found = None if last is base else last.forgetting
         before, after = self.base_of(last), last.figures
         return forgetting_table(before, after, self.target, found=found, title=title, rows=rows)

@@ -145,6 +145,16 @@ def test_a_resumed_run_keeps_the_subsample_and_its_accounts(clock):
     assert again.state_dict()["seconds_trained"] == pytest.approx(65.0)
 
 
+def test_the_table_says_so(clock):
+    watched, loop = watch(0.2), timed(clock, 100.0 / TOKENS)
+    watched.start(loop.model)
+    assert "documents" not in watched.latest_table().title
+    loop.train(watched, 10)
+    taken = sum(map(len, watched._share.chosen.values()))
+    every = sum(map(len, TEXTS.values()))
+    assert watched.latest_table().title.endswith(f", both of {taken} of {every} documents")
+
+
 def test_the_results_file_says_so(clock, tmp_path):
     watched, loop = watch(0.2, results_path=tmp_path / "f.json"), timed(clock, 100.0 / TOKENS)
     watched.start(loop.model)
