@@ -1,5 +1,6 @@
 """Watch the held-out languages in any training loop: the base first, then whenever it is due."""
 
+import json
 import os
 import sys
 import time
@@ -109,13 +110,14 @@ class ForgettingWatch:
         self.seconds = 0.0
         if self._loaded is not None or step > 0:
             self._check_resumed(step)
+            self._write_results(begins=True)
             self._loaded = None
             self._began = time.perf_counter()
             return None
         self.history, self.trained = History(self.target), Trained(0, 0, 0)
         self._share = None if self.time_share is None else TimeShare(self.time_share)
         self._trained_before = 0.0
-        self._write_results(new=True)  # before the first evaluation takes its time
+        self._write_results(begins=True)  # before the first evaluation takes its time
         self._unfinished = True
         self._began = time.perf_counter()
         return self._evaluate(model)
@@ -279,16 +281,17 @@ class ForgettingWatch:
             "subsample": chosen and {name: len(found) for name, found in chosen.items()},
         }
 
-    def _write_results(self, new: bool = False) -> None:
-        """Write the file; where it cannot be written, or is ``new`` and there, all ranks refuse."""
+    def _write_results(self, begins: bool = False) -> None:
+        """Write the file. Where it cannot be, or a start finds another run's, all ranks refuse."""
         refusal = None
         if self.results_path is not None and is_first_rank():
             path = Path(self.results_path)
             try:
-                if new and path.exists() and not (self.overwrite or self._unfinished):
+                own = self.overwrite or self._unfinished or self._is_own(path)
+                if begins and path.exists() and not own:
                     raise UserError(
-                        f"the results file {str(path)!r} exists; choose another path, or give "
-                        "overwrite=True"
+                        f"the results file {str(path)!r} exists, of another run; choose another "
+                        "path, or give overwrite=True"
                     )
                 write_results(path, self._results())
             except UserError as error:
@@ -296,6 +299,14 @@ class ForgettingWatch:
         refusal = from_first_rank(refusal)
         if refusal is not None:
             raise UserError(refusal)
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether the file is of the run that is resumed: it has the same base."""
+        try:
+            base = json.loads(path.read_text(encoding="utf-8"))["evaluations"][0]
+            return json.dumps(base) == json.dumps(self.history.base.to_dict())
+        except (OSError, ValueError, LookupError, TypeError, UserError):
+            return False
 
     def latest_table(self, rows: int = TABLE_ROWS) -> Table:
         """The latest evaluation, with so many held-out languages."""

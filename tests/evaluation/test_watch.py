@@ -198,6 +198,32 @@ def test_another_runs_results_are_not_overwritten_but_those_of_a_start_that_fail
         watched.start(Toy())
 
 
+def test_a_resumed_run_goes_on_in_its_own_file_and_in_no_other(tmp_path):
+    first, loop = watch(results_path=tmp_path / "own.json"), Loop()
+    first.start(loop.model)
+    loop.train(first, 4, end=False)
+
+    def resumed(name: str, **options) -> ForgettingWatch:
+        again = watch(results_path=tmp_path / name, **options)
+        again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        again.start(loop.model, 4)
+        return again
+
+    other = watch(results_path=tmp_path / "other.json")
+    other.start(Toy(5))
+    (tmp_path / "else.json").write_text("[1]")
+    for name in ("other.json", "else.json"):
+        before = (tmp_path / name).read_text()
+        with pytest.raises(UserError, match=rf"{name}' exists, of another run; choose another"):
+            resumed(name)
+        assert (tmp_path / name).read_text() == before
+        resumed(name, overwrite=True)
+    for name in ("own.json", "new.json", "else.json"):
+        resumed(name)
+        found = json.loads((tmp_path / name).read_text())["evaluations"]
+        assert [evaluation["step"] for evaluation in found] == [0, 2, 4]
+
+
 def test_a_path_that_cannot_be_written_stops_before_any_work(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     model = Toy()
