@@ -12,7 +12,7 @@ from freezetrain.errors import UserError, near_misses
 class Score:
     """One metric of one task, of one model."""
 
-    value: float
+    value: float | None  # None where the task gave no finite number
     standard_error: float | None  # over the questions; None where it is not known
     higher_is_better: bool | None  # None where it is not known
 
@@ -46,8 +46,10 @@ def relative_drop(base: Score, adapted: Score) -> float | None:
 
     (base − adapted) / base, as SSU reports source tasks ("Source-Shielded Updates", 2025, arXiv
     2512.04844), with the sign turned for a metric of which less is better. None where the base's
-    score is not above 0, or it is not known which is better.
+    score is not above 0, a score is no number, or it is not known which is better.
     """
+    if base.value is None or adapted.value is None:
+        return None
     if base.higher_is_better is None or base.value <= 0:
         return None
     drop = (base.value - adapted.value) / base.value

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation.benchmarks import Score, Scores
+from freezetrain.evaluation.figures import finite_or_none
 from freezetrain.recipe import Benchmarks
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Harness:
         except ImportError as error:
             raise UserError(
                 f"benchmarks need lm-evaluation-harness, which cannot be imported ({error}); "
-                "install it with pip install 'freezetrain[benchmarks]'"
+                "install it with pip install '.[benchmarks]' in freezetrain's clone"
             ) from error
         self._told = told
         with _quiet():
@@ -71,7 +72,7 @@ class Harness:
                     torch_random_seed=told.seed,
                     fewshot_random_seed=told.seed,
                 )
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:  # of word_perplexity, where few are words
                 raise UserError(f"lm-evaluation-harness refuses the tasks: {error}") from error
         return scores_of(results)
 
@@ -123,8 +124,8 @@ def _scores(name: str, results: Mapping[str, Any]) -> dict[str, Score]:
             continue
         error = found.get(f"{metric}_stderr,{kept}")
         scores[metric if kept == "none" else key] = Score(
-            float(value),
-            float(error) if isinstance(error, int | float) else None,
+            finite_or_none(float(value)),
+            finite_or_none(float(error)) if isinstance(error, int | float) else None,
             direction.get(metric),
         )
     return scores

@@ -100,7 +100,9 @@ def _cells(benchmarks: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return [["task", "metric", "base", *models], *lines.values(), last]
 
 
-def _value(value: float, error: float | None) -> str:
+def _value(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "no number"
     return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
 

@@ -29,6 +29,17 @@ def test_no_drop_of_nothing_or_where_nobody_knows_which_is_better(base):
     json.dumps(found, allow_nan=False)
 
 
+def test_no_drop_of_or_to_what_is_no_number():
+    number, none = Score(0.5, 0.1, True), Score(None, None, True)
+    for base, adapted in ((number, none), (none, number), (none, none)):
+        assert relative_drop(base, adapted) is None
+        found = compared(
+            {"a": {"m": base}, "b": {"m": number}}, "x", {"a": {"m": adapted}, "b": {"m": number}}
+        )
+        assert found["mean_relative_drop"] == {"x": 0.0}, "of the other task alone"
+        json.dumps(found, allow_nan=False)
+
+
 def test_side_by_side():
     found = compared(BASE, "a", ADAPTED)
     assert found["tasks"]["arc"] == {

@@ -161,6 +161,29 @@ def test_scores_of_filters_and_missing_errors():
     assert scores_of(results) == {"gsm": expected}
 
 
+def test_what_is_no_number_is_none():
+    results = {
+        "results": {"t": {"f1,none": math.nan, "f1_stderr,none": math.nan, "ppl,none": math.inf}},
+        "group_subtasks": {}, "higher_is_better": {"t": {"f1": True}},
+    }  # fmt: skip
+    assert scores_of(results) == {
+        "t": {"f1": Score(None, None, True), "ppl": Score(None, None, None)}
+    }
+
+
+def test_a_figure_past_the_float_range_is_refused(tmp_path, make_model, tokenizer):
+    (tmp_path / "data.json").write_text(json.dumps({"text": "人" * 500}))  # a single "word"
+    task = {
+        "task": "rolling", "dataset_path": "json", "test_split": "test",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "data.json")}},
+        "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "word_perplexity"}],
+    }  # fmt: skip
+    (tmp_path / "rolling.yaml").write_text(json.dumps(task))
+    with pytest.raises(UserError, match="refuses the tasks: math range error"):
+        Harness(told(tmp_path, "rolling")).scores(make_model(), tokenizer)
+
+
 def test_unknown_tasks_and_folders_without_tasks(folder, tmp_path):
     with pytest.raises(UserError, match=r"no task 'local_chois' \(did you mean 'local_choice'"):
         Harness(told(folder, "local_chois"))
@@ -189,7 +212,7 @@ def test_a_machine_without_the_harness(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(UserError, match=r"pip install 'freezetrain\[benchmarks\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[benchmarks\]' in .* clone"):
         Harness(Benchmarks(tasks=["arc_easy"]))
 
 

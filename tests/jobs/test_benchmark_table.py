@@ -16,3 +16,9 @@ def test_names_are_no_markup():
     scores = {"task[/x]": {"acc": Score(0.5, 0.1, True)}}
     text = shown([compared(scores, name, scores) for name in ("v[b]", "v[/b]")])
     assert all(name in text for name in ("task[/x]", "v[b]", "v[/b]"))
+
+
+def test_a_score_that_is_no_number_says_so():
+    base = {"task": {"f1": Score(0.5, None, True)}}
+    text = shown([compared(base, "model", {"task": {"f1": Score(None, None, True)}})])
+    assert "no number, drop unknown" in text
