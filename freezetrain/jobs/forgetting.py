@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from freezetrain.errors import UserError, near_misses
+from freezetrain.errors import CheckError, UserError, near_misses
 from freezetrain.evaluation import DocumentSums, History
 from freezetrain.evaluation.benchmarks import Scores, compared, main_metrics
 from freezetrain.evaluation.harness import Harness
@@ -37,7 +37,7 @@ def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
     Leaves forgetting.csv, forgetting.md and report.html, and benchmarks.csv where there are tasks.
     """
     sources = [recipe.base, *recipe.models]
-    base, *names = shortest_endings([source.path for source in sources])
+    base, *names = _names(sources)
     # What can be refused is, before any model is run.
     max_length = _common_window(recipe, sources)
     harness = Harness(recipe.benchmarks) if recipe.benchmarks.tasks else None
@@ -82,6 +82,22 @@ def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
     return Outcome({"base": base, "runs": runs}, [*tables, *_written(runs, folder)])
 
 
+def _names(sources: Sequence[ModelSource]) -> list[str]:
+    """What the models are called in tables; a revision is named too, as in ``model@main``."""
+    paths = list(dict.fromkeys(source.path.rstrip("/") for source in sources))
+    called = dict(zip(paths, shortest_endings(paths), strict=True))
+    names = []
+    for source in sources:
+        name, revision = called[source.path.rstrip("/")], source.revision
+        names.append(name if revision is None else f"{name}@{revision}")
+        if names.count(names[-1]) > 1:
+            raise UserError(
+                f"expected each model once, got {names[-1]} twice; leave one out, or give another "
+                "revision"
+            )
+    return names
+
+
 def _common_window(recipe: ForgettingRecipe, sources: list[ModelSource]) -> int:
     """Tokens of context that all models have: with more, a model would seem to forget less."""
     lengths = []
@@ -107,7 +123,10 @@ def _evaluated(
             f"{near_misses(recipe.target, documents)}; they are {' '.join(documents)}"
         )
     model = on_gpu(load_model(source))
-    sums = evaluate_with_bar(model, documents, recipe.evaluation, name, max_length)
+    try:
+        sums = evaluate_with_bar(model, documents, recipe.evaluation, name, max_length)
+    except CheckError as error:
+        raise CheckError(f"{name}: {error}") from error
     scores = {} if harness is None else harness.scores(model, tokenizer)
     return _Found(sums, texts_rows(documents, tokenizer), scores)
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from freezetrain.cli import main
 from freezetrain.corpora import read_languages
-from freezetrain.errors import UserError
+from freezetrain.errors import CheckError, UserError
 from freezetrain.jobs import forgetting as job
 from freezetrain.models import load_model, load_tokenizer
 from freezetrain.recipe import (
@@ -153,6 +153,29 @@ def test_a_fixed_sample_of_documents(folders, tmp_path):
     assert run["texts"][0]["bytes"] == sum(len(text.encode()) for text in sample)
 
 
+def test_revisions_of_one_model_are_told_apart(folders, tmp_path):
+    told = recipe(folders, "run/model", "base", "base")
+    told.evaluation.languages = ["en", "zh"]
+    for number, revision in ((1, "step1000"), (2, "step2000")):  # a folder's has no meaning
+        told.models[number].revision = revision
+    outcome = job.run(told, tmp_path)
+    names = [run["name"] for run in outcome.results["runs"]]
+    assert names == ["model", "base@step1000", "base@step2000"]
+    with (tmp_path / "forgetting.csv").open() as file:
+        assert {row["model"] for row in csv.DictReader(file)} == {*names}
+
+
+def test_a_loss_that_is_not_finite_names_the_model(folders, make_model, tokenizer, tmp_path):
+    broken = make_model()
+    with torch.no_grad():
+        next(broken.parameters()).fill_(math.nan)
+    for part in (broken, tokenizer):
+        part.save_pretrained(tmp_path / "broken")
+    told = recipe(folders, "run/model", tmp_path / "broken")
+    with pytest.raises(CheckError, match=r"^broken: the summed NLL of language 'en' is nan"):
+        job.run(told, tmp_path / "out")
+
+
 CHOICE = """
 task: local_choice
 dataset_path: json
@@ -214,8 +237,8 @@ def test_benchmarks_beside_the_languages(folders, tasks, tmp_path, capsys):
     ("names", "more", "complaint"),
     [
         (["other"], {"target": "zhh"}, r"target 'zhh' is not among.*did you mean 'zh'"),
-        (["other", "other"], {}, "each path once, got .*other 2 times"),
-        (["base"], {}, "each path once"),
+        (["other", "other"], {}, "each model once, got other twice"),
+        (["base"], {}, "each model once, got base twice"),
         (["nowhere"], {}, "there is no such folder"),
         (
             ["other"],
