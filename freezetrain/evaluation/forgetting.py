@@ -7,11 +7,10 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation.figures import Figures, finite_or_none, safe_exp
-from freezetrain.evaluation.ratio import bootstrap_ratios, interval, mean_interval, standard_error
+from freezetrain.evaluation.ratio import Resampled, bootstrap_ratios, interval, standard_error
 from freezetrain.evaluation.sums import DocumentSums, as_figures
 
 Interval = tuple[float, float]  # of 95%
@@ -79,7 +78,8 @@ def forgetting(
     All languages but ``target`` are held out. The backward transfer is that of Lopez-Paz and
     Ranzato (2017, arXiv 1706.08840), with NLL per byte in the place of an accuracy. Intervals need
     ``DocumentSums`` of two documents or more on both sides: they are percentiles of 1,000
-    resamples of the documents of each language (the same documents for both models).
+    resamples of the documents of each language (the same documents for both models), widened where
+    these are few.
 
     Raises ``UserError`` if the two hold other languages or other texts, if ``target`` is not one
     of the languages, or if no language is held out.
@@ -87,7 +87,7 @@ def forgetting(
     _check(before, after, target)
     compared = {name: _compare(before[name], after[name], name) for name in before}
     languages = {name: change for name, (change, _) in compared.items() if name != target}
-    drawn = [ratios for name, (_, ratios) in compared.items() if name != target]
+    drawn = [found for name, (_, found) in compared.items() if name != target]
     deltas = {name: change.delta_nll_per_byte for name, change in languages.items()}
     mean = fmean(deltas.values())
     worst = max(deltas, key=deltas.__getitem__)
@@ -97,11 +97,11 @@ def forgetting(
         gain = 0.0 - change.delta_nll_per_byte  # never −0.0
         if change.interval is not None:
             gain_interval = (0.0 - change.interval[1], 0.0 - change.interval[0])
-    known = [ratios for ratios in drawn if ratios is not None]
+    known = [found for found in drawn if found is not None]
     return Forgetting(
         languages=languages,
         mean=mean,
-        mean_interval=mean_interval(known) if len(known) == len(drawn) else None,
+        mean_interval=interval(known) if len(known) == len(drawn) else None,
         relative_mean=fmean(change.relative for change in languages.values()),
         worst=(worst, deltas[worst]),
         backward_transfer=0.0 - mean,
@@ -113,7 +113,7 @@ def forgetting(
 
 def _compare(
     before: Found, after: Found, language: str
-) -> tuple[LanguageForgetting, NDArray[np.float64] | None]:
+) -> tuple[LanguageForgetting, Resampled | None]:
     """The language's change, and what it was in resamples of its documents."""
     base, adapted = as_figures(before), as_figures(after)
     ratio = None
@@ -125,8 +125,9 @@ def _compare(
         return LanguageForgetting(delta, relative, ratio), None
     differences = after.nll - before.nll
     drawn = bootstrap_ratios(differences, before.bytes, seed=zlib.crc32(language.encode()))
+    resampled = Resampled(delta, len(before), drawn)
     error = standard_error(differences, before.bytes)
-    return LanguageForgetting(delta, relative, ratio, error, interval(drawn)), drawn
+    return LanguageForgetting(delta, relative, ratio, error, interval([resampled])), resampled
 
 
 def _check(before: Mapping[str, Found], after: Mapping[str, Found], target: str | None) -> None:

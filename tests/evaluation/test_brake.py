@@ -72,21 +72,21 @@ def test_noise_is_not_a_breach_where_it_is_told_not_to_be():
         found = history({"en": 0.1}, scatter=scatter)
         low, high = found.last.forgetting.languages["en"].interval
         assert (low > 0.02 * BASE["en"]) == surely
-        assert high >= 0.1
+        assert high >= 0.1 - 1e-12
         assert exceeded(Brake(**brake), found) == [(10, "en")]
         expected = [(10, "en")] if surely else []
         assert exceeded(Brake(**brake, beyond_noise=True), found) == expected
     # What is told is the loss, not the end of its interval.
-    found = history({"en": 0.1}, scatter=1.0)
+    found = history({"en": 0.1}, scatter=0.5)
     (breach,) = Brake({"en": 0.02}, beyond_noise=True).breaches(found.evaluations)
     assert breach.value == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("measure", ["relative", "perplexity", "nats_per_byte"])
 def test_beyond_noise_limits_lie_at_the_interval_in_each_measure(measure):
-    found = history({"en": 0.1}, scatter=5.0)
+    found = history({"en": 0.1}, scatter=1.0)
     low = found.last.forgetting.languages["en"].interval[0]
-    assert low < 0.09
+    assert 0 < low < 0.09
     end = {"relative": low / 2.0, "perplexity": math.exp(4 * low) - 1, "nats_per_byte": low}
     for name in ("en", "worst"):
         for limit, steps in ((end[measure] * 0.999, [10]), (end[measure] * 1.001, [])):
@@ -95,7 +95,7 @@ def test_beyond_noise_limits_lie_at_the_interval_in_each_measure(measure):
 
 
 def test_beyond_noise_takes_the_means_own_interval():
-    found = history({"en": 0.1, "es": 0.2}, scatter=5.0)
+    found = history({"en": 0.1, "es": 0.2}, scatter=2.0)
     low = found.last.forgetting.mean_interval[0]
     for limit, count in ((low - 1e-6, 1), (low + 1e-6, 0)):
         brake = Brake({"mean": limit}, measure="nats_per_byte", beyond_noise=True)

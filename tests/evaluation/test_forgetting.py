@@ -7,7 +7,7 @@ import pytest
 
 from freezetrain.errors import UserError
 from freezetrain.evaluation import DocumentSums, Figures, Forgetting, forgetting
-from freezetrain.evaluation.ratio import bootstrap_ratios, interval, standard_error
+from freezetrain.evaluation.ratio import Resampled, bootstrap_ratios, interval, standard_error
 
 BEFORE = {
     "en": Figures(nll=100.0, tokens=50, bytes=200),
@@ -130,12 +130,17 @@ def test_intervals_of_mean_and_gain():
         {name: after for name, (_, after) in pairs.items()},
         "sw",
     )
-    drawn = [
-        bootstrap_ratios(after.nll - before.nll, before.bytes, seed=zlib.crc32(name.encode()))
-        for name, (before, after) in pairs.items()
-    ]
-    assert found.mean_interval == interval((drawn[0] + drawn[1]) / 2)
-    assert found.target_gain_interval == tuple(-end for end in reversed(interval(drawn[2])))
+    drawn = []
+    for name, (before, after) in pairs.items():
+        change, sizes = after.nll - before.nll, before.bytes
+        ratios = bootstrap_ratios(change, sizes, seed=zlib.crc32(name.encode()))
+        # As a difference of two ratios, which rounding makes another than that of the difference.
+        ratio = after.figures().nll_per_byte - before.figures().nll_per_byte
+        assert ratio == pytest.approx(change.sum() / sizes.sum(), rel=1e-9)
+        drawn.append(Resampled(ratio, 40, ratios))
+    assert found.mean_interval == interval(drawn[:2])
+    assert found.languages["en"].interval == interval(drawn[:1])
+    assert found.target_gain_interval == tuple(-end for end in reversed(interval(drawn[2:])))
     assert found.target_gain_interval[0] < found.target_gain < found.target_gain_interval[1]
     assert found.relative_mean == pytest.approx(
         sum(found.languages[name].relative for name in ("en", "de")) / 2

@@ -5,9 +5,10 @@ import pytest
 
 from freezetrain.errors import UserError
 from freezetrain.evaluation.ratio import (
+    Resampled,
+    _students_t,
     bootstrap_ratios,
     interval,
-    mean_interval,
     standard_error,
     standard_error_of_moments,
 )
@@ -59,26 +60,54 @@ def test_bootstrap_equals_a_plain_loop_over_the_same_draws(count, monkeypatch):
     assert np.array_equal(bootstrap_ratios(values, sizes, resamples=50, seed=5), whole)
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
+def resampled(values, sizes, seed=0):
+    drawn = bootstrap_ratios(values, sizes, resamples=300, seed=seed)
+    return Resampled(values.sum() / sizes.sum(), len(values), drawn)
+
+
+@pytest.mark.parametrize("counts", [[80], [7], [2], [3, 3], [7, 40], [7] * 12])
+def test_intervals_hold_the_truth_as_often_as_they_say(counts):
+    """Of one language and of several; the plain percentile interval of two documents: half."""
     random = np.random.default_rng(6)
     held = []
     for seed in range(400):
-        low, high = interval(bootstrap_ratios(*draw(random, 80), resamples=300, seed=seed))
+        low, high = interval([resampled(*draw(random, count), seed) for count in counts])
         held.append(low <= 2.0 <= high)
     assert 0.90 < np.mean(held) < 0.98
 
 
-def test_the_interval_leaves_a_fortieth_out_on_either_side():
-    low, high = interval(np.random.default_rng(7).permutation(401) / 400)
-    assert (low, high) == (pytest.approx(0.025), pytest.approx(0.975))
+def test_of_many_documents_it_is_the_percentile_interval():
+    drawn = np.random.default_rng(7).permutation(401) / 400
+    found = interval([Resampled(0.4, 10**9, drawn)])
+    assert found == (pytest.approx(0.025), pytest.approx(0.975))
+
+
+def test_of_few_it_is_wider_about_the_ratio():
+    drawn = np.random.default_rng(7).permutation(401) / 400
+    wider = 2.776445 / 1.959964 * np.sqrt(5 / 4)  # Student's t of 4 degrees of freedom
+    low, high = interval([Resampled(0.4, 5, drawn)])
+    assert low == pytest.approx(0.4 - wider * 0.375, rel=1e-3)
+    assert high == pytest.approx(0.4 + wider * 0.575, rel=1e-3)
+
+
+def test_documents_that_are_all_the_same_leave_no_doubt():
+    assert interval([Resampled(0.5, 2, np.full(10, 0.5)), Resampled(1.5, 9, np.full(10, 1.5))]) == (
+        1.0,
+        1.0,
+    )
+
+
+def test_quantiles_of_students_t():
+    table = {2: 4.302653, 3: 3.182446, 6: 2.446912, 30: 2.042272, 1e9: 1.959964}
+    for degrees, expected in table.items():
+        assert _students_t(0.975, degrees) == pytest.approx(expected, rel=0.01), degrees
+    assert _students_t(0.975, 1) == pytest.approx(12.706205, rel=0.12)
 
 
 def test_the_mean_of_languages_scatters_less_than_each():
-    drawn = [
-        bootstrap_ratios(*draw(np.random.default_rng(seed), 50), seed=seed) for seed in range(9)
-    ]
-    low, high = mean_interval(drawn)
-    widths = [interval(one)[1] - interval(one)[0] for one in drawn]
+    each = [resampled(*draw(np.random.default_rng(seed), 50), seed) for seed in range(9)]
+    low, high = interval(each)
+    widths = [np.subtract(*reversed(interval([one]))) for one in each]
     assert (high - low) == pytest.approx(np.mean(widths) / 3, rel=0.2)  # 1/√9
 
 
