@@ -75,7 +75,8 @@ class LanguageNLL(Metric):
     def figures(self) -> dict[str, Figures]:
         """The figures of each language over all processes; each of them must call this.
 
-        Raises ``CheckError`` naming the language whose NLL is not finite.
+        Raises ``UserError`` naming a language without documents, ``CheckError`` naming one whose
+        NLL is not finite.
         """
         # reshape, because torchmetrics makes a scalar of the sums of a single language.
         sums = {name: values.reshape(-1).tolist() for name, values in self.compute().items()}
@@ -84,6 +85,12 @@ class LanguageNLL(Metric):
             nll = sums["nll"][row]
             _check_finite(language, nll)
             documents, tokens, bytes, correct = (sums[name][row] for name in _SUMS)
+            if not documents:
+                raise UserError(
+                    f"expected documents of each language, got none of {language!r} since the last "
+                    "reset; leave it out, or, in Lightning's sanity check of a few batches, give "
+                    "the Trainer num_sanity_val_steps=0"
+                )
             errors = None
             if documents > 1:
                 totals = {"nll": nll, "tokens": tokens, "bytes": bytes, "correct": correct}
