@@ -44,6 +44,7 @@ class Forgetting:
     mean: float  # mean of delta_nll_per_byte over the held-out languages, each counted once
     mean_interval: Interval | None
     relative_mean: float  # mean of `relative` over the held-out languages
+    relative_mean_interval: Interval | None
     worst: tuple[str, float]  # the held-out language forgotten most, its delta_nll_per_byte
     backward_transfer: float  # mean over held-out languages of base − adapted: negative = forgotten
     target: str | None
@@ -66,7 +67,8 @@ class Forgetting:
             for name, values in data["languages"].items()
         }
         worst = (data["worst"]["language"], data["worst"]["delta_nll_per_byte"])
-        pairs = {name: _pair(data[name]) for name in ("mean_interval", "target_gain_interval")}
+        intervals = ("mean_interval", "relative_mean_interval", "target_gain_interval")
+        pairs = {name: _pair(data.get(name)) for name in intervals}
         return cls(**{**data, **pairs, "languages": languages, "worst": worst})
 
 
@@ -87,7 +89,7 @@ def forgetting(
     _check(before, after, target)
     compared = {name: _compare(before[name], after[name], name) for name in before}
     languages = {name: change for name, (change, _) in compared.items() if name != target}
-    drawn = [found for name, (_, found) in compared.items() if name != target]
+    drawn = {name: found for name, (_, found) in compared.items() if name != target}
     deltas = {name: change.delta_nll_per_byte for name, change in languages.items()}
     mean = fmean(deltas.values())
     worst = max(deltas, key=deltas.__getitem__)
@@ -97,12 +99,15 @@ def forgetting(
         gain = 0.0 - change.delta_nll_per_byte  # never −0.0
         if change.interval is not None:
             gain_interval = (0.0 - change.interval[1], 0.0 - change.interval[0])
-    known = [found for found in drawn if found is not None]
+    known = {name: found for name, found in drawn.items() if found is not None}
+    all_known = len(known) == len(drawn)
+    shares = [_share(found, as_figures(before[name])) for name, found in known.items()]
     return Forgetting(
         languages=languages,
         mean=mean,
-        mean_interval=interval(known) if len(known) == len(drawn) else None,
+        mean_interval=interval(list(known.values())) if all_known else None,
         relative_mean=fmean(change.relative for change in languages.values()),
+        relative_mean_interval=interval(shares) if all_known else None,
         worst=(worst, deltas[worst]),
         backward_transfer=0.0 - mean,
         target=target,
@@ -120,7 +125,7 @@ def _compare(
     if _same(before, after, "tokens"):
         ratio = safe_exp((adapted.nll - base.nll) / base.tokens)
     delta = adapted.nll_per_byte - base.nll_per_byte
-    relative = delta / base.nll_per_byte if base.nll_per_byte > 0 else 0.0
+    relative = delta * _per(base)
     if isinstance(before, Figures) or isinstance(after, Figures) or len(before) < 2:
         return LanguageForgetting(delta, relative, ratio), None
     differences = after.nll - before.nll
@@ -128,6 +133,17 @@ def _compare(
     resampled = Resampled(delta, len(before), drawn)
     error = standard_error(differences, before.bytes)
     return LanguageForgetting(delta, relative, ratio, error, interval([resampled])), resampled
+
+
+def _share(found: Resampled, base: Figures) -> Resampled:
+    """``found`` as a share of the base's NLL per byte."""
+    per = _per(base)
+    return Resampled(found.ratio * per, found.documents, found.drawn * per)
+
+
+def _per(base: Figures) -> float:
+    """1 / NLL per byte; 0 where a base was certain of every token, and shares mean nothing."""
+    return 1 / base.nll_per_byte if base.nll_per_byte > 0 else 0.0
 
 
 def _check(before: Mapping[str, Found], after: Mapping[str, Found], target: str | None) -> None:

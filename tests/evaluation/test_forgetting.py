@@ -145,6 +145,12 @@ def test_intervals_of_mean_and_gain():
     assert found.relative_mean == pytest.approx(
         sum(found.languages[name].relative for name in ("en", "de")) / 2
     )
+    bases = [pairs[name][0].figures().nll_per_byte for name in ("en", "de")]
+    shares = [
+        Resampled(one.ratio / base, 40, one.drawn / base)
+        for one, base in zip(drawn, bases, strict=False)
+    ]
+    assert found.relative_mean_interval == pytest.approx(interval(shares), rel=1e-9)
     assert Forgetting.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
@@ -154,6 +160,7 @@ def test_sums_alone_or_one_document_give_no_interval():
     for base, adapted in (one, ({"en": before.figures()}, {"en": after})):
         found = forgetting(base, adapted)
         assert found.mean_interval is None
+        assert found.relative_mean_interval is None
         assert found.languages["en"].interval is None
         assert found.languages["en"].standard_error is None
 
