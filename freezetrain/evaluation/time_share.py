@@ -2,13 +2,13 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from freezetrain.errors import UserError
 from freezetrain.evaluation.documents import Document
+from freezetrain.evaluation.fingerprints import fingerprint
 
 
 class TimeShare:
@@ -96,9 +96,3 @@ def subsample(documents: Mapping[str, Sequence[Document]], part: float) -> dict[
     most = part * sum(int(sums[-1]) for sums in tokens.values())
     share = candidates[max(0, bisect_right(candidates, most, key=held) - 1)]
     return {language: sorted(order[language][:n]) for language, n in counts(share).items()}
-
-
-def fingerprint(document: Document) -> str:
-    """Hash of a document's ids, the same on every machine."""
-    ids = np.asarray(document.ids, dtype="<i8")
-    return blake2b(ids.tobytes(), digest_size=8).hexdigest()

@@ -1,13 +1,10 @@
 """Watch the held-out languages in any training loop: the base first, then whenever it is due."""
 
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
-from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +15,14 @@ from torch import nn
 from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation.documents import Document
 from freezetrain.evaluation.figures import Figures
+from freezetrain.evaluation.fingerprints import digests
 from freezetrain.evaluation.history import Evaluation, History
+from freezetrain.evaluation.own_results import write_own
 from freezetrain.evaluation.perplexity import evaluate, evaluate_documents
 from freezetrain.evaluation.ranks import from_first_rank, is_first_rank
-from freezetrain.evaluation.results import write_results
 from freezetrain.evaluation.schedule import Schedule, Trained
 from freezetrain.evaluation.table import forgetting_table
-from freezetrain.evaluation.time_share import TimeShare, fingerprint
+from freezetrain.evaluation.time_share import TimeShare
 
 TABLE_ROWS = 8  # held-out languages in the terminal; the results file has all
 _KEPT = ("target", "max_length", "overlap", "time_share")  # a run is resumed with the same
@@ -173,7 +171,7 @@ class ForgettingWatch:
         return {
             **{name: getattr(self, name) for name in _KEPT},
             **self.history.state_dict(),
-            "digests": _digests(self.documents),
+            "digests": digests(self.documents),
             "trained": list(self.trained),
             "seconds_trained": self._seconds_trained(),
             "share": None if self._share is None else self._share.state_dict(),
@@ -206,7 +204,7 @@ class ForgettingWatch:
                 f"the run resumes at step {step} from a checkpoint without a base evaluation of "
                 f"{type(self).__name__}; start anew, or resume without it"
             )
-        then, now = self._loaded["digests"], _digests(self.documents)
+        then, now = self._loaded["digests"], digests(self.documents)
         for language in sorted(now.keys() | then.keys()):
             if now.get(language) != then.get(language):
                 held, base = self.documents.get(language, ()), self.history.base.figures
@@ -283,30 +281,9 @@ class ForgettingWatch:
 
     def _write_results(self, begins: bool = False) -> None:
         """Write the file. Where it cannot be, or a start finds another run's, all ranks refuse."""
-        refusal = None
-        if self.results_path is not None and is_first_rank():
-            path = Path(self.results_path)
-            try:
-                own = self.overwrite or self._unfinished or self._is_own(path)
-                if begins and path.exists() and not own:
-                    raise UserError(
-                        f"the results file {str(path)!r} exists, of another run; choose another "
-                        "path, or give overwrite=True"
-                    )
-                write_results(path, self._results())
-            except UserError as error:
-                refusal = str(error)
-        refusal = from_first_rank(refusal)
-        if refusal is not None:
-            raise UserError(refusal)
-
-    def _is_own(self, path: Path) -> bool:
-        """Whether the file is of the run that is resumed: it has the same base."""
-        try:
-            base = json.loads(path.read_text(encoding="utf-8"))["evaluations"][0]
-            return json.dumps(base) == json.dumps(self.history.base.to_dict())
-        except (OSError, ValueError, LookupError, TypeError, UserError):
-            return False
+        may_replace = not begins or self.overwrite or self._unfinished
+        base = self.history.base if self.history.evaluations else None
+        write_own(self.results_path, self._results(), may_replace, base)
 
     def latest_table(self, rows: int = TABLE_ROWS) -> Table:
         """The latest evaluation, with so many held-out languages."""
@@ -324,11 +301,3 @@ class ForgettingWatch:
         with console.capture() as text:
             console.print(self.latest_table())
         return text.get().rstrip("\n")
-
-
-def _digests(documents: Mapping[str, Sequence[Document]]) -> dict[str, str]:
-    """Language -> a hash of its documents in their order."""
-    return {
-        language: blake2b("".join(map(fingerprint, texts)).encode(), digest_size=8).hexdigest()
-        for language, texts in documents.items()
-    }
