@@ -122,6 +122,10 @@ class ForgettingBrakeCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self._look(args, state, control)
+
+    def _look(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        """Act on the latest evaluation, unless that is done."""
         evaluations = self.tracker.history.evaluations
         last = evaluations[-1]
         if last.step == self._seen:
@@ -143,6 +147,7 @@ class ForgettingBrakeCallback(TrainerCallback):
     ) -> None:
         if not (control.should_training_stop or state.global_step >= state.max_steps):
             return
+        self._look(args, state, control)  # the tracker may have evaluated once more
         broken = self.brake.ended_at(self.tracker.history.evaluations) is not None
         if self.brake.action == "roll_back" and not broken:
             state.best_model_checkpoint = None  # nothing to go back from

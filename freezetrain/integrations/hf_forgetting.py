@@ -54,9 +54,11 @@ class ForgettingTrackerCallback(ForgettingWatch, TrainerCallback):
         self._look(self.end if last else self.after_step, args, state, control, kwargs["model"])
 
     def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if control.should_save:
+        if control.should_training_stop:  # perhaps by a callback whose turn came after this one's
+            self._look(self.end, args, state, control, kwargs["model"])
+        elif control.should_save:
             self._record(state)
 
     def on_train_end(

@@ -132,16 +132,42 @@ def test_a_run_within_its_limits_keeps_its_last_weights(tmp_path):
     assert run.brake.results()["model_step"] == 5
 
 
-def test_another_end_than_an_evaluations_is_no_reason_to_go_back(tmp_path):
-    class Ends(TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            if state.global_step == 3:
-                control.should_training_stop = True
+class Ends(TrainerCallback):
+    """Another reason to end, after the tracker and the brake had their turn."""
 
-    run = Run(tmp_path, {"limits": {"worst": 10.0}, "action": "roll_back"}, Ends())
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop |= state.global_step == self.step
+
+
+def test_another_end_than_an_evaluations_is_no_reason_to_go_back(tmp_path):
+    run = Run(tmp_path, {"limits": {"worst": 10.0}, "action": "roll_back"}, Ends(3))
     assert run.step == 3
     assert run.is_of(3)
     assert list(run.lost()) == [0, 2, 3]
+
+
+@pytest.mark.parametrize("action", ["roll_back", "select"])
+def test_what_another_end_leaves_is_held_to_the_limits(tmp_path, action):
+    lost = Run(tmp_path / "free", None, Ends(7)).lost()
+    assert list(lost) == [0, 2, 4, 6, 7]
+    assert lost[6] < lost[7]
+    told = {"limits": {"en": (lost[6] + lost[7]) / 2}, "action": action}
+    run = Run(tmp_path / "held", told, Ends(7))
+    step = run.brake.results()["model_step"]
+    assert run.brake.results()["breaches"][-1]["step"] == 7
+    assert step < 7
+    assert run.is_of(step)
+
+
+def test_the_step_of_another_end_can_be_selected(tmp_path):
+    run = Run(tmp_path, {"limits": {"worst": 10.0}, "action": "select"}, Ends(7))
+    gains = {one.step: one.forgetting.target_gain for one in run.tracker.history.evaluations}
+    assert max(gains, key=gains.__getitem__) == 7
+    assert run.is_of(7)
+    assert run.brake.results()["model_step"] == 7
 
 
 def test_training_is_bit_identical(tmp_path, limits):

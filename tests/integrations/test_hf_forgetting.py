@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hf_runs import logged_norms, trainer
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -207,7 +208,12 @@ def test_the_best_model_is_not_taken_for_that_of_the_last_step(tmp_path):
     run.evaluate = lambda *args, **told: {**real(*args, **told), "eval_loss": next(losses)}
     run.train()
     assert run.state.best_global_step == 1
-    assert steps(watched) == [0]
+    assert steps(watched) == [0, run.state.global_step]
+    last = llama()  # what was evaluated before the best model was loaded
+    last.load_state_dict(
+        load_file(tmp_path / f"checkpoint-{run.state.global_step}" / "model.safetensors")
+    )
+    assert watched.history.last.figures == evaluate(last, texts(), max_length=16)
 
 
 def test_smaller_batches_after_running_out_of_memory(tmp_path):
