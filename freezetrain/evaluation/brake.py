@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from freezetrain.errors import UserError, near_misses
+from freezetrain.errors import UserError
 from freezetrain.evaluation.figures import finite_or_none, safe_exp
 from freezetrain.evaluation.history import Evaluation
-from freezetrain.recipe.brake import Braking
+from freezetrain.recipe.brake import TOGETHER, Braking
 
-TOGETHER = ("mean", "worst")
 _UNITS: dict[str, tuple[float, str]] = {  # of what is lost, what is written after it
     "relative": (100, "% of the base's NLL per byte"),
     "perplexity": (100, "% of the base's perplexity"),
@@ -44,20 +43,8 @@ class Brake(Braking):
 
         ``documents``: language -> its documents; all but ``target`` are held out.
         """
+        self.check_names(documents.keys(), [] if target is None else [target])
         held_out = [language for language in documents if language != target]
-        for name in self.limits:
-            if name in TOGETHER and name in documents:
-                raise UserError(
-                    f"a language is called {name!r}, which would have the limit of all together; "
-                    "give the language another name"
-                )
-            if name not in held_out and name not in TOGETHER:
-                which = "which is the target, is" if name == target else "which is"
-                raise UserError(
-                    f"the brake limits {name!r}, {which} not one of the held-out languages "
-                    f"{', '.join(held_out)}{near_misses(name, [*held_out, *TOGETHER])}; give one "
-                    "of them, mean or worst"
-                )
         needed = held_out if set(TOGETHER) & set(self.limits) else self.limits
         for language in needed if self.beyond_noise else ():
             if len(documents[language]) < 2:

@@ -1,7 +1,7 @@
 """How much forgetting a run may cost, and what is done where it costs more."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -9,6 +9,8 @@ from freezetrain.errors import UserError, near_misses
 
 Action = Literal["warn", "stop", "roll_back", "select"]
 Measure = Literal["relative", "perplexity", "nats_per_byte"]
+TOGETHER = ("mean", "worst")
+"""Names of limits that are not of one language."""
 
 
 @dataclass
@@ -55,6 +57,26 @@ class Braking:
                 "the brake's beyond_noise needs an interval of the mean, which is known in "
                 f"nats_per_byte, got measure {self.measure!r}; change it, or limit the worst"
             )
+
+    def check_names(self, languages: Collection[str], trained: Collection[str]) -> None:
+        """Raise ``UserError`` for a limit of what is not held out.
+
+        ``languages``: those that are evaluated; ``trained``: those that are trained on.
+        """
+        held_out = [language for language in languages if language not in trained]
+        for name in self.limits:
+            if name in TOGETHER and name in languages:
+                raise UserError(
+                    f"a language is called {name!r}, which would have the limit of all together; "
+                    "give the language another name"
+                )
+            if name not in held_out and name not in TOGETHER:
+                which = "which is trained on, is" if name in trained else "which is"
+                raise UserError(
+                    f"the brake limits {name!r}, {which} not one of the held-out languages "
+                    f"{', '.join(held_out)}{near_misses(name, [*held_out, *TOGETHER])}; give one "
+                    "of them, mean or worst"
+                )
 
     @property
     def goes_back(self) -> bool:

@@ -85,6 +85,8 @@ class TrainRecipe:
         """What the watch tells it, and weights that it can go back to."""
         expected = "left out where the watch is off"
         check(not self.watch.off, "brake", expected, brake.limits)
+        if self.watch.languages:  # else only the texts tell
+            brake.check_names(self.watch.languages, self.languages)
         if not brake.goes_back:
             return
         expected = f"left out where the brake's action is {brake.action}: "

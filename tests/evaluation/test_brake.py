@@ -211,7 +211,7 @@ def test_values_that_cannot_work_are_refused(told, said):
     ("limits", "languages", "said"),
     [
         ({"span": 1}, ("zh", "spa", "en"), r"'span', which is not .* \(did you mean 'spa'\?\)"),
-        ({"zh": 1}, ("zh", "en"), "'zh', which is the target, is not one of the held-out"),
+        ({"zh": 1}, ("zh", "en"), "'zh', which is trained on, is not one of the held-out"),
         ({"mean": 1}, ("zh", "mean"), "a language is called 'mean'"),
         ({"worst": 1}, ("zh", "one"), "beyond_noise needs an interval of what 'one' loses"),
     ],

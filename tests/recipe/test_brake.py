@@ -44,3 +44,16 @@ def test_a_brake_needs_the_watch():
 
 def test_a_frozen_region_that_lasts_from_the_start_has_a_way_back():
     assert recipe("select", region="r", freeze=Freezing(last_step=5)).brake.goes_back
+
+
+def test_a_limit_of_a_language_that_is_not_watched_is_refused_before_texts_are_read():
+    watch = Watch(languages=["en", "es", "zh"])
+    for limits, said in (
+        ({"esp": 0.05}, r"limits 'esp', which is not one of .* en, es \(did you mean 'es'"),
+        ({"zh": 0.05}, "limits 'zh', which is trained on, is not one of the held-out"),
+    ):
+        with pytest.raises(UserError, match=said):
+            recipe(brake=Braking(limits), watch=watch, languages=["zh"])
+    limits = {"es": 0.05, "mean": 0.05, "worst": 0.05}
+    assert recipe(brake=Braking(limits), watch=watch, languages=["zh"]).brake.limits == limits
+    assert recipe(brake=Braking({"esp": 0.05})), "only the texts tell which languages there are"
