@@ -110,8 +110,7 @@ class ForgettingBrake(L.Callback):
             )
         if self.brake.goes_back:
             _require_way_back(trainer)
-            if trainer.world_size > 1:
-                whole_checkpoint.require_shared(trainer, self.folder)
+            whole_checkpoint.require_shared(trainer, self.folder)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # The tracker's turn was before: its base is evaluated, or its history is restored.
@@ -125,7 +124,6 @@ class ForgettingBrake(L.Callback):
         step, now = self.model.step, trainer.global_step
         refusal, there = None, False
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
             path, found = self._path(step), list(self.folder.glob("step=*.ckpt"))
             there = now > 0 and path in found and not whole_checkpoint.damaged(path)
             if now == 0 and found and not self.overwrite:

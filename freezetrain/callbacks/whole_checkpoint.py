@@ -56,26 +56,39 @@ def write(trainer: L.Trainer, path: Path, save: Callable[[str], None]) -> None:
     """Have ``save`` write a checkpoint to the place that it is given; then it gets its name.
 
     Every rank calls this. ``path`` is a file on one device and under DDP, a folder under DeepSpeed
-    and FSDP2. It has its name only when all ranks have written and the disk has it.
+    and FSDP2. It has its name only when all ranks have written and the disk has it. Raises
+    ``OSError`` on a rank that cannot write, and then ``UserError`` on the others.
     """
     unfinished = Path(f"{path}{_UNFINISHED}")
-    save(str(unfinished))
-    trainer.strategy.barrier()
-    if trainer.local_rank == 0:
-        for file in _files(unfinished):
-            _sync(file)
-    trainer.strategy.barrier()
-    if trainer.is_global_zero:
-        if unfinished.is_dir():
-            files = {
-                str(file.relative_to(unfinished)): file.stat().st_size
-                for file in _files(unfinished)
-            }
-            said = Facts(trainer.global_step, trainer.world_size, engine_kind(trainer), files)
-            _write_whole(unfinished / _FACTS, json.dumps(asdict(said)))
-        os.replace(unfinished, path)
-        _sync(path.parent)
-    trainer.strategy.barrier()
+    _together(trainer, path, True, lambda: save(str(unfinished)))
+    _together(trainer, path, trainer.local_rank == 0, lambda: _sync_files(unfinished))
+    _together(trainer, path, trainer.is_global_zero, lambda: _give_name(trainer, unfinished, path))
+
+
+def _give_name(trainer: L.Trainer, unfinished: Path, path: Path) -> None:
+    if unfinished.is_dir():
+        files = {
+            str(file.relative_to(unfinished)): file.stat().st_size for file in _files(unfinished)
+        }
+        said = Facts(trainer.global_step, trainer.world_size, engine_kind(trainer), files)
+        _write_whole(unfinished / _FACTS, json.dumps(asdict(said)))
+    os.replace(unfinished, path)
+    _sync(path.parent)
+
+
+def _together(trainer: L.Trainer, path: Path, mine: bool, act: Callable[[], None]) -> None:
+    """Have the ranks whose part it is ``act``; all wait for that, and none for one that failed."""
+    failure = None
+    try:
+        if mine:
+            act()
+    except OSError as error:
+        failure = error
+    if trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
+        raise failure or UserError(
+            f"another rank could not write the checkpoint {path} and says why; mend that, then "
+            "start again to go on from the one before"
+        )
 
 
 def remove(path: Path) -> None:
@@ -136,12 +149,21 @@ def convert(checkpoint: Path) -> None:
 
 
 def require_shared(trainer: L.Trainer, folder: Path) -> None:
-    """UserError on all ranks unless each of them sees what rank 0 writes in ``folder``."""
-    probe = folder / trainer.strategy.broadcast(f".probe-{os.getpid()}")
+    """UserError on all ranks unless rank 0 can write in ``folder`` and each of them sees it."""
+    name, failure = f".probe-{os.getpid()}", None
     if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-    trainer.strategy.barrier()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+        except OSError as error:
+            failure = error.strerror
+    name, failure = trainer.strategy.broadcast((name, failure))
+    if failure is not None:
+        raise UserError(
+            f"expected a folder that can be written to, got {str(folder)!r} ({failure}); choose "
+            "another one, or make it writable"
+        )
+    probe = folder / name
     seen = trainer.strategy.reduce_boolean_decision(probe.exists(), all=True)
     if trainer.is_global_zero:
         probe.unlink()
@@ -165,6 +187,11 @@ def _files(path: Path) -> Iterator[Path]:
         yield from (file for file in path.rglob("*") if file.is_file())
     else:
         yield path
+
+
+def _sync_files(path: Path) -> None:
+    for file in _files(path):
+        _sync(file)
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -358,6 +358,9 @@ def test_refuses_what_cannot_go_back(brakes):
         brakes.fit(told, plugins=[AsyncCheckpointIO(TorchCheckpointIO())])
     with pytest.raises(UserError, match="the brake's action select keeps weights on the way"):
         brakes.fit({**told, "folder": None})
+    (brakes.folder / "file").touch()
+    with pytest.raises(UserError, match=r"a folder that can be written to, got .*file"):
+        brakes.fit({**told, "folder": brakes.folder / "file"})
     with pytest.raises(UserError, match=r"limits 'ol'.*did you mean 'old'"):
         brakes.fit({**told, "limits": {"ol": 0.1}})
 

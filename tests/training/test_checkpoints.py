@@ -234,7 +234,7 @@ def test_folder_that_ranks_do_not_share_is_refused(tmp_path, shared):
     if shared:
         (tmp_path / ".probe-7").touch()
     strategy = SimpleNamespace(
-        broadcast=lambda _: ".probe-7",
+        broadcast=lambda _: (".probe-7", None),
         barrier=lambda: None,
         reduce_boolean_decision=lambda seen, all: seen,
     )
@@ -242,6 +242,37 @@ def test_folder_that_ranks_do_not_share_is_refused(tmp_path, shared):
     expected = pytest.raises(UserError, match="a file system that all machines share")
     with nullcontext() if shared else expected:
         whole_checkpoint.require_shared(trainer, tmp_path)
+
+
+def test_folder_that_cannot_be_written_is_refused_by_all_ranks(tmp_path):
+    (tmp_path / "file").touch()
+    told = []
+
+    def broadcast(value):
+        told.append(value)
+        return told[0]  # of rank 0, which is the first here
+
+    strategy = SimpleNamespace(broadcast=broadcast)
+    for first in (True, False):
+        trainer = SimpleNamespace(strategy=strategy, is_global_zero=first)
+        with pytest.raises(UserError, match=r"can be written to, got .* \(Not a directory\)"):
+            whole_checkpoint.require_shared(trainer, tmp_path / "file" / "kept")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_rank_waits_for_one_that_cannot_write(tmp_path, rank):
+    """Rank 0 of two has no room; both learn of it where they would wait for each other."""
+
+    def save(place):
+        if rank == 0:
+            raise OSError(28, "No space left on device", place)
+
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda failed, all: True)
+    trainer = SimpleNamespace(strategy=strategy, local_rank=rank, is_global_zero=rank == 0)
+    kind, said = [(OSError, "No space"), (UserError, "another rank could not write")][rank]
+    with pytest.raises(kind, match=said):
+        whole_checkpoint.write(trainer, tmp_path / "step=1.ckpt", save)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_save_does_not_write_a_step_twice(tmp_path, monkeypatch):
