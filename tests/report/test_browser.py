@@ -52,6 +52,9 @@ def test_quiet_alone_and_as_wide_as_the_window(
     sizes = tab.run(f"[...new Set({shown}.map(p => p.className))].sort()")
     assert set(sizes) - {"plot"} == {"plot wide" if width == 1280 else "plot narrow"}
     assert tab.run(f"{shown}.every(p => p.getBoundingClientRect().right <= {width})")
+    # The first column stays in view when a table is scrolled: it must leave room for another one.
+    firsts = "[...document.querySelectorAll('tbody th')]"
+    assert tab.run(f"{firsts}.every(th => th.offsetWidth < 0.6 * {width})")
 
 
 TABLE = "document.querySelector('[aria-labelledby=languages]')"
