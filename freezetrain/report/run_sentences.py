@@ -134,9 +134,18 @@ def brake_seen(run: Run) -> str:
     if brake["ended_at_step"] is not None:
         course += f" Training ended at step {count(brake['ended_at_step'])}."
     return (
-        f"“{run['name']}”: allowed to lose are {listed(limits)}; {_ACTIONS[brake['action']]}. "
+        f"“{run['name']}”: allowed to lose are {listed(limits)}; {_action(run)}. "
         f"{course} The model is that of step {count(brake['model_step'])}."
     )
+
+
+def _action(run: Run) -> str:
+    action = run["brake"]["action"]
+    if action == "select" and run["history"]["target"] is None:
+        return (
+            "training goes on, and the model is that of the last evaluated step within the limits"
+        )
+    return _ACTIONS[action]
 
 
 def _limited(name: str) -> str:

@@ -176,7 +176,19 @@ def measured(value: float | None, measure: str) -> str:
     """
     if value is None:
         return "∞"
-    return f"{fixed(value)} nats per byte" if measure == NATS else f"{fixed(100 * value, 2)}%"
+    if measure == NATS:
+        return f"{_precise(value, 4)} nats per byte"
+    return f"{_precise(100 * value, 2)}%"
+
+
+def _precise(value: float, digits: int) -> str:
+    """So many decimals; below 100 four significant digits, where those hide them.
+
+    Else a loss that is just above its limit would read like it, and a small limit like none.
+    """
+    brief = f"{value:.4g}"
+    hidden = abs(value) < 100 and float(brief) != round(value, digits)
+    return brief.replace("-", "−") if hidden else fixed(value, digits)
 
 
 def _with_interval(value: float | None, interval: Sequence[float] | None) -> str | Cell:

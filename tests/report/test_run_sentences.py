@@ -108,5 +108,32 @@ def test_brake(brake: dict[str, Any], expected: str) -> None:
     assert expected in run_sentences.brake_seen(make_run("a") | {"brake": told | brake})
 
 
+def test_brake_without_a_target_selects_the_last_within() -> None:
+    brake = {
+        "limits": {"es": 0.5}, "measure": "relative", "action": "select", "breaches": [],
+        "ended_at_step": None, "model_step": 60,
+    }  # fmt: skip
+    said = run_sentences.brake_seen(make_run("a", target=None) | {"brake": brake})
+    assert "the model is that of the last evaluated step within the limits. No limit" in said
+    assert "target" not in said
+    assert "at which the target gained most" in run_sentences.brake_seen(
+        make_run("a") | {"brake": brake}
+    )
+
+
+def test_brake_tells_a_loss_from_a_limit_that_it_is_just_above() -> None:
+    brake = {
+        "limits": {"es": 0.03, "mean": 1e-6}, "measure": "relative", "action": "stop",
+        "breaches": [{"step": 40, "name": "es", "value": 0.03003, "limit": 0.03}],
+        "ended_at_step": 40, "model_step": 40,
+    }  # fmt: skip
+    said = run_sentences.brake_seen(make_run("a") | {"brake": brake})
+    assert "Spanish 3.00% and the held-out languages on average 0.0001%" in said
+    assert "Spanish had lost 3.003%." in said
+    said = run_sentences.brake_seen(make_run("a") | {"brake": brake | {"measure": "nats_per_byte"}})
+    assert "Spanish 0.0300 nats per byte and" in said
+    assert "Spanish had lost 0.03003 nats per byte." in said
+
+
 def test_a_whole_set_is_no_subsample() -> None:
     assert run_sentences.subsampled(make_run("a")) == ""
