@@ -25,7 +25,7 @@ class Module(L.LightningModule):
         bar = self.trainer.progress_bar_callback._bar
         self.seen.append((bar.tasks[0].completed, bar.tasks[0].total))
         if batch_idx == 3:
-            self.print("from the module")
+            self.print("from the module [rank 0] [/tmp]")
         return loss
 
     def configure_optimizers(self):
@@ -53,7 +53,7 @@ def test_counts_optimizer_steps_not_micro_batches(tmp_path, monkeypatch):
     trainer.fit(module, batches)
     assert module.seen == [(step, 4) for step in (0, 0, 1, 1, 2, 2, 3, 3)]
     assert "4/4" in screen.getvalue()
-    assert "from the module" in screen.getvalue()
+    assert "from the module [rank 0] [/tmp]" in screen.getvalue(), "brackets are no markup"
     assert bar._bar is None
 
 
