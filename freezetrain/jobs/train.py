@@ -260,7 +260,9 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
         results["brake"] = brake.results()
         display += brake.sentences()
     display.append(f"model: {folder / 'model'}")
-    if table and watch is not None and launch.rank == 0:
+    # A run whose time was used up before its first step has nothing to show.
+    trained = watch is not None and len(watch.history.evaluations) > 1
+    if table and trained and launch.rank == 0:
         name = folder.resolve().name
         render_runs([train_run(folder, name, asdict(recipe), results)], folder / PAGE)
         display.append(f"report: {folder / PAGE}")

@@ -290,6 +290,17 @@ def test_several_languages_trained_on_are_not_held_out(model_folder, tmp_path):
     assert found["target"] is None
 
 
+def test_a_run_whose_time_is_used_up_at_once_is_finished_all_the_same(model_folder, tmp_path):
+    code = freezetrain(
+        "train", "--model", model_folder, "--languages", "[zh]", "--optimization.max_steps", 2,
+        "--optimization.sequence_length", 32, "--optimization.max_hours", 1e-9,
+        "--watch.languages", "[en,zh]", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0
+    assert results(tmp_path / "out")["steps"] == 0
+    assert not (tmp_path / "out" / "report.html").exists(), "there is only the base to show"
+
+
 def test_equal_documents_under_two_keys_are_no_obstacle(model_folder, text_folder, tmp_path):
     """Real corpora hold a few; 1 of 154 held-out pages of one that this was tried on."""
     rows = [
