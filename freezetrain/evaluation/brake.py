@@ -129,11 +129,16 @@ class Brake(Braking):
     def _loss(self, evaluation: Evaluation, name: str, surely: bool = False) -> float:
         """What ``name`` has lost; ``surely``: at the lower end of its 95% interval."""
         change = evaluation.forgetting
-        if name == "mean" and self.measure == "nats_per_byte":
+        means = {
+            "nats_per_byte": (change.mean, change.mean_interval),
+            "relative": (change.relative_mean, change.relative_mean_interval),
+        }
+        if name == "mean" and self.measure in means:
+            mean, interval = means[self.measure]
             if not surely:
-                return change.mean
-            assert change.mean_interval is not None
-            return change.mean_interval[0]
+                return mean
+            assert interval is not None
+            return interval[0]
         languages = change.languages if name in TOGETHER else [name]
         losses = [self._language_loss(evaluation, language, surely) for language in languages]
         return fmean(losses) if name == "mean" else max(losses)
@@ -152,25 +157,6 @@ class Brake(Braking):
             return low / base if base > 0 else 0.0
         # Base and adapted models of a run read the same tokens.
         return safe_exp(low * figures.bytes / figures.tokens) - 1
-
-
-def frontier(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """Those that no other beats: none gained as much at less mean loss, or more at as little.
-
-    In their order; of equals the first. Raises ``UserError`` without a target language.
-    """
-    if any(one.forgetting.target is None for one in evaluations):
-        raise UserError("a frontier of gain against loss needs a target language, got none")
-    places = [(_gain(one), -one.forgetting.mean) for one in evaluations]
-    return [
-        one
-        for n, (one, place) in enumerate(zip(evaluations, places, strict=True))
-        if not any(
-            other[0] >= place[0] and other[1] >= place[1] and (other != place or m < n)
-            for m, other in enumerate(places)
-            if m != n
-        )
-    ]
 
 
 def _gain(evaluation: Evaluation) -> float:

@@ -52,10 +52,10 @@ class Braking:
                     f"the brake's limit of {name!r} must be a number above 0, got {limit!r}; give "
                     "what may be lost, as 0.05 for 5%"
                 )
-        if self.beyond_noise and "mean" in self.limits and self.measure != "nats_per_byte":
+        if self.beyond_noise and "mean" in self.limits and self.measure == "perplexity":
             raise UserError(
-                "the brake's beyond_noise needs an interval of the mean, which is known in "
-                f"nats_per_byte, got measure {self.measure!r}; change it, or limit the worst"
+                "the brake's beyond_noise needs an interval of the mean, which is not known in "
+                "perplexity; give the measure relative or nats_per_byte, or limit the worst"
             )
 
     def check_names(self, languages: Collection[str], trained: Collection[str]) -> None:

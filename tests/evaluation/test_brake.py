@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from freezetrain.errors import UserError
-from freezetrain.evaluation.brake import Brake, Breach, frontier
+from freezetrain.evaluation.brake import Brake, Breach
 from freezetrain.evaluation.history import History
 from freezetrain.evaluation.sums import DocumentSums
 
@@ -94,11 +94,14 @@ def test_beyond_noise_limits_lie_at_the_interval_in_each_measure(measure):
             assert [breach.step for breach in brake.breaches(found.evaluations)] == steps
 
 
-def test_beyond_noise_takes_the_means_own_interval():
+@pytest.mark.parametrize("measure", ["nats_per_byte", "relative"])
+def test_beyond_noise_takes_the_means_own_interval(measure):
     found = history({"en": 0.1, "es": 0.2}, scatter=2.0)
-    low = found.last.forgetting.mean_interval[0]
+    change = found.last.forgetting
+    of_measure = {"nats_per_byte": change.mean_interval, "relative": change.relative_mean_interval}
+    low = of_measure[measure][0]
     for limit, count in ((low - 1e-6, 1), (low + 1e-6, 0)):
-        brake = Brake({"mean": limit}, measure="nats_per_byte", beyond_noise=True)
+        brake = Brake({"mean": limit}, measure=measure, beyond_noise=True)
         assert len(brake.breaches(found.evaluations)) == count
 
 
@@ -144,13 +147,6 @@ def test_the_base_is_within_any_limit():
     found = history({"en": 1.0})
     for action in ("roll_back", "select"):
         assert Brake({"worst": 1e-9}, action).model(found.evaluations).step == 0
-
-
-def test_frontier_is_what_nothing_beats():
-    found = history(*COURSE, COURSE[1])  # the same place a second time
-    assert [one.step for one in frontier(found.evaluations)] == [0, 10, 20, 30, 50]
-    with pytest.raises(UserError, match="needs a target language"):
-        frontier(history(target=None).evaluations)
 
 
 def test_decisions_come_back_with_the_history():
@@ -199,7 +195,10 @@ def test_results_have_the_form_that_reports_read():
         ({"limits": {"en": math.nan}}, "above 0, got nan"),
         ({"limits": {"en": 1}, "action": "rollback"}, r"got 'rollback' \(did you mean 'roll_back'"),
         ({"limits": {"en": 1}, "measure": "relativ"}, r"did you mean 'relative'"),
-        ({"limits": {"mean": 1}, "beyond_noise": True}, "needs an interval of the mean"),
+        (
+            {"limits": {"mean": 1}, "measure": "perplexity", "beyond_noise": True},
+            "needs an interval of the mean",
+        ),
     ],
 )
 def test_values_that_cannot_work_are_refused(told, said):
