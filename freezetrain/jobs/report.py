@@ -94,13 +94,23 @@ def runs_at(path: Path, name: str) -> list[Run]:
 def _history(path: Path) -> dict[str, Any]:
     history = _json(path)
     try:
-        History.from_dict(history)
+        _check_languages(History.from_dict(history))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"expected the evaluations that a ForgettingTracker of this version writes in {path}, "
             f"and they cannot be read ({error}); give another file"
         ) from error
     return history
+
+
+def _check_languages(history: History) -> None:
+    """``ValueError`` unless every evaluation is of the same languages."""
+    for one in history.evaluations:
+        held_out = history.base.figures.keys() - {history.target}
+        if one.figures.keys() != history.base.figures.keys() or (
+            one.forgetting.languages.keys() != held_out
+        ):
+            raise ValueError(f"step {one.step} is not of the languages of the first evaluation")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -162,6 +162,7 @@ def test_the_runs_of_a_quickstart(runs, tmp_path):
         (["core.safetensors"], "cannot read"),
         (["old.json"], "a ForgettingTracker of this version writes"),
         (["odd.json"], "a ForgettingTracker of this version writes"),
+        (["short.json"], "step 2 is not of the languages of the first evaluation"),
         (["list.json"], "expected a mapping in"),
         (["torn"], "cannot read"),
         (["started"], "an evaluation of the base and one after it, and the run 'started' has 1"),
@@ -172,6 +173,9 @@ def test_what_cannot_be_shown_is_refused(runs, tmp_path, monkeypatch, capsys, wo
     (runs / "old.json").write_text(json.dumps({"evaluations": history["evaluations"][:1]}))
     (runs / "odd.json").write_text(json.dumps({"target": None, "evaluations": 3}))
     (runs / "list.json").write_text("[]")
+    short = json.loads(json.dumps(history))
+    del short["evaluations"][1]["figures"]["en"]
+    (runs / "short.json").write_text(json.dumps(short))
     for name, text in {
         "torn": '{"target": ',
         "started": json.dumps(history | {"evaluations": history["evaluations"][:1]}),
