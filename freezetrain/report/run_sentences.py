@@ -48,33 +48,35 @@ def seen(run: Run) -> str:
     model, last = model_evaluation(run), run["history"]["evaluations"][-1]
     said = f"{_changes(model['forgetting'])}{_noise(model['forgetting'])}{_average(run)}"
     if model["step"] != last["step"]:
-        said = f"at step {count(model['step'])}, of which the model is, {said}"
+        said = f"the model is that of step {count(model['step'])}: {said}"
         said += f" At step {count(last['step'])}, the last, {_changes(last['forgetting'])}"
     return f"“{run['name']}”: {said}"
 
 
 def _changes(change: Mapping[str, Any]) -> str:
     worst, target = change["worst"], change["target"]
-    mean = f"of the held-out languages {_moved(change['mean'])} on average"
+    gain = change["target_gain"]
+    unit = " nats per byte"
+    mean = f"of the held-out languages {_moved(change['mean'], unit if gain is None else '')}"
+    mean += " on average"
     if change.get("relative_mean") is not None:
         mean += f" ({signed_percent(change['relative_mean'])})"
-    if target is None:
-        said = f"the loss, in nats per byte, {mean}"
+    if gain is None:
+        said = f"the loss {mean}"
     else:
-        moved = _moved(0.0 - change["target_gain"])
-        said = f"the loss, in nats per byte, of {language_name(target)}, the target, {moved}, "
-        said += f"that {mean}"
+        moved = _moved(0.0 - gain, unit)
+        said = f"the loss of {language_name(target)}, the target, {moved}, that {mean}"
     return (
         f"{said}. {language_name(worst['language'])} fared worst "
         f"({brief(worst['delta_nll_per_byte'])})."
     )
 
 
-def _moved(change: float) -> str:
+def _moved(change: float, unit: str = "") -> str:
     written = brief(change)
     if written[0] not in "+−":
         return "did not change"
-    return f"{'fell' if change < 0 else 'rose'} by {written[1:]}"
+    return f"{'fell' if change < 0 else 'rose'} by {written[1:]}{unit}"
 
 
 def _noise(change: Mapping[str, Any]) -> str:

@@ -61,7 +61,7 @@ def rows(folder) -> list[dict[str, str]]:
 
 
 def test_train_leaves_a_page_where_languages_are_watched(runs):
-    assert "“plain”: the loss, in nats per byte, of Chinese, the target," in page(runs / "plain")
+    assert "“plain”: the loss of Chinese, the target," in page(runs / "plain")
     assert not (runs / "blind" / "report.html").exists()
     assert "optimization.learning_rate" in page(runs / "plain")
 

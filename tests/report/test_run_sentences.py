@@ -27,9 +27,7 @@ def test_seen_says_what_rose_and_what_fell() -> None:
         "delta_nll_per_byte": 0.1234,
     }
     said = run_sentences.seen(run)
-    assert (
-        "“a”: the loss, in nats per byte, of Chinese, the target, fell by 0.250, that of " in said
-    )
+    assert "“a”: the loss of Chinese, the target, fell by 0.250 nats per byte, that of " in said
     assert "held-out languages rose by 0.041 on average (+3.10%)." in said
     assert "Spanish fared worst (+0.123)." in said
     said = run_sentences.seen(changed(run, mean=-0.02, target_gain=-0.1))
@@ -42,13 +40,10 @@ def test_seen_says_what_did_not_change_and_what_a_run_went_back_from() -> None:
     run = changed(make_run("a") | {"brake": brake}, mean=0.07, relative_mean=0.05, target_gain=0.2)
     said = run_sentences.seen(run)
     assert said.startswith(
-        "“a”: at step 0, of which the model is, the loss, in nats per byte, of Chinese, the "
-        "target, did not change, that of the held-out languages did not change on average (0.00%)."
+        "“a”: the model is that of step 0: the loss of Chinese, the target, did not change, that "
+        "of the held-out languages did not change on average (0.00%)."
     )
-    assert (
-        "At step 60, the last, the loss, in nats per byte, of Chinese, the target, fell by 0.2"
-        in said
-    )
+    assert "At step 60, the last, the loss of Chinese, the target, fell by 0.200 nats" in said
     assert "languages rose by 0.070 on average (+5.00%)." in said
 
 
