@@ -67,6 +67,16 @@ def interval(
     return nats[0], nats[1]
 
 
+def mean_interval(forgetting: Mapping[str, Any], measure: str) -> tuple[float, float] | None:
+    """95% interval of the mean loss; None without one, as in perplexity."""
+    name = {NATS: "mean_interval", "relative": "relative_mean_interval"}.get(measure)
+    found = forgetting.get(name) if name else None
+    if found is None:
+        return None
+    scale = 1 if measure == NATS else 100
+    return scale * found[0], scale * found[1]
+
+
 def limit(run: Mapping[str, Any], name: str, measure: str) -> float | None:
     """The brake's limit for a language, ``mean`` or ``worst``; None without one in ``measure``."""
     brake = run.get("brake")

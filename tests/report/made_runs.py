@@ -138,6 +138,7 @@ def compared(
         language |= {"standard_error": noise / 1.96, "interval": around(delta)}
     relative = [language["relative"] for language in change["languages"].values()]
     change |= {"mean_interval": around(change["mean"]), "relative_mean": fmean(relative)}
+    change["relative_mean_interval"] = [end / 2 for end in around(2 * fmean(relative))]
     gain = change["target_gain"]
     change["target_gain_interval"] = None if gain is None else around(gain)
     return found

@@ -75,15 +75,21 @@ def test_plane_in_the_brakes_measure_with_its_limit_and_the_step_gone_back_to() 
     assert written(axes) == ["limit of a: 5%", "step 20"]
 
 
-def test_plane_draws_the_intervals_of_the_model() -> None:
+@pytest.mark.parametrize("measure", ["nats_per_byte", "relative"])
+def test_plane_draws_the_intervals_of_the_model(measure: str) -> None:
     run = make_run("a")
+    run["brake"] = {"limits": {"mean": 9.0}, "measure": measure, "model_step": 60}
     (axes,) = plots.plane_figure([run], 760).axes
     change = run["history"]["evaluations"][-1]["forgetting"]
     two = [line for line in axes.lines if len(np.asarray(line.get_xdata())) == 2]
     across = [list(np.asarray(line.get_xdata())) for line in two]
     up = [list(np.asarray(line.get_ydata())) for line in two]
     assert change["target_gain_interval"] in across
-    assert change["mean_interval"] in up
+    expected = {
+        "nats_per_byte": change["mean_interval"],
+        "relative": [100 * end for end in change["relative_mean_interval"]],
+    }
+    assert expected[measure] in up
 
 
 def test_plane_of_a_long_run_marks_some_of_it() -> None:

@@ -7,7 +7,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from freezetrain.errors import UserError
-from freezetrain.report.losses import NATS, UNITS, limit, mean_loss, measure_of, model_evaluation
+from freezetrain.report.losses import (
+    NATS,
+    UNITS,
+    limit,
+    mean_interval,
+    mean_loss,
+    measure_of,
+    model_evaluation,
+)
 from freezetrain.report.style import (
     CARD,
     FONT,
@@ -107,7 +115,7 @@ def _model(axes: Axes, run: Mapping[str, Any], measure: str) -> None:
     change = evaluation["forgetting"]
     if across := change.get("target_gain_interval"):
         axes.plot(across, [loss, loss], color=MUTED, linewidth=1, zorder=2.2)
-    if measure == NATS and (up := change.get("mean_interval")):
+    if up := mean_interval(change, measure):
         axes.plot([gain, gain], up, color=MUTED, linewidth=1, zorder=2.2)
     axes.plot(
         [gain],
