@@ -47,6 +47,11 @@ class Braking:
                 f"got {self.limits!r}; give one, or leave the brake out"
             )
         for name, limit in self.limits.items():
+            if not isinstance(name, str):
+                raise UserError(
+                    f"the brake's limits are named by language, got {name!r}; put it in quotes if "
+                    "a language is called so"
+                )
             if not (math.isfinite(limit) and limit > 0):
                 raise UserError(
                     f"the brake's limit of {name!r} must be a number above 0, got {limit!r}; give "

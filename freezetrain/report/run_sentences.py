@@ -88,7 +88,7 @@ def _noise(change: Mapping[str, Any]) -> str:
     of = "" if known == len(languages) else f" {counted(known, 'language')} with an interval:"
     return (
         f"{of} {count(verdicts['forgotten'])} of {counted(known, 'language')} "
-        f"{'is' if verdicts['forgotten'] == 1 else 'are'} forgotten beyond noise, "
+        f"{'is' if 1 in (known, verdicts['forgotten']) else 'are'} forgotten beyond noise, "
         f"{count(verdicts['improved'])} improved, {count(verdicts['no'])} within noise."
     )
 
@@ -121,7 +121,7 @@ def brake_seen(run: Run) -> str:
     """Limits, what is done beyond them, where training ended, and of which step the model is."""
     brake = run["brake"]
     limits = [
-        f"{_limited(name)} {measured(value, brake['measure'])}"
+        f"{measured(value, brake['measure'])} for {_limited(name)}"
         for name, value in brake["limits"].items()
     ]
     breaches = brake["breaches"]
@@ -136,7 +136,7 @@ def brake_seen(run: Run) -> str:
     if brake["ended_at_step"] is not None:
         course += f" Training ended at step {count(brake['ended_at_step'])}."
     return (
-        f"“{run['name']}”: allowed to lose are {listed(limits)}; {_action(run)}. "
+        f"“{run['name']}”: at most {listed(limits)} may be lost; {_action(run)}. "
         f"{course} The model is that of step {count(brake['model_step'])}."
     )
 

@@ -191,6 +191,7 @@ def test_results_have_the_form_that_reports_read():
     ("told", "said"),
     [
         ({"limits": {}}, "must be one or more"),
+        ({"limits": {1: 0.1}}, "named by language, got 1; put it in quotes"),
         ({"limits": {"en": 0}}, "limit of 'en' must be a number above 0, got 0"),
         ({"limits": {"en": math.nan}}, "above 0, got nan"),
         ({"limits": {"en": 1}, "action": "rollback"}, r"got 'rollback' \(did you mean 'roll_back'"),

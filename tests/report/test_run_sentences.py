@@ -52,6 +52,8 @@ def test_seen_tells_differences_from_noise() -> None:
     assert "2 of 4 languages are forgotten beyond noise, 1 improved, 1 within noise." in (
         run_sentences.seen(run)
     )
+    one = run_sentences.seen(make_run("a", ("en", "zh")))
+    assert "0 of 1 language is forgotten beyond noise, 1 improved" in one
     languages = run["history"]["evaluations"][-1]["forgetting"]["languages"]
     languages["de"]["interval"] = None
     said = run_sentences.seen(run)
@@ -75,9 +77,9 @@ def test_no_plane_names_the_runs_without_a_target() -> None:
     [
         (
             {"measure": "nats_per_byte", "limits": {"worst": 0.02}, "action": "warn"},
-            "allowed to lose are the worst held-out language 0.0200 nats per byte; a limit that is "
-            "exceeded is told, and training goes on. No limit was exceeded. The model is that of "
-            "step 60.",
+            "at most 0.0200 nats per byte for the worst held-out language may be lost; a limit "
+            "that is exceeded is told, and training goes on. No limit was exceeded. The model is "
+            "that of step 60.",
         ),
         (
             {
@@ -85,9 +87,10 @@ def test_no_plane_names_the_runs_without_a_target() -> None:
                 "model_step": 0,
                 "breaches": [{"step": 1200, "name": "es", "value": None, "limit": 0.5}],
             },
-            "Spanish 50.00%; training ends where a limit is exceeded, and the model goes back to "
-            "the last evaluated step within the limits. A limit was first exceeded at step 1,200: "
-            "Spanish had lost ∞. Training ended at step 1,200. The model is that of step 0.",
+            "at most 50.00% for Spanish may be lost; training ends where a limit is exceeded, and "
+            "the model goes back to the last evaluated step within the limits. A limit was first "
+            "exceeded at step 1,200: Spanish had lost ∞. Training ended at step 1,200. The model "
+            "is that of step 0.",
         ),
     ],
 )
@@ -123,10 +126,10 @@ def test_brake_tells_a_loss_from_a_limit_that_it_is_just_above() -> None:
         "ended_at_step": 40, "model_step": 40,
     }  # fmt: skip
     said = run_sentences.brake_seen(make_run("a") | {"brake": brake})
-    assert "Spanish 3.00% and the held-out languages on average 0.0001%" in said
+    assert "at most 3.00% for Spanish and 0.0001% for the held-out languages on average" in said
     assert "Spanish had lost 3.003%." in said
     said = run_sentences.brake_seen(make_run("a") | {"brake": brake | {"measure": "nats_per_byte"}})
-    assert "Spanish 0.0300 nats per byte and" in said
+    assert "at most 0.0300 nats per byte for Spanish and" in said
     assert "Spanish had lost 0.03003 nats per byte." in said
 
 

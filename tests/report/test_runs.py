@@ -122,7 +122,7 @@ def test_every_panel_is_there_the_worst_first(tmp_path: Path) -> None:
 def test_brake_region_benchmarks_texts_and_settings(rendered: tuple[Page, str]) -> None:
     parsed, _ = rendered
     said = " ".join(parsed.text)
-    assert "the held-out languages on average 5.00%" in said
+    assert "5.00% for the held-out languages on average" in said
     assert "first exceeded at step 40: Spanish had lost 4.12%" in said
     assert "Training ended at step 40. The model is that of step 30." in said
     assert parsed.table("limit was exceeded")[1] == [
