@@ -18,9 +18,10 @@ from freezetrain.evaluation.figures import Figures
 from freezetrain.evaluation.fingerprints import digests
 from freezetrain.evaluation.history import Evaluation, History
 from freezetrain.evaluation.own_results import write_own
-from freezetrain.evaluation.perplexity import evaluate, evaluate_documents
+from freezetrain.evaluation.perplexity import evaluate_documents
 from freezetrain.evaluation.ranks import from_first_rank, is_first_rank
 from freezetrain.evaluation.schedule import Schedule, Trained
+from freezetrain.evaluation.sums import DocumentSums
 from freezetrain.evaluation.table import forgetting_table
 from freezetrain.evaluation.time_share import TimeShare
 
@@ -148,16 +149,9 @@ class ForgettingWatch:
     def evaluate(self, model: nn.Module) -> dict[str, Figures]:
         """The figures of all documents now, on every rank, without keeping what is found."""
         start = time.perf_counter()
-        found = evaluate(
-            model,
-            self.documents,
-            max_length=self.max_length,
-            overlap=self.overlap,
-            batch_tokens=self.batch_tokens,
-            progress=self.progress,
-        )
+        found = self._document_sums(model, self.documents)
         self.seconds += time.perf_counter() - start
-        return found
+        return {language: sums.figures() for language, sums in found.items()}
 
     def base_of(self, evaluation: Evaluation) -> dict[str, Figures]:
         """The base's figures of the documents that ``evaluation`` is of."""
@@ -240,14 +234,7 @@ class ForgettingWatch:
             documents = {
                 name: [texts[n] for n in chosen[name]] for name, texts in documents.items()
             }
-        found = evaluate_documents(
-            model,
-            documents,
-            max_length=self.max_length,
-            overlap=self.overlap,
-            batch_tokens=self.batch_tokens,
-            progress=self.progress,
-        )
+        found = self._document_sums(model, documents)
         evaluation = self.history.add(
             self.trained.step,
             found,
@@ -267,6 +254,18 @@ class ForgettingWatch:
             else:
                 self._share.record(seconds)
         return evaluation
+
+    def _document_sums(
+        self, model: nn.Module, documents: Mapping[str, Sequence[Document]]
+    ) -> dict[str, DocumentSums]:
+        return evaluate_documents(
+            model,
+            documents,
+            max_length=self.max_length,
+            overlap=self.overlap,
+            batch_tokens=self.batch_tokens,
+            progress=self.progress,
+        )
 
     def _results(self) -> dict[str, Any]:
         chosen = self._chosen

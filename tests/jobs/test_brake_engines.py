@@ -1,25 +1,18 @@
 """`freezetrain train` with a brake, on two ranks under every engine, killed and resumed."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from two_ranks import launch
+from worker_runs import ENGINES, one_rank, two_ranks, words
 
 from freezetrain.freezing import compare_weights
 from freezetrain.freezing.folder import WeightsFolder
 from freezetrain.nll import token_nll
 from freezetrain.regions import Region
-
-WORKER = Path(__file__).with_name("train_worker.py")
-ENGINES = ("ddp", "fsdp2", "zero-1", "zero-2", "zero-3")
 
 
 @pytest.fixture(scope="module")
@@ -62,27 +55,8 @@ def recipe(base) -> dict:
     }
 
 
-def words(recipe: dict, folder: Path, name: str, stop_after: int = 0, **changes) -> list[str]:
-    """The worker's words for a run in ``folder``/``name``; "four" is one of four steps."""
-    told = {**recipe, **changes}
-    if "four" in name:
-        told["optimization"] = {**told["optimization"], "max_steps": 4}
-    file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(told))
-    out = str(folder / name)
-    return [str(folder / f"{name}.tokens"), str(stop_after), "train", str(file), "--out", out]
-
-
-def joined(runs: list[list[str]]) -> list[str]:
-    """One process makes the runs one after another."""
-    return [word for run in runs for word in (*run, "//")][:-1]
-
-
-def one_rank(runs: list[list[str]]) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, WORKER, *joined(runs)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-5000:]
+def of_four_steps(recipe: dict) -> dict:
+    return {**recipe, "optimization": {**recipe["optimization"], "max_steps": 4}}
 
 
 def results(folder: Path, name: str) -> dict:
@@ -117,9 +91,9 @@ def together(recipe, brake, tmp_path_factory) -> Path:
     runs = []
     for kind in ENGINES:
         engine = {"kind": kind}
-        runs.append(words(recipe, folder, f"{kind}-four", engine=engine))
+        runs.append(words(of_four_steps(recipe), folder, f"{kind}-four", engine=engine))
         runs.append(words(recipe, folder, kind, engine=engine, brake=brake))
-    launch(folder, WORKER, *joined(runs))
+    two_ranks(folder, runs)
     return folder
 
 
@@ -151,11 +125,11 @@ def resumed(recipe, brake, tmp_path_factory) -> Path:
     alone, both = [], []
     for kind in ENGINES:
         engine = {"kind": kind}
-        alone.append(words(recipe, folder, f"{kind}-four", engine=engine))
+        alone.append(words(of_four_steps(recipe), folder, f"{kind}-four", engine=engine))
         alone.append(words(recipe, folder, kind, 5, engine=engine, brake=brake))
         both.append(words(recipe, folder, kind, engine=engine, brake=brake))
     one_rank(alone)
-    launch(folder, WORKER, *joined(both))
+    two_ranks(folder, both)
     return folder
 
 
@@ -174,7 +148,7 @@ def test_rolled_back_to_what_two_ranks_kept_after_one_had_begun(
     """The engine was made for a converted checkpoint, and what is gone back to is none."""
     changes = {"engine": {"kind": kind}, "brake": brake}
     one_rank([words(recipe, tmp_path, "run", 3, **changes)])
-    launch(tmp_path, WORKER, *words(recipe, tmp_path, "run", **changes))
+    two_ranks(tmp_path, [words(recipe, tmp_path, "run", **changes)])
     told = results(tmp_path, "run")
     check_told(told)
     assert told["resumed_from"] == "step=3.ckpt"
@@ -193,7 +167,7 @@ def test_frozen_entries_are_the_bases_also_where_masters_were_rounded(
         "optimization": {**recipe["optimization"], "precision": "bf16-mixed"},
         "brake": {**brake, "limits": {"worst": 1e-6}},
     }
-    launch(tmp_path, WORKER, *words(recipe, tmp_path, "run", **changes))
+    two_ranks(tmp_path, [words(recipe, tmp_path, "run", **changes)])
     told = results(tmp_path, "run")["brake"]
     assert (told["ended_at_step"], told["model_step"]) == (2, 0)
     region = Region.load(recipe["region"])

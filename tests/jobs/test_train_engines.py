@@ -1,24 +1,17 @@
 """`freezetrain train` on two ranks under every engine: as on one, also stopped and resumed."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from two_ranks import launch
+from worker_runs import ENGINES, one_rank, two_ranks, words
 
 from freezetrain.freezing import compare_weights
 from freezetrain.freezing.folder import WeightsFolder
 from freezetrain.regions import Region
-
-WORKER = Path(__file__).with_name("train_worker.py")
-ENGINES = ("ddp", "fsdp2", "zero-1", "zero-2", "zero-3")
 
 
 @pytest.fixture(scope="module")
@@ -47,30 +40,6 @@ def recipe(tmp_path_factory, model_folder, make_model) -> dict:
         "checkpoint_every": 100,
         "workers": 1,
     }
-
-
-def words(recipe: dict, folder: Path, name: str, stop_after: int = 0, **changes) -> list[str]:
-    """The worker's words for a run in ``folder``/``name``."""
-    file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump({**recipe, **changes}))
-    out = str(folder / name)
-    return [str(folder / f"{name}.tokens"), str(stop_after), "train", str(file), "--out", out]
-
-
-def joined(runs: list[list[str]]) -> list[str]:
-    """One process makes the runs one after another."""
-    return [word for run in runs for word in (*run, "//")][:-1]
-
-
-def one_rank(runs: list[list[str]]) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, WORKER, *joined(runs)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-5000:]
-
-
-def two_ranks(folder: Path, runs: list[list[str]]) -> None:
-    launch(folder, WORKER, *joined(runs))
 
 
 def stream(folder: Path, name: str) -> dict[int, str]:
