@@ -10,16 +10,14 @@ the cases to run.
 """
 
 import json
-import os
 import re
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import freezetrain
+from random_model_runs import make_model, run_ranks
+
 from freezetrain.cli.verbs import parse
 
 CASES: dict[str, tuple[int, list[str]]] = {
@@ -58,30 +56,6 @@ finally:
 """
 
 
-def make_model(folder: Path, hidden_size: int, rows: int, **more: int) -> None:
-    """A Llama of random weights with the tokenizer of freezetrain's small base, and a region."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    from freezetrain import Region
-
-    torch.manual_seed(0)
-    heads = max(1, hidden_size // 64)
-    config = LlamaConfig(
-        vocab_size=rows,
-        hidden_size=hidden_size,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        tie_word_embeddings=False,
-        **more,
-    )
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    base = Path(freezetrain.__file__).parent / "base"
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    Region.random(model, 0.01, seed=0).save(folder / "region.safetensors")
-
-
 def command(model: Path, world: int, options: list[str], out: Path) -> list[str]:
     told = "--optimization.batch_tokens" in options
     batch = [] if told else ["--optimization.batch_tokens", str(1024 * world)]
@@ -97,43 +71,10 @@ def command(model: Path, world: int, options: list[str], out: Path) -> list[str]
 
 def measured(words: list[str], world: int, folder: Path) -> float:
     """MB that the rank which took most held at most."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
-    for rank in range(world):
-        environment = {
-            **os.environ,
-            "CUDA_VISIBLE_DEVICES": "",
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": "1",
-            "MALLOC_MMAP_THRESHOLD_": "65536",
-            "MALLOC_TRIM_THRESHOLD_": "65536",
-            "FREEZETRAIN_CACHE": str(folder / "cache"),
-            "HELD": str(folder / f"held-{rank}"),
-        }
-        if world > 1:
-            environment |= {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-                "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "none",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            }  # fmt: skip
-        log = (folder / f"log-{rank}").open("w")
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, "-c", WORKER, *words],
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        )
-    for rank, process in enumerate(ranks):
-        if process.wait():
-            raise SystemExit((folder / f"log-{rank}").read_text()[-3000:])
+    held = run_ranks(WORKER, words, world, folder)
     if not Path(words[-1], "results.json").is_file():
         raise SystemExit((folder / "log-0").read_text()[-3000:])
-    held = [int((folder / f"held-{rank}").read_text()) for rank in range(world)]
-    return max(held) * 1024 / 1e6
+    return max(map(int, held)) * 1024 / 1e6
 
 
 def estimated(words: list[str], world: int) -> Any:
