@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from freezetrain.errors import UserError
 from freezetrain.regions.resolve import full_shape, plain_name
 
 _SAMPLES = 64  # values a parameter that go into the fingerprint
@@ -25,13 +26,26 @@ class Base:
     """:func:`fingerprint` of the model."""
 
 
-def base_of(model: nn.Module) -> Base:
-    """Fingerprint ``model``, with the name and the revision that transformers loaded it under."""
+def base_of(model: nn.Module, full: Callable[[nn.Parameter], Tensor] | None = None) -> Base:
+    """Fingerprint ``model``, with the name and the revision that transformers loaded it under.
+
+    ``full`` as in :func:`fingerprint`.
+    """
     return Base(
         name=getattr(model, "name_or_path", None) or None,
         revision=getattr(getattr(model, "config", None), "_commit_hash", None),
-        fingerprint=fingerprint(model),
+        fingerprint=fingerprint(model, full),
     )
+
+
+def common_base(one: Base | None, other: Base | None) -> Base | None:
+    """The base of what two regions make together; UserError where they are of different ones."""
+    if one is None or other is None:
+        return one or other
+    if one.fingerprint != other.fingerprint:
+        names = " and ".join(base.name or base.fingerprint[:12] for base in (one, other))
+        raise UserError(f"the regions belong to different base models: {names}")
+    return one
 
 
 @torch.no_grad()

@@ -11,11 +11,15 @@ from torch import Tensor
 from freezetrain.errors import UserError
 from freezetrain.regions.base import Base
 from freezetrain.regions.score_methods import per_batch
-from freezetrain.regions.storage import read_safetensors, write_safetensors
+from freezetrain.regions.storage import SafetensorsWriter, read_safetensors
 
 
 class Scores(Mapping[str, Tensor]):
     """Immutable mapping of parameter name to its scores, fp32 on the CPU, in the model's shapes.
+
+    A dict of tensors is checked and kept. Any other mapping (a file's tensors, a sum) is read and
+    checked each time that a tensor is asked for, and nothing of it is kept, so that a loop over
+    all needs the memory of one; its own ``shape(name)`` is used where it has one.
 
     ``base`` names the model. ``made`` says how the scores came about (JSON-able);
     :func:`freezetrain.regions.scoring.compute_scores` writes ``method``, ``language``,
@@ -24,7 +28,8 @@ class Scores(Mapping[str, Tensor]):
     (names of parameters of norms) and ``transposed`` (weights stored as [in, out]).
 
     Raises:
-        UserError: a tensor that is not of a floating dtype, or holds NaN or infinity.
+        UserError: a tensor that is not of a floating dtype, or holds NaN or infinity; of a
+            mapping that is no dict, when that tensor is asked for.
     """
 
     def __init__(
@@ -33,24 +38,44 @@ class Scores(Mapping[str, Tensor]):
         base: Base | None = None,
         made: Mapping[str, Any] | None = None,
     ) -> None:
-        self._tensors = {name: _checked(name, tensor) for name, tensor in tensors.items()}
+        self._held = isinstance(tensors, dict)
+        if self._held:
+            tensors = {name: _checked(name, tensor) for name, tensor in tensors.items()}
+        self._tensors = tensors
+        self._names = dict.fromkeys(tensors)
         self.base = base
         self.made = dict(made or {})
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
+        tensor = self._tensors[name]
+        return tensor if self._held else _checked(name, tensor)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # a Mapping would read the tensor to find out
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a parameter."""
+        shape = getattr(self._tensors, "shape", None)
+        return tuple(shape(name) if shape else self._tensors[name].shape)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter name -> shape."""
+        return {name: self.shape(name) for name in self}
 
     def __repr__(self) -> str:
         return f"Scores({len(self)} parameters, made={self.made})"
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a safetensors file (a folder of shards above 4 GB), whole or not at all.
+
+        One tensor at a time.
 
         Raises:
             UserError: ``path`` exists and ``overwrite`` is false, or cannot be written.
@@ -61,23 +86,32 @@ class Scores(Mapping[str, Tensor]):
             "base": asdict(self.base) if self.base else None,
             "made": self.made,
         }
-        write_safetensors(path, self._tensors, header, overwrite=overwrite)
+        stored = {name: (shape, torch.float32) for name, shape in self.shapes.items()}
+        with SafetensorsWriter(path, header, stored, overwrite=overwrite) as writer:
+            for name in self:
+                writer.add(name, self[name])
 
     @classmethod
     def load(cls, path: str | Path) -> "Scores":
-        """Read what :meth:`save` wrote, memory-mapped.
+        """Read what :meth:`save` wrote, each tensor when it is asked for.
 
         Raises:
             UserError: nothing there, truncated, not a score file, or written by another version.
         """
         tensors, header = read_safetensors(path, "scores")
         try:
-            ordered = {name: tensors[name] for name in header["parameters"]}
+            names = dict.fromkeys(header["parameters"])
             base = Base(**header["base"]) if header["base"] else None
             made = dict(header["made"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the header of the score file {path} is damaged: {error!r}") from error
-        return cls(ordered, base, made)
+        if sorted(names) != sorted(tensors):
+            raise UserError(
+                f"the header of the score file {path} lists other parameters than it has"
+            )
+        scores = cls(tensors, base, made)
+        scores._names = names  # a file has them in an order of its own
+        return scores
 
     @classmethod
     def sum(cls, parts: Sequence["Scores"]) -> "Scores":
@@ -85,7 +119,8 @@ class Scores(Mapping[str, Tensor]):
 
         Each part is first brought to the scale of one batch, so that a language with more data
         does not outweigh the others. With equally many batches this is, up to a constant factor
-        that no selection sees, the plain sum of Zhang et al. 2024 (arXiv 2402.14700).
+        that no selection sees, the plain sum of Zhang et al. 2024 (arXiv 2402.14700). A tensor is
+        added up when it is asked for, in fp64, one part after another.
 
         Raises:
             UserError: no parts, other parameters or shapes, another method, another base, or a
@@ -94,14 +129,9 @@ class Scores(Mapping[str, Tensor]):
         if not parts:
             raise UserError("expected the scores of at least one language to sum, got none")
         for part in parts:
-            _check_same(parts[0], part)
+            _check_method(parts[0], part)
+            check_alike(parts[0], part)
         factors = [per_batch(part.made["method"], part.made["batches"]) for part in parts]
-        total = {}
-        for name in parts[0]:
-            total[name] = torch.zeros_like(parts[0][name], dtype=torch.float64)
-            for part, factor in zip(parts, factors, strict=True):
-                total[name].add_(part[name], alpha=factor)
-            total[name] = total[name].float()
         made = {
             **{key: parts[0].made.get(key, []) for key in ("norms", "transposed")},
             "method": parts[0].made["method"],
@@ -111,7 +141,33 @@ class Scores(Mapping[str, Tensor]):
                 for part in parts
             ],
         }
-        return cls(total, parts[0].base, made)
+        return cls(_Sum(parts, factors), parts[0].base, made)
+
+
+class _Sum(Mapping[str, Tensor]):
+    """Parameter -> the weighted sum of its scores in several parts, fp32."""
+
+    def __init__(self, parts: Sequence[Scores], factors: Sequence[float]) -> None:
+        self._parts = list(zip(parts, factors, strict=True))
+        self._first = parts[0]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._first.shape(name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        total = torch.zeros(self.shape(name), dtype=torch.float64)
+        for part, factor in self._parts:
+            total.add_(part[name], alpha=factor)
+        return total.float()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._first
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._first)
+
+    def __len__(self) -> int:
+        return len(self._first)
 
 
 def _checked(name: str, tensor: Tensor) -> Tensor:
@@ -125,8 +181,8 @@ def _checked(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _check_same(first: Scores, other: Scores) -> None:
-    """Refuse to sum what does not belong together."""
+def _check_method(first: Scores, other: Scores) -> None:
+    """Refuse to sum what is no measure of the same."""
     for part in (first, other):
         if not {"method", "batches"} <= part.made.keys() or not part.made["batches"] > 0:
             raise UserError("expected scores that say their method and number of batches to sum")
@@ -135,14 +191,18 @@ def _check_same(first: Scores, other: Scores) -> None:
             f"expected scores of one method to sum, got {first.made['method']!r} and "
             f"{other.made['method']!r}"
         )
+
+
+def check_alike(first: Scores, other: Scores) -> None:
+    """UserError unless both are of one base, where known, and of the same parameters and shapes."""
     if first.base and other.base and first.base.fingerprint != other.base.fingerprint:
-        raise UserError("expected scores of one base model to sum, got those of different models")
-    if first.keys() != other.keys():
-        name = min(first.keys() ^ other.keys())
-        raise UserError(f"expected scores of the same parameters to sum, only some hold {name!r}")
+        raise UserError("expected scores of one base model, got those of different models")
+    if set(first) != set(other):
+        name = min(set(first) ^ set(other))
+        raise UserError(f"expected scores of the same parameters, only some hold {name!r}")
     for name in first:
-        if first[name].shape != other[name].shape:
+        if first.shape(name) != other.shape(name):
             raise UserError(
-                f"expected scores of one shape for {name!r}, got {list(first[name].shape)} and "
-                f"{list(other[name].shape)}"
+                f"expected scores of one shape for {name!r}, got {list(first.shape(name))} and "
+                f"{list(other.shape(name))}"
             )

@@ -166,6 +166,7 @@ DAMAGE = [
 @pytest.mark.parametrize(("change", "words"), DAMAGE)
 def test_damage_is_refused(tmp_path, change, words):
     tensors, header = read_safetensors(region().save(tmp_path / "good"), "region")
+    tensors = dict(tensors)
     change(tensors, header)
     path = write_safetensors(tmp_path / "bad", tensors, header)
     with pytest.raises(UserError, match=words):
@@ -175,6 +176,7 @@ def test_damage_is_refused(tmp_path, change, words):
 def test_a_region_stored_in_a_longer_form_loads_into_the_canonical_one(tmp_path):
     tensors, header = read_safetensors(region().save(tmp_path / "core"), "region")
     mask = region()["out.weight"].mask()
+    tensors = dict(tensors)
     tensors["out.weight"] = mask.flatten().nonzero().flatten().int()
     header["parameters"]["out.weight"]["kind"] = "indices"
     loaded = Region.load(write_safetensors(tmp_path / "long", tensors, header))

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from freezetrain.errors import UserError
-from freezetrain.regions.storage import read_safetensors, write_safetensors
+from freezetrain.regions.storage import SafetensorsWriter, read_safetensors, write_safetensors
 
 HEADER = {"format": "freezetrain-region/1", "made": {"languages": ["ar", "zh"]}}
 
@@ -42,10 +42,81 @@ def test_other_tools_read_the_file(tmp_path):
 def test_tensors_that_share_memory_views_and_no_tensors_are_written(tmp_path):
     shared = torch.arange(12.0).view(3, 4)
     given = {"a": shared, "b": shared, "c": shared.t(), "d": shared[1], "e": torch.zeros(0)}
+    given["f"] = torch.tensor(3.0)
     read, _ = read_safetensors(write_safetensors(tmp_path / "it", given, HEADER), "region")
     assert all(torch.equal(read[name], tensor) for name, tensor in given.items())
     read, header = read_safetensors(write_safetensors(tmp_path / "none", {}, HEADER), "region")
-    assert (read, header) == ({}, HEADER)
+    assert (dict(read), header) == ({}, HEADER)
+
+
+DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+)
+
+
+@pytest.mark.parametrize("size", [10**9, 1])
+def test_every_dtype_is_written_as_the_library_does(tmp_path, size):
+    numbers = torch.arange(7) % 2 + 1  # of odd length: what follows one byte each must be aligned
+    given = {str(dtype): numbers.to(dtype) for dtype in reversed(DTYPES)}
+    path = write_safetensors(tmp_path / "it", given, HEADER, max_shard_bytes=size)
+    read, _ = read_safetensors(path, "region")
+    for name, tensor in given.items():
+        assert read[name].dtype == read.dtype(name) == tensor.dtype
+        assert read.shape(name) == (7,)
+        assert torch.equal(read[name], tensor)
+    if path.is_file():
+        save_file(given, tmp_path / "theirs", {"freezetrain": json.dumps(HEADER)})
+        theirs = load_file(tmp_path / "theirs")
+        assert all(torch.equal(theirs[name], tensor) for name, tensor in load_file(path).items())
+        assert path.stat().st_size == (tmp_path / "theirs").stat().st_size
+
+
+@pytest.mark.parametrize("size", [10**9, 800])
+def test_tensors_are_added_one_by_one_and_nothing_is_there_before_the_last(tmp_path, size):
+    shapes = dict.fromkeys(tensors(), ((100,), torch.float32))
+    path = tmp_path / "it"
+    with SafetensorsWriter(path, HEADER, shapes, max_shard_bytes=size) as writer:
+        for name in reversed(tensors()):  # in any order
+            assert not path.exists()
+            writer.add(name, tensors()[name])
+    read, header = read_safetensors(path, "region")
+    assert header == HEADER
+    assert list(map(read.shape, tensors())) == [(100,)] * 3
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors().items())
+
+
+@pytest.mark.parametrize("size", [10**9, 800])
+@pytest.mark.parametrize("how", ["stopped", "twice", "another shape", "too few"])
+def test_what_is_not_added_whole_leaves_nothing(tmp_path, size, how):
+    shapes = dict.fromkeys(tensors(), ((100,), torch.float32))
+    one = {"another shape": torch.zeros(99), "stopped": torch.zeros(100)}.get(how)
+
+    def add_all() -> None:
+        with SafetensorsWriter(tmp_path / "it", HEADER, shapes, max_shard_bytes=size) as writer:
+            writer.add("a.weight", torch.zeros(100) if one is None else one)
+            if how == "twice":
+                writer.add("a.weight", torch.zeros(100))
+            if how == "stopped":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt if how == "stopped" else ValueError):
+        add_all()
+    assert os.listdir(tmp_path) == []
+
+
+def test_stored_tensors_are_read_when_asked_for_and_not_kept(tmp_path):
+    path = write(tmp_path / "it", 400)
+    read, _ = read_safetensors(path, "region")
+    assert read["c"].data_ptr() != read["c"].data_ptr() or read["c"] is not read["c"]
+    (path / "region-00002-of-00003.safetensors").unlink()
+    assert torch.equal(read["c"], tensors()["c"])  # of another file
+    assert "b.weight" in read
+    assert read.shape("b.weight") == (100,)
+    with pytest.raises(UserError, match=r"region-00002-of-00003.safetensors is truncated or not"):
+        read["b.weight"]
+    with pytest.raises(KeyError):
+        read["d"]
 
 
 @pytest.mark.parametrize("before", [10**9, 400])
@@ -75,7 +146,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def no_space(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("freezetrain.regions.storage.save_file", no_space)
+    monkeypatch.setattr("freezetrain.regions.writer.os.fsync", no_space)
     with pytest.raises(UserError, match=r"cannot write .*it: .*No space left"):
         write_safetensors(path, {}, HEADER, overwrite=True)
     assert read_safetensors(path, "region")[0].keys() == tensors().keys()
