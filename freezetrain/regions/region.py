@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from freezetrain.errors import UserError, near_misses
-from freezetrain.regions.base import Base, fingerprint
+from freezetrain.regions.base import Base, common_base, fingerprint
 from freezetrain.regions.coverage import Coverage, coverage
 from freezetrain.regions.draw import draw_indices
 from freezetrain.regions.entries import Entries
@@ -206,8 +206,15 @@ class Region(Mapping[str, Entries]):
         return digest.hexdigest()
 
     def jaccard(self, other: "Region") -> float:
-        """Entries in both over entries in either, 0 to 1; two empty regions: 1."""
-        both, either = (self & other).count, (self | other).count
+        """Entries in both over entries in either, 0 to 1; two empty regions: 1.
+
+        By their places, whichever the bases: of models of equal shape too (UserError otherwise).
+        """
+        both = 0
+        for name in self.keys() & other.keys():
+            with about(name):
+                both += (self[name] & other[name]).count
+        either = self.count + other.count - both
         return both / either if either else 1.0
 
     def coverage(self, model: nn.Module | None = None) -> Coverage:
@@ -275,7 +282,7 @@ class Region(Mapping[str, Entries]):
     ) -> "Region":
         if not isinstance(other, Region):
             return NotImplemented
-        base = self._common_base(other)
+        base = common_base(self.base, other.base)
         entries = {}
         for name in {**self, **other}:
             # A parameter that one side lacks has no entries there.
@@ -288,14 +295,6 @@ class Region(Mapping[str, Entries]):
             "operands": [self._provenance(), other._provenance()],
         }
         return Region(entries, base, made)
-
-    def _common_base(self, other: "Region") -> Base | None:
-        if self.base is None or other.base is None:
-            return self.base or other.base
-        if self.base.fingerprint != other.base.fingerprint:
-            mine, theirs = (b.name or b.fingerprint[:12] for b in (self.base, other.base))
-            raise UserError(f"the regions belong to different base models: {mine} and {theirs}")
-        return self.base
 
     def _provenance(self) -> dict[str, Any]:
         return {"digest": self.digest, "made": self.made}

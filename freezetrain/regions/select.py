@@ -1,21 +1,21 @@
 """From scores to a region: which entries, rows, columns or tensors score highest or lowest."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, get_args
+from functools import partial
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.regions.coverage import layer_of
 from freezetrain.regions.entries import Entries
 from freezetrain.regions.region import Region
-from freezetrain.regions.scores import Scores
+from freezetrain.regions.scores import Scores, check_alike
+from freezetrain.regions.threshold import Threshold, Which
 
-Which = Literal["top", "bottom"]
 Per = Literal["tensor", "layer", "model"]
 Unit = Literal["entry", "row", "column", "tensor"]
 
@@ -34,7 +34,8 @@ def select(
 
     Of n units, ``int(ratio * n + 0.5)`` are taken. Ties go to the lower flat index, across tensors
     to the name that sorts first, so that the same scores give the same region on every machine.
-    Memory: a few copies of the scores of one tensor, layer or model, as ``per`` says.
+    Memory: the region, and a few copies of the scores of one tensor; where entries compete beyond
+    their tensor, each tensor is read three times for it.
 
     Args:
         ratio: more than 0, at most 1. 0.01, 0.03 and 0.05 in Zhang et al. 2024 (arXiv 2402.14700).
@@ -58,28 +59,22 @@ def select(
             raise UserError(
                 f"expected {option} to be one of {', '.join(get_args(known))}, got {value!r}"
             )
-    if not 0 < ratio <= 1:
-        raise UserError(f"expected a ratio above 0 and at most 1, got {ratio}")
+    _check_ratio(ratio)
     if unit == per == "tensor":
         raise UserError("whole tensors compete per layer or per model, not per tensor: change per")
-    reduced = {
-        name: _unit_scores(scores[name], dims)
+    dims = {
+        name: found
         for name in _candidates(scores, parameters, norms)
-        if (dims := _dims(scores, name, unit)) is not None
+        if (found := _dims(scores, name, unit)) is not None
     }
-    if not reduced:
+    if not dims:
         raise UserError(
             f"nothing to select from: no scored parameter is left with {parameters=}, {norms=} "
             f"and {unit=}"
         )
-    entries = {}
-    for group in _groups(reduced, per):
-        flat = np.concatenate([reduced[name].flatten().numpy() for name in group])
-        chosen = torch.from_numpy(pick(flat, int(ratio * len(flat) + 0.5), which))
-        sizes = [reduced[name].numel() for name in group]
-        for name, mask in zip(group, chosen.split(sizes), strict=True):
-            mask = mask.view(reduced[name].shape).expand(scores[name].shape)
-            entries[name] = Entries.from_mask(mask)
+    entries: dict[str, Entries] = {}
+    for group in _groups(dims, per):
+        entries |= _compete(scores, {name: dims[name] for name in group}, ratio, which)
     made = {
         "operation": "select",
         "ratio": ratio,
@@ -88,7 +83,7 @@ def select(
         "unit": unit,
         "parameters": None if parameters is None else list(parameters),
         "norms": norms,
-        "scores": {k: v for k, v in scores.made.items() if k not in ("norms", "transposed")},
+        "scores": _about(scores),
     }
     return Region(entries, scores.base, made)
 
@@ -105,45 +100,77 @@ def core(scores: Sequence[Scores], ratio: float, *, norms: bool = False) -> Regi
 
 
 def monolingual(
-    scores: Mapping[str, Scores], language: str, ratio: float, *, norms: bool = False
-) -> Region:
-    """Top ``ratio`` of each tensor for ``language`` that is in no other language's top ``ratio``.
+    scores: Mapping[str, Scores],
+    ratio: float,
+    *,
+    languages: Iterable[str] | None = None,
+    norms: bool = False,
+) -> dict[str, Region]:
+    """Of each language, the top ``ratio`` of each tensor that is in no other one's top ``ratio``.
 
-    ``scores`` by language, at least two. Zhang et al. 2024 (arXiv 2402.14700).
+    ``scores`` by language, at least two; ``languages``: those whose regions are wanted, None = all.
+    Each tensor of each language is read once; memory: the regions, and a few copies of the scores
+    of one tensor. Zhang et al. 2024 (arXiv 2402.14700).
 
     Raises:
-        UserError: fewer than two languages, ``language`` not among them, or as :func:`select`.
+        UserError: fewer than two languages, scores of other parameters or of another base, a
+            wanted language that has no scores, or as :func:`select`.
     """
-    if language not in scores or len(scores) < 2:
+    _check_ratio(ratio)
+    wanted = list(scores) if languages is None else list(languages)
+    if len(scores) < 2:
         raise UserError(
-            f"expected the scores of {language!r} and of at least one other language, got those of "
-            f"{', '.join(scores) or 'none'}{near_misses(language, scores)}"
+            f"expected the scores of two languages at least, one from which to take those of the "
+            f"others, got those of {', '.join(scores) or 'none'}"
         )
-    own = select(scores[language], ratio, norms=norms)
-    region = own
-    for other, other_scores in scores.items():
-        if other != language:
-            region = region - select(other_scores, ratio, norms=norms)
-    made = {
-        "operation": "monolingual",
-        "language": language,
-        "others": [other for other in scores if other != language],
-        "ratio": ratio,
-        "norms": norms,
-        "scores": own.made["scores"],
+    for language in wanted:
+        if language not in scores:
+            raise UserError(
+                f"expected the scores of {language!r}, got those of {', '.join(scores)}"
+                f"{near_misses(language, scores)}"
+            )
+    first = next(iter(scores.values()))
+    for part in scores.values():
+        check_alike(first, part)
+    entries: dict[str, dict[str, Entries]] = {language: {} for language in wanted}
+    for name in _candidates(first, None, norms):
+        tops = {
+            language: _compete(part, {name: ()}, ratio, "top")[name]
+            for language, part in scores.items()
+        }
+        holders = torch.zeros(tops[wanted[0]].numel, dtype=torch.int16)  # languages, per entry
+        for top in tops.values():
+            holders[top.indices()] += 1
+        for language in wanted:
+            own = tops[language].indices()
+            entries[language][name] = Entries.from_indices(
+                first.shape(name), own[holders[own] == 1]
+            )
+    return {
+        language: Region(
+            entries[language],
+            scores[language].base,
+            {
+                "operation": "monolingual",
+                "language": language,
+                "others": [other for other in scores if other != language],
+                "ratio": ratio,
+                "norms": norms,
+                "scores": _about(scores[language]),
+            },
+        )
+        for language in wanted
     }
-    return Region(region, region.base, made)
 
 
-def pick(values: np.ndarray, count: int, which: Which = "top") -> np.ndarray:
-    """Bool [N]: the ``count`` largest or smallest of ``values`` [N], ties to the lower index."""
-    if count == 0:
-        return np.zeros(len(values), dtype=bool)
-    values = -values if which == "top" else values
-    limit = np.partition(values, count - 1)[count - 1]
-    chosen = values < limit
-    chosen[np.flatnonzero(values == limit)[: count - np.count_nonzero(chosen)]] = True
-    return chosen
+def _check_ratio(ratio: float) -> None:
+    if not 0 < ratio <= 1:
+        raise UserError(f"expected a ratio above 0 and at most 1, got {ratio}")
+
+
+def _about(scores: Scores) -> dict[str, Any]:
+    """How scores were made, without the lists of names."""
+    return {key: value for key, value in scores.made.items() if key not in ("norms", "transposed")}
 
 
 def _candidates(scores: Scores, patterns: Sequence[str] | None, norms: bool) -> list[str]:
@@ -164,7 +191,7 @@ def _candidates(scores: Scores, patterns: Sequence[str] | None, norms: bool) -> 
 
 def _dims(scores: Scores, name: str, unit: Unit) -> tuple[int, ...] | None:
     """The dimensions that make up a unit of ``name``; None where it has no such unit."""
-    ndim = scores[name].ndim
+    ndim = len(scores.shape(name))
     if unit == "entry":
         return ()
     if unit == "tensor":
@@ -172,18 +199,47 @@ def _dims(scores: Scores, name: str, unit: Unit) -> tuple[int, ...] | None:
     if ndim < 2 or name.endswith("bias"):
         return None
     transposed = name in scores.made.get("transposed", ())
-    return (-2,) if (unit == "row") == transposed else (-1,)
+    return (ndim - 2,) if (unit == "row") == transposed else (ndim - 1,)
 
 
-def _unit_scores(scores: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Mean scores over ``dims``, kept as size 1, fp32 [...]."""
-    if not dims:
-        return scores
-    # Rounded back from fp64: the order of summation, which differs between machines, is gone.
-    return scores.mean(dims, keepdim=True, dtype=torch.float64).float()
+def _compete(
+    scores: Scores, dims: Mapping[str, tuple[int, ...]], ratio: float, which: Which
+) -> dict[str, Entries]:
+    """The entries of the ``ratio`` of units with the largest (smallest) scores in some parameters.
+
+    ``dims``: parameter -> the dimensions that make up a unit.
+    """
+    places = {  # shapes with the dimensions of a unit of size 1
+        name: torch.Size(1 if dim in own else size for dim, size in enumerate(scores.shape(name)))
+        for name, own in dims.items()
+    }
+    reads: list[Callable[[], np.ndarray]]
+    reads = [partial(_unit_scores, scores, name, own) for name, own in dims.items()]
+    if len(reads) == 1 or any(dims.values()):  # small enough to be kept, so that it is read once
+        reads = [_kept(read()) for read in reads]
+    count = sum(place.numel() for place in places.values())
+    threshold = Threshold(reads, int(ratio * count + 0.5), which)
+    entries = {}
+    for (name, place), read in zip(places.items(), reads, strict=True):
+        taken = torch.from_numpy(threshold.take(read()))
+        entries[name] = Entries.from_mask(taken.view(place).expand(scores.shape(name)))
+    return entries
 
 
-def _groups(names: Mapping[str, Tensor], per: Per) -> list[list[str]]:
+def _unit_scores(scores: Scores, name: str, dims: tuple[int, ...]) -> np.ndarray:
+    """Mean scores over ``dims``, fp32 [units]."""
+    values = scores[name]
+    if dims:
+        # Rounded back from fp64: the order of summation, which differs between machines, is gone.
+        values = values.mean(dims, dtype=torch.float64).float()
+    return values.flatten().numpy()
+
+
+def _kept(values: np.ndarray) -> Callable[[], np.ndarray]:
+    return lambda: values
+
+
+def _groups(names: Iterable[str], per: Per) -> list[list[str]]:
     """Names whose units compete with each other."""
     if per == "tensor":
         return [[name] for name in names]

@@ -67,6 +67,20 @@ def test_jaccard_of_empty_regions_is_one():
     assert Region({}).jaccard(Region({"head": Entries.empty((11,))})) == 1.0
 
 
+def test_jaccard_compares_places_whatever_the_base():
+    left, right = masks(1), masks(2)
+    a = region(left, base=Base("one", None, "1" * 64))
+    b = region(right, base=Base("two", None, "2" * 64))
+    places = [
+        {(name, i) for name, array in arrays.items() for i in np.flatnonzero(array)}
+        for arrays in (left, right)
+    ]
+    wanted = len(places[0] & places[1]) / len(places[0] | places[1])
+    assert a.jaccard(b) == b.jaccard(a) == pytest.approx(wanted)
+    with pytest.raises(UserError, match=r"'head': expected two sets of entries of one shape"):
+        a.jaccard(Region({"head": Entries.empty((3, 5))}))
+
+
 def test_equality_and_digest_are_of_the_set_alone():
     arrays = masks(3)
     a = region(arrays)

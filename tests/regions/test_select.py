@@ -10,7 +10,7 @@ from freezetrain.errors import UserError
 from freezetrain.regions.base import Base
 from freezetrain.regions.region import Region
 from freezetrain.regions.scores import Scores
-from freezetrain.regions.select import core, monolingual, pick, select
+from freezetrain.regions.select import core, monolingual, select
 
 SHAPES = {  # not in the order of the names, which decides ties
     "blocks.1.up.weight": (6, 5),
@@ -125,17 +125,6 @@ def test_ties_go_to_the_first_index_of_the_first_name_whatever_the_order() -> No
     }
 
 
-def test_pick_counts_exactly_under_ties() -> None:
-    rng = np.random.default_rng(0)
-    for size in (1, 2, 17, 100):
-        values = rng.integers(0, 3, size).astype(np.float32)
-        for count in range(size + 1):
-            for which in ("top", "bottom"):
-                assert np.array_equal(
-                    pick(values, count, which), stable_pick(values, count / size, which)
-                )
-
-
 def test_rows_that_are_equal_but_for_their_order_tie() -> None:
     generator = torch.Generator().manual_seed(0)
     row = torch.randn(501, generator=generator).mul(12).exp()  # no sum of these is exact
@@ -163,7 +152,7 @@ def test_refuses_a_ratio_outside_0_to_1(ratio: float) -> None:
     with pytest.raises(UserError, match="ratio above 0 and at most 1"):
         select(tied_scores(), ratio)
     with pytest.raises(UserError, match="ratio above 0 and at most 1"):
-        monolingual({"xx": tied_scores(), "yy": tied_scores()}, "xx", ratio)
+        monolingual({"xx": tied_scores(), "yy": tied_scores()}, ratio)
 
 
 @pytest.mark.parametrize("option", ["which", "per", "unit"])
@@ -199,18 +188,36 @@ def test_core_is_the_top_of_the_sum(norms: bool) -> None:
 def test_monolingual_is_top_of_one_and_of_no_other(norms: bool) -> None:
     scores = {name: tied_scores(seed) for seed, name in enumerate(("xx", "yy", "zz"))}
     tops = {
-        name: reference(part, 0.3, "top", "tensor", "entry", norms) for name, part in scores.items()
+        name: reference(part, 0.3, "top", "tensor", "entry", norms).masks()
+        for name, part in scores.items()
     }
-    region = monolingual(scores, "yy", 0.3, norms=norms)
-    expected = {
-        name: mask & ~tops["xx"].masks()[name] & ~tops["zz"].masks()[name]
-        for name, mask in tops["yy"].masks().items()
-    }
-    assert region == Region.from_masks(expected)
-    assert 0 < region.count < tops["yy"].count
-    assert region.made["language"] == "yy"
-    assert region.made["others"] == ["xx", "zz"]
-    with pytest.raises(UserError, match=r"scores of 'xy'.*got those of xx, yy, zz"):
-        monolingual(scores, "xy", 0.3)
-    with pytest.raises(UserError, match="at least one other"):
-        monolingual({"xx": scores["xx"]}, "xx", 0.3)
+    regions = monolingual(scores, 0.3, norms=norms)
+    assert list(regions) == ["xx", "yy", "zz"]
+    for language, region in regions.items():
+        others = [tops[other] for other in tops if other != language]
+        expected = {
+            name: mask & ~others[0][name] & ~others[1][name]
+            for name, mask in tops[language].items()
+        }
+        assert region == Region.from_masks(expected)
+        assert region.names == sorted(expected)
+        assert 0 < region.count < sum(int(mask.sum()) for mask in tops[language].values())
+        assert region.base == scores[language].base
+    assert regions["yy"].made["language"] == "yy"
+    assert regions["yy"].made["others"] == ["xx", "zz"]
+    one = monolingual(scores, 0.3, languages=["yy"], norms=norms)
+    assert one == {"yy": regions["yy"]}
+
+
+def test_monolingual_refuses_what_cannot_be_compared() -> None:
+    scores = {name: tied_scores(seed) for seed, name in enumerate(("xx", "yy", "zz"))}
+    with pytest.raises(UserError, match=r"scores of 'xy', got those of xx, yy, zz"):
+        monolingual(scores, 0.3, languages=["xy"])
+    with pytest.raises(UserError, match=r"two languages at least.*those of xx"):
+        monolingual({"xx": scores["xx"]}, 0.3)
+    fewer = Scores({name: scores["yy"][name] for name in scores["yy"] if name != "head.weight"})
+    with pytest.raises(UserError, match=r"of the same parameters, only some hold 'head.weight'"):
+        monolingual({"xx": scores["xx"], "yy": fewer}, 0.3)
+    other = Scores(dict(scores["yy"]), Base("other", None, "f11"))
+    with pytest.raises(UserError, match="of one base model"):
+        monolingual({"xx": scores["xx"], "yy": other}, 0.3)
