@@ -1,4 +1,4 @@
-"""See what a region does: zero, scale or replace its entries for a while, then put them back."""
+"""See what a region does: change its entries for a while, then put them back."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -7,6 +7,7 @@ from torch import nn
 
 from freezetrain.errors import UserError
 from freezetrain.regions.region import Region
+from freezetrain.regions.reinitialize import fresh_values
 
 
 def ablate(model: nn.Module, region: Region) -> AbstractContextManager[None]:
@@ -19,9 +20,17 @@ def ablate(model: nn.Module, region: Region) -> AbstractContextManager[None]:
 
 @contextmanager
 def perturb(
-    model: nn.Module, region: Region, *, scale: float | None = None, value: float | None = None
+    model: nn.Module,
+    region: Region,
+    *,
+    scale: float | None = None,
+    value: float | None = None,
+    reinitialize: int | None = None,
 ) -> Iterator[None]:
-    """Multiply the region's entries by ``scale``, or set them to ``value``, while the block runs.
+    """Change the region's entries while the block runs, in one of three ways.
+
+    ``scale`` multiplies them, ``value`` replaces them, and ``reinitialize``, a seed, draws them
+    anew as a model starts out, see :func:`.reinitialize.fresh_values`.
 
     Afterwards, also after an exception, each entry gets its old value back bit for bit (minus
     zero and NaN included). What the block itself writes to these entries is lost. Contexts nest;
@@ -29,11 +38,14 @@ def perturb(
     Memory: a copy of the region's values.
 
     Raises:
-        UserError: not exactly one of ``scale`` and ``value``; a region that does not fit the
-            model.
+        UserError: not exactly one of ``scale``, ``value`` and ``reinitialize``; a region that does
+            not fit the model.
     """
-    if (scale is None) == (value is None):
-        raise UserError(f"expected either scale or value to perturb, got {scale=} and {value=}")
+    if (scale, value, reinitialize).count(None) != 2:
+        raise UserError(
+            "expected one of scale, value and reinitialize to perturb with, got "
+            f"{scale=}, {value=}, {reinitialize=}"
+        )
     saved = []
     try:
         for target in region.resolve(model):
@@ -43,6 +55,9 @@ def perturb(
                 target.entries.write(target.parameter, values * scale)
             elif value is not None:
                 target.entries.fill(target.parameter, value)
+            elif reinitialize is not None:
+                fresh = fresh_values(model, target, reinitialize)
+                target.entries.write(target.parameter, fresh)
         yield
     finally:
         for target, values in saved:

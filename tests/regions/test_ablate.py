@@ -132,7 +132,7 @@ def test_refuses_before_anything_changes() -> None:
     fits, other = some_region(model), Region.from_masks({"layer.weight": torch.ones(2, 2).bool()})
     for arguments in ({}, {"scale": 2.0, "value": 0.0}):
         with (
-            pytest.raises(UserError, match="either scale or value"),
+            pytest.raises(UserError, match="one of scale, value and reinitialize"),
             perturb(model, fits, **arguments),
         ):
             pass

@@ -1,0 +1,139 @@
+"""The residual stream: its dimensions, and which weights read from or write to each of them."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from freezetrain.errors import UserError
+from freezetrain.regions.blocks import block_parameters, decoder_blocks, is_norm
+from freezetrain.regions.entries import Entries
+from freezetrain.regions.matrices import Direction, Matrix, block_matrices
+from freezetrain.regions.region import Region
+from freezetrain.regions.resolve import match_parameters
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Dimensions of the residual stream: as the configuration says, or the embedding's width.
+
+    Raises:
+        UserError: the model tells neither.
+    """
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    if isinstance(told := getattr(config, "hidden_size", None), int):
+        return told
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    if embeddings is None:
+        raise UserError(
+            f"expected a model whose configuration has a hidden_size, got {type(model).__name__}: "
+            "pass a causal language model of transformers"
+        )
+    return int(embeddings.weight.shape[1])
+
+
+def residual_directions(model: nn.Module) -> dict[str, Direction]:
+    """Matrix name -> the direction that runs over dimensions of the residual stream.
+
+    ``columns``: the matrix reads from the stream (attention's q, k and v, MLP up and gate).
+    ``rows``: it writes to it (attention output, MLP down). A matrix with as many input or output
+    features as the stream has dimensions tells so by its shape; one that is square runs once: what
+    is multiplied with the input of its block, or with the output of one of the block's own norms,
+    reads; what is multiplied with anything else writes. Other matrices are left out.
+
+    Raises:
+        UserError: as :func:`hidden_size` and :func:`decoder_blocks`.
+    """
+    hidden = hidden_size(model)
+    found: dict[str, Direction] = {}
+    square = []
+    for matrix in block_matrices(model):
+        reads, writes = (matrix.features(side) == hidden for side in ("columns", "rows"))
+        if reads and writes:
+            square.append(matrix)
+        elif reads or writes:
+            found[matrix.name] = "columns" if reads else "rows"
+    return found | _by_running(model, square) if square else found
+
+
+@torch.no_grad()
+def _by_running(model: nn.Module, square: Sequence[Matrix]) -> dict[str, Direction]:
+    """See what each square matrix is multiplied with, on two tokens."""
+    stream: list[Tensor] = []  # kept, so that no other tensor gets the memory of one of them
+    found: dict[str, Direction] = {}
+
+    def keep(tensors: Any) -> None:
+        tensor = tensors[0] if isinstance(tensors, tuple) else tensors
+        if isinstance(tensor, Tensor):
+            stream.append(tensor)
+
+    def into_block(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        keep(inputs if inputs else options.get("hidden_states"))
+
+    def out_of_norm(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        keep(output)
+
+    def into_matrix(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            place = inputs[0].untyped_storage().data_ptr()  # the same for a view
+            reads = any(kept.untyped_storage().data_ptr() == place for kept in stream)
+            found[name] = "columns" if reads else "rows"
+
+        return hook
+
+    with ExitStack() as stack:
+        for _, block in decoder_blocks(model):
+            before = block.register_forward_pre_hook(into_block, with_kwargs=True)
+            stack.callback(before.remove)
+            for module in block.children():  # not norms of queries, keys or heads
+                if "norm" in type(module).__name__.lower():
+                    stack.callback(module.register_forward_hook(out_of_norm).remove)
+        for matrix in square:
+            layer = model.get_submodule(matrix.name.rpartition(".")[0])
+            stack.callback(layer.register_forward_pre_hook(into_matrix(matrix.name)).remove)
+        device = next(model.parameters()).device
+        model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=device))
+    return found
+
+
+def weights_of_dimension(
+    model: nn.Module, dimension: int, patterns: Sequence[str] | None = None
+) -> Region:
+    """All that reads from, writes to or scales one dimension of the residual stream.
+
+    In the decoder blocks: that column or row of the matrices (see :func:`residual_directions`; in
+    all experts), that entry of norms as wide as the stream, and of the biases of what writes to
+    it. ``patterns``: names or glob patterns of the parameters that count; None = all.
+
+    Raises:
+        UserError: a dimension that the stream does not have; a pattern that matches nothing, or
+            only parameters without that dimension.
+    """
+    hidden = hidden_size(model)
+    if not 0 <= dimension < hidden:
+        raise UserError(f"expected a dimension from 0 to {hidden - 1}, got {dimension}")
+    directions = residual_directions(model)
+    matrices = {matrix.name: matrix for matrix in block_matrices(model)}
+    wanted = match_parameters(model, patterns)
+    entries = {}
+    for name, parameter in block_parameters(model, norms=True).items():
+        if name not in wanted:
+            continue
+        if name in directions:
+            matrix, direction = matrices[name], directions[name]
+            experts = matrix.shape[0] if len(matrix.shape) > 2 else 1
+            places = [expert * hidden + dimension for expert in range(experts)]
+            entries[name] = matrix.whole(direction, places)
+        elif parameter.shape == (hidden,):
+            weight = name.removesuffix("bias") + "weight"
+            if is_norm(model, name) or directions.get(weight) == "rows":
+                entries[name] = Entries.from_indices((hidden,), [dimension])
+    if not entries:
+        raise UserError(
+            f"none of the parameters named by {list(patterns or [])} has dimension {dimension} of "
+            "the residual stream; name norms or matrices of the decoder blocks"
+        )
+    return Region(entries, made={"operation": "dimension", "dimension": dimension})
