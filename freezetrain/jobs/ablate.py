@@ -1,23 +1,34 @@
 """`freezetrain ablate`: languages × regions, each region zeroed alone."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rich.table import Table
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Document, Figures
-from freezetrain.jobs.evaluate import evaluate_with_bar, held_out_documents
+from freezetrain.jobs.ablation_table import NOTHING, as_table, effect
+from freezetrain.jobs.alone import LanguageFigures, each_alone
+from freezetrain.jobs.evaluate import held_out_documents
+from freezetrain.jobs.generate import check_prompts, continuation
 from freezetrain.jobs.outcome import Outcome
+from freezetrain.jobs.score_files import language_scores
 from freezetrain.models import load_model, load_tokenizer, on_gpu
 from freezetrain.recipe import AblateRecipe, EvaluationTexts
-from freezetrain.regions import Region, ablate
+from freezetrain.regions import Region, Scores, select
 
-Ablations = dict[str, dict[str, Figures]]  # what is zeroed → language → figures
 
-NOTHING = "nothing"
+@dataclass(frozen=True)
+class Removal:
+    """One region that is zeroed."""
+
+    kind: Literal["top", "bottom", "random", "file"]
+    ratio: float | None = None  # of the entries of each tensor, where it is selected from scores
+    seed: int | None = None
+    like: str | None = None  # what a random region equals in size; named only if it is zeroed too
 
 
 def ablations(
@@ -25,56 +36,154 @@ def ablations(
     documents: dict[str, list[Document]],
     regions: Mapping[str, Region],
     evaluation: EvaluationTexts,
-) -> Ablations:
+) -> dict[str, LanguageFigures]:
     """Figures of every language with nothing zeroed, then with each region zeroed alone."""
-    found = {NOTHING: evaluate_with_bar(model, documents, evaluation, "nothing zeroed")}
-    for name, region in regions.items():
-        with ablate(model, region):
-            found[name] = evaluate_with_bar(model, documents, evaluation, f"{name} zeroed")
-    return {
-        name: {language: sums.figures() for language, sums in by_language.items()}
-        for name, by_language in found.items()
-    }
+    every = {NOTHING: Region({}), **regions}
+    return each_alone(
+        model, documents, evaluation, every.items(), number=len(every), what="zero each region"
+    )
 
 
-def mean_rise(figures: Ablations, name: str) -> float:
-    """Mean over languages of the rise in NLL per token when ``name`` is zeroed, in nats."""
-    rises = [
-        (figures[name][language].nll - before.nll) / before.tokens
-        for language, before in figures[NOTHING].items()
-    ]
-    return sum(rises) / len(rises)
-
-
-def as_results(figures: Ablations) -> dict[str, Any]:
+def as_results(figures: Mapping[str, LanguageFigures]) -> dict[str, Any]:
     return {
         name: {language: value.to_dict() for language, value in by_language.items()}
         for name, by_language in figures.items()
     }
 
 
-def as_table(figures: Ablations) -> Table:
-    table = Table("language", *figures, title="perplexity with a region set to zero")
-    for language in figures[NOTHING]:
-        table.add_row(language, *(f"{by[language].perplexity:.1f}" for by in figures.values()))
-    rises = (f"{mean_rise(figures, name):+.3f}" for name in figures)
-    table.add_section()
-    table.add_row("mean rise, nats/token", *rises)
-    return table
+def removals(recipe: AblateRecipe) -> dict[str, Removal]:
+    """Name -> what is zeroed, in order. UserError if two would have one name."""
+    names = [Path(path).name.removesuffix(".safetensors") for path in recipe.regions]
+    planned: list[tuple[str, Removal]] = []
+    seeds = recipe.random_seeds if "random" in recipe.which else []
+    for name in names:
+        planned.append((name, Removal("file")))
+        for seed in seeds:
+            planned.append(
+                (f"random like {name}, seed {seed}", Removal("random", None, seed, name))
+            )
+    for ratio in recipe.ratios if recipe.scores is not None else []:
+        share = f"{100 * ratio:g}%"
+        top = f"top {share}" if "top" in recipe.which else None
+        if top:
+            planned.append((top, Removal("top", ratio)))
+        if "bottom" in recipe.which:
+            planned.append((f"bottom {share}", Removal("bottom", ratio)))
+        for seed in seeds:
+            planned.append((f"random {share}, seed {seed}", Removal("random", ratio, seed, top)))
+    seen = {NOTHING}
+    for name, _ in planned:
+        if name in seen:
+            raise UserError(f"two regions are called {name!r}; rename one of the files")
+        seen.add(name)
+    return dict(planned)
+
+
+def _maker(recipe: AblateRecipe, model: PreTrainedModel) -> Callable[[Removal, str], Region]:
+    """Loads all files and opens the scores, so that what can be refused is; then makes regions."""
+    files = {
+        Path(path).name.removesuffix(".safetensors"): Region.load(path, model=model)
+        for path in recipe.regions
+    }
+    total = None
+    if recipe.scores is not None:
+        total = Scores.sum(list(language_scores(recipe.scores, recipe.languages).values()))
+        Region({}, total.base).check_base(model)
+
+    @lru_cache(maxsize=1)  # the random regions of a ratio follow each other
+    def top(ratio: float) -> Region:
+        assert total is not None
+        return select(total, ratio, norms=recipe.norms)
+
+    def make(removal: Removal, name: str) -> Region:
+        if removal.kind == "file":
+            return files[name]
+        if removal.kind == "random":
+            assert removal.seed is not None
+            like = top(removal.ratio) if removal.ratio is not None else files[str(removal.like)]
+            return like.random_like(removal.seed)
+        assert removal.ratio is not None
+        if removal.kind == "top":
+            return top(removal.ratio)
+        assert total is not None
+        return select(total, removal.ratio, which="bottom", norms=recipe.norms)
+
+    return make
+
+
+def _groups(planned: Mapping[str, Removal]) -> list[tuple[Removal, list[str]]]:
+    """Random regions that differ in their seed alone are one group, everything else its own."""
+    groups: dict[Any, tuple[Removal, list[str]]] = {}
+    for name, one in planned.items():
+        key = (one.kind, one.ratio, one.like) if one.kind == "random" else name
+        groups.setdefault(key, (one, []))[1].append(name)
+    return list(groups.values())
+
+
+def _tables(results: Mapping[str, Any], planned: Mapping[str, Removal]) -> list[Any]:
+    """A table for each ratio and each file, with its random regions beside it."""
+    figures = {
+        name: {language: Figures.from_dict(value) for language, value in by_language.items()}
+        for name, by_language in results["figures"].items()
+    }
+    columns: dict[str, dict[str, list[str]]] = {}
+    for one, names in _groups(planned):
+        title = f"{100 * one.ratio:g}%" if one.ratio is not None else one.like or names[0]
+        heading = names[0] if one.kind == "file" else one.kind
+        columns.setdefault(f"{title} set to zero", {})[heading] = names
+    return [as_table(figures, groups, title) for title, groups in columns.items()]
+
+
+def remove(
+    recipe: AblateRecipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: dict[str, list[Document]],
+) -> dict[str, Any]:
+    """Results of the verb, with the model and the documents at hand.
+
+    ``regions``: name → kind, ratio, seed, what it is like, its entries and their share of all
+    weights. ``figures``: ``nothing`` or name → language → figures. ``summary``: of each kind and
+    ratio the mean over its regions (random seeds) of what :func:`effect` says. ``texts``: of each
+    prompt, ``nothing`` or name → what the model puts after it.
+    """
+    planned = removals(recipe)
+    check_prompts(model, tokenizer, recipe.prompts, recipe.new_tokens)
+    make = _maker(recipe, model)
+    facts: dict[str, dict[str, Any]] = {}
+    texts: dict[str, dict[str, str]] = {prompt: {} for prompt in recipe.prompts}
+
+    def regions() -> Iterator[tuple[str, Region]]:
+        yield NOTHING, Region({})
+        for name, removal in planned.items():
+            region = make(removal, name)
+            size = {"entries": region.count, "share": region.coverage(model).model}
+            facts[name] = {**asdict(removal), **size}
+            yield name, region
+
+    def say(name: str) -> None:
+        for prompt, by_name in texts.items():
+            by_name[name] = continuation(model, tokenizer, prompt, recipe.new_tokens)
+
+    figures = each_alone(
+        model, documents, recipe.evaluation, regions(), number=1 + len(planned),
+        what="zero each region", during=say,
+    )  # fmt: skip
+    return {
+        "regions": facts,
+        "figures": as_results(figures),
+        "summary": [
+            {"kind": one.kind, "ratio": one.ratio, "like": one.like, "regions": names}
+            | effect(figures, names)
+            for one, names in _groups(planned)
+        ],
+        "texts": [{"prompt": prompt, "texts": by_name} for prompt, by_name in texts.items()],
+    }
 
 
 def run(recipe: AblateRecipe, folder: Path) -> Outcome:
-    names = [Path(path).stem for path in recipe.regions]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"two regions are called {twice[0]!r}; rename one of the files")
-    model = on_gpu(load_model(recipe.model))
-    regions = {
-        name: Region.load(path, model=model)
-        for name, path in zip(names, recipe.regions, strict=True)
-    }
-    for seed in recipe.random_seeds if names else []:
-        regions[f"random-{seed}"] = regions[names[0]].random_like(seed)
-    documents = held_out_documents(recipe.evaluation, load_tokenizer(recipe.model))
-    figures = ablations(model, documents, regions, recipe.evaluation)
-    coverage = {name: region.coverage(model).model for name, region in regions.items()}
-    return Outcome({"coverage": coverage, "figures": as_results(figures)}, [as_table(figures)])
+    planned = removals(recipe)
+    model, tokenizer = on_gpu(load_model(recipe.model)), load_tokenizer(recipe.model)
+    documents = held_out_documents(recipe.evaluation, tokenizer)
+    results = remove(recipe, model, tokenizer, documents)
+    return Outcome(results, _tables(results, planned))
