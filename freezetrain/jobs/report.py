@@ -18,6 +18,7 @@ from freezetrain.recipe import ReportRecipe, yaml12
 from freezetrain.report import render_runs
 from freezetrain.report.comparison import MEAN, comparison_rows, to_markdown, write_csv
 from freezetrain.report.numbers import signed, signed_percent
+from freezetrain.report.settings import flat
 
 FORGETTING = "forgetting.json"
 PAGE = "report.html"
@@ -58,7 +59,7 @@ def train_run(
     return {
         "name": name,
         "history": _history(folder / FORGETTING),
-        "settings": _flat(settings),
+        "settings": flat(settings),
         "region": results.get("region"),
         "texts": results.get("texts"),
         "brake": results.get("brake"),
@@ -80,7 +81,7 @@ def runs_at(path: Path, name: str) -> list[Run]:
     if isinstance(held, list):  # forgetting, or an earlier report
         return [{**one, "name": name} for one in held] if len(held) == 1 else held
     if isinstance(held, dict):  # quickstart
-        settings = _flat(_recipe(path))
+        settings = flat(_recipe(path))
         return [{"name": one, "history": run, "settings": settings} for one, run in held.items()]
     if (path / FORGETTING).is_file():
         return [train_run(path, name, _recipe(path), results)]
@@ -129,17 +130,6 @@ def _recipe(folder: Path) -> Mapping[str, Any]:
         return yaml12.load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}; give another run") from error
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"model": {"path": "x"}}`` as ``{"model.path": "x"}``."""
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -1,6 +1,8 @@
-"""Self-contained pages that show what runs gained and forgot, and the quickstart's results."""
+"""Self-contained pages: runs side by side, the quickstart, the whole paper."""
 
+from freezetrain.report.claims import paper_claims
+from freezetrain.report.paper import render_paper
 from freezetrain.report.quickstart import render_report
 from freezetrain.report.runs import render_runs
 
-__all__ = ["render_report", "render_runs"]
+__all__ = ["paper_claims", "render_paper", "render_report", "render_runs"]

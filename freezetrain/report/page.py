@@ -33,9 +33,9 @@ def render_page(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def drawn(name: str, draw: Callable[[Any, float], Figure], values: Any) -> dict[str, Markup]:
+def drawn(name: str, draw: Callable[..., Figure], *values: Any) -> dict[str, Markup]:
     """What ``draw`` makes of ``values`` at each of ``WIDTHS``, as SVG."""
     return {
-        size: Markup(to_svg(draw(values, width), f"{name}-{size}"))
+        size: Markup(to_svg(draw(*values, width), f"{name}-{size}"))
         for size, width in WIDTHS.items()
     }

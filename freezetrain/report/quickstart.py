@@ -47,7 +47,7 @@ def _plots(results: Mapping[str, Any]) -> dict[str, dict[str, Markup]]:
         "course": drawn("course", plots.course_figure, runs),
     }
     if results["region"]["matrices"] and results["region"]["layers"]:
-        found["concentration"] = drawn("concentration", plots.concentration_figure, results)
+        found["concentration"] = drawn("concentration", plots.concentration_figure, _place(results))
     if results["region"].get("picture"):
         found["entries"] = drawn("entries", plots.entries_figure, results)
     return found
@@ -59,11 +59,16 @@ def _tables(results: Mapping[str, Any]) -> dict[str, tables.Table]:
         "forgetting": tables.forgetting_table(results),
         "course": tables.course_table(results),
         "runs": tables.runs_table(results),
-        "rows": tables.location_table(results, "rows"),
-        "columns": tables.location_table(results, "columns"),
+        "rows": tables.location_table(_place(results), "rows"),
+        "columns": tables.location_table(_place(results), "columns"),
         "settings": tables.settings_table(results),
         "times": tables.times_table(results),
     }
+
+
+def _place(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the region lies, with the share of rows and columns that it was counted in."""
+    return {**results["region"], "top": tables.FULLEST}
 
 
 def _files(results: Mapping[str, Any]) -> dict[str, str]:

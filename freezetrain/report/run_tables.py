@@ -69,13 +69,16 @@ def texts_tables(runs: Sequence[Run]) -> list[Table]:
     different = [
         texts for n, (_, texts) in enumerate(read) if texts not in [t for _, t in read[:n]]
     ]
-    return [
-        _read_table([name for name, of_run in read if of_run == texts], texts)
-        for texts in different
-    ]
+    tables = []
+    for texts in different:
+        names = [name for name, of_run in read if of_run == texts]
+        who = f"run{'' if len(names) == 1 else 's'} {quoted(names)}"
+        tables.append(read_table(f"Held-out texts that the {who} read", texts))
+    return tables
 
 
-def _read_table(names: Sequence[str], texts: Sequence[Mapping[str, Any]]) -> Table:
+def read_table(title: str, texts: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows of ``evaluation.texts_table.texts_rows``."""
     rows = []
     for read in texts:
         values = [read[name] for name in ("documents", "bytes", "tokens")]
@@ -90,8 +93,7 @@ def _read_table(names: Sequence[str], texts: Sequence[Mapping[str, Any]]) -> Tab
         )
     columns = ["language", "documents", "bytes", "tokens", "bytes/token", "unknown"]
     columns.append("byte fallback")
-    who = f"run{'' if len(names) == 1 else 's'} {quoted(names)}"
-    return Table(f"Held-out texts that the {who} read", columns, rows, sortable=True)
+    return Table(title, columns, rows, sortable=True)
 
 
 def region_table(region: Mapping[str, Any]) -> Table:

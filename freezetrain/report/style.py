@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -40,7 +41,7 @@ VARIABLES = {
     ORANGE: "--orange",
 }
 WIDE = 500  # px; a figure wider than this has room for panels side by side
-_LETTER = 6.6  # px, a letter's mean width in the page's fonts
+LETTER = 6.6  # px, a letter's mean width in the page's fonts
 FONT = 12.0  # px; figures are drawn at 72 dots an inch, so that a point is a pixel of the page
 
 
@@ -69,6 +70,7 @@ KNOWN = {
     "core": Mark(VERMILLION, "o", 7),
     "random": Mark(BLUE, "D", 7, filled=False),
     "bottom": Mark(GREEN, "x", 5),
+    "top": Mark(VERMILLION, "o", 7),
     "plain": Mark(INK, "o", 8.5, filled=False),
     "core frozen": Mark(VERMILLION, "D", 4.5),
 }
@@ -124,12 +126,17 @@ def ticks(most: int, integer: bool = False) -> MaxNLocator:
     return MaxNLocator(most, integer=integer, steps=[1, 2, 2.5, 5, 10])
 
 
+def percents(axis: Axis) -> None:
+    """Shares between 0 and 1 as ``2.5%``."""
+    axis.set_major_formatter(lambda share, _: f"{100 * share:.4g}%".replace("-", "−"))
+
+
 def legend(figure: Figure, chosen: dict[str, Mark], line: bool = False) -> None:
     """A key above the plots, in as many columns as fit; names that are too long are cut."""
     width = figure.get_figwidth() * 72
-    longest = int((width - 60) / _LETTER)
+    longest = int((width - 60) / LETTER)
     names = {name: name if len(name) <= longest else f"{name[: longest - 1]}…" for name in chosen}
-    column = _LETTER * max(map(len, names.values())) + 50
+    column = LETTER * max(map(len, names.values())) + 50
     handles = [
         Line2D([], [], label=names[name], linestyle="-" if line else "none", **mark.options())
         for name, mark in chosen.items()

@@ -11,6 +11,8 @@ from freezetrain.report.languages import language_and_code
 from freezetrain.report.numbers import count, fixed, percent, perplexity, ratio, seconds, signed
 from freezetrain.report.plots.ablation import NOTHING, rises
 
+FULLEST = 0.05  # share of rows, or columns, that the quickstart counts as the fullest
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -150,15 +152,16 @@ def runs_table(results: Mapping[str, Any]) -> Table:
     return Table("Each run’s model against the base, bit for bit", columns, rows)
 
 
-def location_table(results: Mapping[str, Any], direction: str) -> Table:
-    region = results["region"]
+def location_table(region: Mapping[str, Any], direction: str) -> Table:
+    """Matrices × layers; ``region["top"]`` is the share of rows or columns that is the fullest."""
     rows = []
     for matrix in region["matrices"]:
         by_layer = [region[direction].get(str(layer), {}) for layer in region["layers"]]
         rows.append([matrix, *(percent(layer.get(matrix)) for layer in by_layer)])
     return Table(
-        f"Share of each matrix’s region entries in its fullest 5% of {direction}, by layer; of a "
-        f"random region as large: {percent(region['even'][direction])}",
+        f"Share of each matrix’s region entries in its fullest {percent(region['top'])} of "
+        f"{direction}, by layer; of a random region as large: "
+        f"{percent(region['even'][direction])}",
         ["matrix", *(str(layer) for layer in region["layers"])],
         rows,
     )

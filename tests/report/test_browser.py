@@ -6,9 +6,10 @@ from typing import Any
 
 import browser
 import pytest
+from made_paper import make_paper
 from made_runs import make_run, two
 
-from freezetrain.report import render_report, render_runs
+from freezetrain.report import paper_claims, render_paper, render_report, render_runs
 
 FOUND = browser.find()
 pytestmark = pytest.mark.skipif(FOUND is None, reason=f"none of {', '.join(browser.NAMES)} is here")
@@ -30,12 +31,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory, make: Any) -> dict[str, Path
     for name, runs in {"two": two(), "long": many, "models": models}.items():
         render_runs(runs, folder / f"{name}.html")
     render_report(make(CODES), folder / "quickstart.html")
+    results = make_paper([*CODES, "l" * 60], layers=32, ratios=(0.01, 0.05))
+    render_paper({**results, "claims": paper_claims(results)}, folder / "paper.html")
     return {path.stem: path for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["two", "long", "models", "quickstart"])
+@pytest.mark.parametrize("name", ["two", "long", "models", "quickstart", "paper"])
 def test_quiet_alone_and_as_wide_as_the_window(
     tab: browser.Page, pages: dict[str, Path], name: str, width: int, scheme: str
 ) -> None:

@@ -110,7 +110,7 @@ def test_concentration_holds_every_share(results: dict[str, Any], width: int) ->
     region = results["region"]
     del region["rows"]["2"]["mlp.up_proj"]  # a layer without this matrix
     region["rows"]["3"]["mlp.up_proj"] = None
-    rows, columns = meshes(plots.concentration_figure(results, width))
+    rows, columns = meshes(plots.concentration_figure(region | {"top": 0.05}, width))
     drawn = {"rows": np.ma.asarray(rows.get_array()), "columns": np.ma.asarray(columns.get_array())}
     for direction, values in drawn.items():
         for place, matrix in enumerate(region["matrices"]):

@@ -1,6 +1,6 @@
 """What every language loses when a region is set to zero."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -10,6 +10,7 @@ from freezetrain.report.plots.rows import ROW, dot_rows
 from freezetrain.report.style import WIDE, legend, marks, new_figure
 
 NOTHING = "nothing"
+Rises = Mapping[str, Mapping[str, float]]  # what is zeroed → language → rise of its loss
 
 
 def rises(ablation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -27,17 +28,37 @@ def rises(ablation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 def ablation_figure(results: Mapping[str, Any], width: float) -> Figure:
     """A row a language, largest rise under the first region on top; scored languages starred."""
-    by_region = rises(results["ablation"])
+    return rises_figure(rises(results["ablation"]), width, "bits", results["score_languages"])
+
+
+def rises_figure(
+    by_region: Rises,
+    width: float,
+    unit: str,
+    starred: Sequence[str] = (),
+    spreads: Mapping[str, Mapping[str, float | None]] | None = None,
+) -> Figure:
+    """A row a language, largest rise under the first region on top, in ``unit`` per byte.
+
+    ``spreads``: lines of so much to either side of a region's rises.
+    """
     first = next(iter(by_region.values()))
     order = sorted(first, key=lambda language: -first[language])
-    scored = set(results["score_languages"])
-    labels = [language_label(code) + (" *" if code in scored else "") for code in order]
+    labels = [language_label(code) + (" *" if code in starred else "") for code in order]
     figure = new_figure(width, 100 + ROW * len(order))
     axes = figure.add_subplot()
     chosen = marks(by_region)
     values = {name: [rise[code] for code in order] for name, rise in by_region.items()}
-    dot_rows(axes, labels, values, chosen)
+    around = {
+        name: [_around(by_region[name][code], spread.get(code)) for code in order]
+        for name, spread in (spreads or {}).items()
+    }
+    dot_rows(axes, labels, values, chosen, around)
     axes.tick_params(axis="x", labeltop=True)
-    axes.set_xlabel("rise of the loss, bits per byte →")
+    axes.set_xlabel(f"rise of the loss, {unit} per byte →")
     legend(figure, {f"{name} zeroed" if width > WIDE else name: chosen[name] for name in chosen})
     return figure
+
+
+def _around(value: float, spread: float | None) -> tuple[float, float] | None:
+    return None if spread is None else (value - spread, value + spread)
