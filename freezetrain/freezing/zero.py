@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
@@ -126,6 +127,14 @@ def _stage_3(wrapper: Any, inner: Sequence[Optimizer], resolved: Sequence[Resolv
         piecewise=True,
         full=gathered,
     )
+
+
+def gathering(model: nn.Module, config: dict[str, Any]) -> Any:
+    """Have a model that ZeRO-3 has partitioned gather each weight as it is used, without training.
+
+    What is returned must be kept as long as the model is used.
+    """
+    return deepspeed.initialize(model=model, config=config)[0]
 
 
 def gathered(parameter: nn.Parameter) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from freezetrain.corpora import languages_in, read_languages
+from freezetrain.corpora import languages_in
 from freezetrain.errors import UserError, near_misses
 from freezetrain.jobs.ablate import ablations, as_results, as_table
 from freezetrain.jobs.adaptations import adaptations, optimization
@@ -19,10 +19,12 @@ from freezetrain.jobs.evaluate import held_out_documents
 from freezetrain.jobs.observations import observe
 from freezetrain.jobs.outcome import Outcome
 from freezetrain.jobs.region_place import region_place
-from freezetrain.jobs.score import score_language
+from freezetrain.jobs.score import score_languages
+from freezetrain.jobs.score_files import language_scores
 from freezetrain.jobs.select import make_region
 from freezetrain.models import load_model, load_tokenizer, local_folder, on_gpu
 from freezetrain.recipe import (
+    Engine,
     EvaluationTexts,
     ModelSource,
     QuickstartRecipe,
@@ -55,17 +57,13 @@ def regions_of(recipe: QuickstartRecipe, source: ModelSource, folder: Path) -> d
     settings = ScoreRecipe(
         model=source,
         texts=recipe.texts,
-        method="taylor",
+        languages=recipe.score_languages,
         sequence_length=recipe.sequence_length,
         seed=recipe.seed,
+        engine=Engine(devices=1),  # the quickstart is one process
     )
-    model, tokenizer = on_gpu(load_model(source)), load_tokenizer(source)
-    (folder / "scores").mkdir()
-    scores = []
-    for name, language in read_languages(recipe.texts, recipe.score_languages).items():
-        scores.append(score_language(model, tokenizer, language, settings))
-        scores[-1].save(folder / "scores" / f"{name}.safetensors")
-    total = Scores.sum(scores)
+    score_languages(settings, folder / "scores")
+    total = Scores.sum(list(language_scores(folder / "scores", recipe.score_languages).values()))
     core = select(total, recipe.ratio)
     regions = {
         "core": core,

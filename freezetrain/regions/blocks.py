@@ -4,10 +4,12 @@ Everything is found by structure (lists of modules, class names, identity of ten
 parameter name fixed in advance, because every architecture names these parts differently.
 """
 
-from torch import Tensor, nn
+from math import prod
+
+from torch import nn
 
 from freezetrain.errors import UserError
-from freezetrain.regions.resolve import plain_name
+from freezetrain.regions.resolve import full_shape, plain_name
 
 _PASS_PARAMETERS = "pass the wanted parameters by name instead"
 
@@ -71,9 +73,14 @@ def embedding_parameters(model: nn.Module) -> dict[str, str]:
     return found
 
 
+def owner(model: nn.Module, name: str) -> nn.Module:
+    """The module that holds the parameter ``name``."""
+    return model.get_submodule(name.rpartition(".")[0])
+
+
 def is_norm(model: nn.Module, name: str) -> bool:
     """Whether the parameter ``name`` belongs to a norm: its module's class name says so."""
-    return "norm" in type(_owner(model, name)).__name__.lower()
+    return "norm" in type(owner(model, name)).__name__.lower()
 
 
 def input_dim(model: nn.Module, name: str) -> int:
@@ -83,23 +90,20 @@ def input_dim(model: nn.Module, name: str) -> int:
     [in, out]: those marked ``is_transposed`` (GPT-OSS), and those whose ``gate_up_proj`` and
     ``down_proj`` have shapes that fit together only so (Llama 4). Leading dimensions count experts.
     """
-    owner = _owner(model, name)
-    if type(owner).__name__ == "Conv1D" or getattr(owner, "is_transposed", False):
+    module = owner(model, name)
+    if type(module).__name__ == "Conv1D" or getattr(module, "is_transposed", False):
         return -2
-    return -2 if _experts_transposed(owner) else -1
+    return -2 if _experts_transposed(module) else -1
 
 
-def _experts_transposed(owner: nn.Module) -> bool:
+def _experts_transposed(module: nn.Module) -> bool:
     """Whether fused experts store gate and up [E, hidden, 2·inner] and down [E, inner, hidden]."""
-    up, down = (getattr(owner, leaf, None) for leaf in ("gate_up_proj", "down_proj"))
-    if not (isinstance(up, Tensor) and isinstance(down, Tensor) and up.ndim == down.ndim == 3):
+    matrices = [getattr(module, leaf, None) for leaf in ("gate_up_proj", "down_proj")]
+    shapes = [full_shape(matrix) for matrix in matrices if isinstance(matrix, nn.Parameter)]
+    if list(map(len, shapes)) != [3, 3]:
         return False
-    return up.shape[1] == down.shape[2] and up.shape[2] == 2 * down.shape[1]
-
-
-def _owner(model: nn.Module, name: str) -> nn.Module:
-    """The module that holds the parameter ``name``."""
-    return model.get_submodule(name.rpartition(".")[0])
+    up, down = shapes
+    return up[1] == down[2] and up[2] == 2 * down[1]
 
 
 def _block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -115,7 +119,7 @@ def _block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and not inside:
             outermost[name] = module
     sizes = {
-        name: sum(parameter.numel() for parameter in blocks.parameters())
+        name: sum(prod(full_shape(parameter)) for parameter in blocks.parameters())
         for name, blocks in outermost.items()
         if _one_family(blocks)
     }

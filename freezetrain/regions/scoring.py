@@ -1,8 +1,9 @@
 """Run a model over a language's text and score its weights."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from freezetrain.errors import CheckError, UserError, near_misses
 from freezetrain.nll import token_nll
 from freezetrain.regions.base import base_of
-from freezetrain.regions.blocks import block_parameters, input_dim, is_norm
-from freezetrain.regions.resolve import plain_name
+from freezetrain.regions.blocks import input_dim, is_norm, owner
+from freezetrain.regions.partition import Partition
+from freezetrain.regions.resolve import full_shape
 from freezetrain.regions.score_methods import GRADIENT_METHODS, METHODS, magnitude, wanda
+from freezetrain.regions.scored_parameters import scored_parameters
 from freezetrain.regions.scores import Scores
 
 
@@ -25,157 +28,239 @@ def compute_scores(
     language: str | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Scores:
-    """Score the weights of ``model`` on the text of one language; the weights do not change.
-
-    The loss is the mean next-token NLL of a batch, in eval mode. A batch of another size than
-    the first (the last one, usually) counts by its share of the first one's tokens. Memory beyond
-    the weights: one fp32 copy of the scored parameters and the gradient of one parameter at a
-    time, since each gradient is added up and freed as soon as it is there. Modes, ``requires_grad``
-    flags and gradients that the model had before are put back, also after an exception.
+    """Score the weights of ``model`` on the text of one language, in this process alone.
 
     Args:
-        model: ``model(input_ids=...)`` returns an object with ``logits`` [B, L, V].
-        batches: token ids, int64 [B, L] with L of 2 or more, moved to the model's device. No
-            padding: every token but a row's first counts. Not read by ``magnitude``.
+        model, parameters: as for :class:`Scoring`.
+        batches: token ids, each as for :meth:`Scoring.add`. Not read by ``magnitude``.
         method: one of ``METHODS``, see :mod:`freezetrain.regions.score_methods`.
-        parameters: what to score, by full name. By default the decoder blocks with their norms
-            and biases; for ``wanda`` the weights of the blocks' linear layers only.
         language: kept in ``Scores.made``.
         on_batch: called after each batch with the number of batches done.
 
     Raises:
-        UserError: unknown method; parameters that are not the model's, not of a floating dtype,
-            or (``wanda``) not the weight of a linear layer that was called; no batch, or one of
-            another dtype or shape.
-        CheckError: a loss that is not finite; the message names the batch.
+        UserError, CheckError: as :class:`Scoring`.
     """
-    if method not in METHODS:
-        raise UserError(
-            f"expected a score method among {', '.join(METHODS)}, got {method!r}"
-            f"{near_misses(method, METHODS)}"
-        )
-    if parameters is None:
-        parameters = block_parameters(model, norms=True)
-        if method == "wanda":
-            parameters = {n: p for n, p in parameters.items() if _is_linear_weight(model, n)}
-    _check_parameters(model, parameters)
-    run = _Run(model, batches, on_batch)
-    if method == "magnitude":
-        tensors = {name: magnitude(p.detach()) for name, p in parameters.items()}
-    elif method == "wanda":
-        tensors = _by_inputs(run, parameters)
-    else:
-        tensors = _by_gradients(run, parameters, method)
-    made = {
-        "method": method,
-        "language": language,
-        "sequences": run.sequences,
-        "tokens": run.tokens,
-        "batches": run.tokens / run.first_tokens if run.tokens else 1,
-        "loss": run.nll / run.tokens if run.tokens else None,
-        "norms": [name for name in parameters if is_norm(model, name)],
-        "transposed": [name for name in parameters if input_dim(model, name) == -2],
-    }
-    return Scores(tensors, base_of(model), made)
+    with Scoring(model, [method], parameters) as scoring:
+        for number, batch in enumerate(batches if scoring.reads_text else ()):
+            scoring.add(batch)
+            if on_batch is not None:
+                on_batch(number + 1)
+        tensors = {name: t for name, t in scoring.tensors(method, last=True) if t is not None}
+        return Scores(tensors, base_of(model), scoring.made(method, language))
 
 
-@dataclass
-class _Run:
-    """One pass of a model over the batches, and what it has seen so far."""
+class Scoring:
+    """Scores of the weights of ``model`` by several methods in one pass over one language's text.
 
-    model: nn.Module
-    batches: Iterable[Tensor]
-    on_batch: Callable[[int], None] | None
-    sequences: int = 0
-    tokens: int = 0  # predicted ones
-    nll: float = 0.0  # over them, in nats
-    first_tokens: int = 0
-    share: float = 1.0  # tokens of the batch in hand over those of the first
+    A context manager; the weights do not change. The loss is the mean next-token NLL of a batch,
+    in eval mode. A batch of another size than the first (the last one, usually) counts by its share
+    of the first one's tokens. Memory beyond the weights: for each method that sums gradients one
+    fp32 copy of the scored parameters, and the gradient of one parameter at a time, since each is
+    added up and freed as soon as it is there. Modes, ``requires_grad`` flags and gradients that the
+    model had before are put back, also after an exception.
 
-    def losses(self) -> Iterator[Tensor]:
-        """The mean loss of each batch, checked, with ``share`` set for it."""
-        device = next(self.model.parameters()).device
-        for index, batch in enumerate(self.batches):
-            fits = batch.dtype == torch.int64 and batch.ndim == 2 and batch.shape[1] > 1
-            if not fits or not len(batch):
+    Args:
+        model: ``model(input_ids=...)`` returns an object with ``logits`` [B, L, V].
+        methods: of ``METHODS``, see :mod:`freezetrain.regions.score_methods`.
+        parameters: what to score, by full name; by default what
+            :func:`~freezetrain.regions.scored_parameters.scored_parameters` finds.
+        partition: how ranks share model and batches; by default this process is alone. All ranks
+            make the same calls.
+
+    Raises:
+        UserError: no method or an unknown one; parameters that are not the model's, not of a
+            floating dtype, or (``wanda``) not the weight of a linear layer that was called; no
+            batch, or one of another dtype or shape.
+        CheckError: a loss that is not finite; the message names the batch. Of ranks that run whole
+            batches, only the one that finds it raises.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        methods: Sequence[str],
+        parameters: Mapping[str, nn.Parameter] | None = None,
+        partition: Partition | None = None,
+    ) -> None:
+        self.methods = list(dict.fromkeys(methods))
+        for method in self.methods or [""]:
+            if method not in METHODS:
                 raise UserError(
-                    f"expected batches of token ids, int64 [B, L] with L of 2 or more, got "
-                    f"{batch.dtype} {list(batch.shape)} as batch {index}"
+                    f"expected a score method among {', '.join(METHODS)}, got {method!r}"
+                    f"{near_misses(method, METHODS)}"
                 )
-            tokens = batch.shape[0] * (batch.shape[1] - 1)
-            self.first_tokens = self.first_tokens or tokens
-            self.share = tokens / self.first_tokens
-            self.sequences += len(batch)
-            self.tokens += tokens
-            input_ids = batch.to(device)
-            loss = token_nll(self.model(input_ids=input_ids).logits, input_ids).mean()
-            if not torch.isfinite(loss):
-                raise CheckError(f"the loss of batch {index} (counted from 0) is {loss.item()}")
-            self.nll += loss.item() * tokens
-            yield loss
-            if self.on_batch is not None:
-                self.on_batch(index + 1)
-        if not self.tokens:
-            raise UserError("expected at least one batch of text to score, got none")
+        self.model = model
+        self.parameters = {
+            method: scored_parameters(model, method, parameters) for method in self.methods
+        }
+        self.sequences = 0
+        self.tokens = 0  # predicted ones
+        self._partition = partition or Partition()
+        self._batches = 0
+        self._first_tokens = 0
+        self._share = 1.0  # tokens of the batch in hand over those of the first
+        self._counts = True  # whether the rows in hand do
+        self._nll = 0.0  # of this rank's rows, in nats
+        self._sums: dict[str, dict[str, Tensor]] = {}  # method -> name -> sum over batches
+        self._stack = ExitStack()
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether any method does."""
+        return self.methods != ["magnitude"]
 
-def _by_gradients(
-    run: _Run, parameters: Mapping[str, nn.Parameter], method: str
-) -> dict[str, Tensor]:
-    """Add up a term of each batch's gradients in one fp32 accumulator a parameter."""
-    term, finish = GRADIENT_METHODS[method]
-    totals = {
-        name: torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
-        for name, parameter in parameters.items()
-    }
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            by_gradient = [method for method in self.methods if method in GRADIENT_METHODS]
+            trainable = self.parameters[by_gradient[0]] if by_gradient else {}
+            stack.enter_context(_for_scoring(self.model, trainable))
+            stack.enter_context(torch.set_grad_enabled(bool(by_gradient)))
+            for method in by_gradient:
+                self._sums[method] = {
+                    name: torch.zeros_like(self._partition.part(parameter), dtype=torch.float32)
+                    for name, parameter in trainable.items()
+                }
+            for name, parameter in trainable.items():
+                hook = self._gradient_hook(name, by_gradient)
+                stack.callback(parameter.register_post_accumulate_grad_hook(hook).remove)
+            if "wanda" in self.methods:
+                self._sums["wanda"] = {}
+                for name, parameter in self.parameters["wanda"].items():
+                    stack.callback(self._watch_inputs(name, parameter))
+            self._stack = stack.pop_all()
+        return self
 
-    def take(total: Tensor) -> Callable[[Tensor], None]:
-        def hook(parameter: Tensor) -> None:
-            assert parameter.grad is not None
-            total.add_(term(parameter.detach(), parameter.grad.float()), alpha=run.share)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def add(self, batch: Tensor) -> None:
+        """Run one batch, or this rank's part of it; all ranks are given all batches.
+
+        ``batch`` is token ids, int64 [B, L] with L of 2 or more, and is moved to the model's
+        device. No padding: every token but a row's first counts.
+        """
+        fits = batch.dtype == torch.int64 and batch.ndim == 2 and batch.shape[1] > 1
+        if not fits or not len(batch):
+            raise UserError(
+                f"expected batches of token ids, int64 [B, L] with L of 2 or more, got "
+                f"{batch.dtype} {list(batch.shape)} as batch {self._batches}"
+            )
+        tokens = batch.shape[0] * (batch.shape[1] - 1)
+        self._first_tokens = self._first_tokens or tokens
+        self._share = tokens / self._first_tokens
+        taken = self._partition.rows(self._batches, batch)
+        if taken is not None:
+            rows, self._counts = taken
+            self._run(rows, tokens)
+        self._batches += 1
+        self.sequences += len(batch)
+        self.tokens += tokens
+
+    def tensors(self, method: str, last: bool = False) -> Iterator[tuple[str, Tensor | None]]:
+        """Name and finished scores of the text so far, one parameter at a time.
+
+        fp32 on the CPU, whole, on rank 0; None on the others, which must ask as well. More batches
+        may be added afterwards, unless this is the ``last`` time: then sums are freed on the way.
+        """
+        self._require_text(method)
+        for name, parameter in self.parameters[method].items():
+            if method == "magnitude":
+                yield name, self._whole(parameter, magnitude(self._partition.part(parameter)))
+            elif method == "wanda":
+                yield name, self._wanda(name, parameter)
+            else:
+                total = self._sums[method][name]
+                if last:
+                    del self._sums[method][name]
+                else:
+                    total = total.clone()  # of one parameter: what is given must not change
+                part = self._partition.part(parameter)
+                total = GRADIENT_METHODS[method].finish(part, self._partition.total(total))
+                yield name, self._whole(parameter, total)
+
+    def shapes(self, method: str) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of what :meth:`tensors` gives, in order."""
+        return {name: full_shape(value) for name, value in self.parameters[method].items()}
+
+    def made(self, method: str, language: str | None = None) -> dict[str, Any]:
+        """How the scores of the text so far came about, see :class:`Scores`; all ranks ask."""
+        self._require_text(method)
+        nll = torch.tensor([self._nll], dtype=torch.float64, device=self._device)
+        total_nll = self._partition.everywhere(nll).item()
+        names = self.parameters[method]
+        reads = method != "magnitude"
+        return {
+            "method": method,
+            "language": language,
+            "sequences": self.sequences if reads else 0,
+            "tokens": self.tokens if reads else 0,
+            "batches": self.tokens / self._first_tokens if reads else 1,
+            "loss": total_nll / self.tokens if reads else None,
+            "norms": [name for name in names if is_norm(self.model, name)],
+            "transposed": [name for name in names if input_dim(self.model, name) == -2],
+        }
+
+    def _run(self, rows: Tensor, tokens: int) -> None:
+        """Run some rows of a batch of ``tokens`` predicted ones."""
+        input_ids = rows.to(self._device)
+        nll = token_nll(self.model(input_ids=input_ids).logits, input_ids).sum() * self._counts
+        loss = self._partition.of_batch(nll.detach()) / tokens
+        if not torch.isfinite(loss):
+            raise CheckError(f"the loss of batch {self._batches} (counted from 0) is {loss.item()}")
+        self._nll += nll.item()
+        if nll.requires_grad:
+            (nll * (self._partition.loss_factor / tokens)).backward()
+
+    @property
+    def _device(self) -> torch.device:
+        return self._partition.device(self.model)
+
+    def _gradient_hook(self, name: str, methods: Sequence[str]) -> Callable[[Tensor], None]:
+        """Add a term of a parameter's gradient to the sum of each method, and free it."""
+
+        def hook(parameter: Any) -> None:
+            gradient, weight = self._partition.gradient(parameter), self._partition.part(parameter)
             parameter.grad = None
+            for method in methods:
+                term = GRADIENT_METHODS[method].term(weight, gradient)
+                self._sums[method][name].add_(term, alpha=self._share)
 
         return hook
 
-    with ExitStack() as stack:
-        stack.enter_context(_for_scoring(run.model, parameters))
-        stack.enter_context(torch.enable_grad())
-        for name, parameter in parameters.items():
-            handle = parameter.register_post_accumulate_grad_hook(take(totals[name]))
-            stack.callback(handle.remove)
-        for loss in run.losses():
-            loss.backward()
-    for name, parameter in parameters.items():  # one at a time, so that no second copy is made
-        totals[name] = finish(parameter.detach(), totals[name]).cpu()
-    return totals
+    def _watch_inputs(self, name: str, parameter: nn.Parameter) -> Callable[[], None]:
+        """Add up the squared inputs of a linear layer, and how often it was called, last: [in + 1].
 
+        Returns what ends it.
+        """
+        features = full_shape(parameter)[input_dim(self.model, name)]
+        sums = self._sums["wanda"][name] = torch.zeros(features + 1, device=self._device)
 
-def _by_inputs(run: _Run, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Add up the squared inputs of each linear layer, an fp32 vector [in] a layer."""
-    squares: dict[str, Tensor] = {}
-
-    def take(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            total = inputs[0].float().square().flatten(0, -2).sum(0)
-            squares[name] = squares[name] + total if name in squares else total
+            if self._counts:
+                sums[:-1] += inputs[0].detach().float().square().flatten(0, -2).sum(0)
+                sums[-1] += 1
 
-        return hook
+        return owner(self.model, name).register_forward_pre_hook(hook).remove
 
-    with ExitStack() as stack:
-        stack.enter_context(_for_scoring(run.model, {}))
-        stack.enter_context(torch.no_grad())
-        for name in parameters:
-            layer = _linear_layer(run.model, name)
-            stack.callback(layer.register_forward_pre_hook(take(name)).remove)
-        for _ in run.losses():
-            pass
-    tensors = {}
-    for name, parameter in parameters.items():
-        if name not in squares:
+    def _wanda(self, name: str, parameter: nn.Parameter) -> Tensor | None:
+        sums = self._partition.everywhere(self._sums["wanda"][name]).cpu()
+        if not sums[-1]:
             raise UserError(f"expected a layer that the model calls, {name!r} saw no input")
-        norm, dim = squares[name].sqrt(), input_dim(run.model, name)
-        tensors[name] = wanda(parameter.detach(), norm, dim).cpu()
-    return tensors
+        weight = self._whole(parameter, self._partition.part(parameter))
+        norm, dim = sums[:-1].sqrt(), input_dim(self.model, name)
+        return None if weight is None else wanda(weight, norm, dim)
+
+    def _whole(self, parameter: nn.Parameter, part: Tensor) -> Tensor | None:
+        return self._partition.whole(parameter, part.float())
+
+    def _require_text(self, method: str) -> None:
+        if method != "magnitude" and not self.tokens:
+            raise UserError("expected at least one batch of text to score, got none")
 
 
 @contextmanager
@@ -196,40 +281,3 @@ def _for_scoring(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> Ite
             parameter.grad = grad
         for module, training in modes:
             module.training = training
-
-
-def _check_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-    if not parameters:
-        raise UserError("expected at least one parameter to score, got none")
-    known = {
-        plain_name(name): parameter
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-    }
-    for name, parameter in parameters.items():
-        if known.get(name) is not parameter:
-            raise UserError(
-                f"expected parameters of the model to score, {name!r} is not one"
-                f"{near_misses(name, known)}"
-            )
-        if not parameter.is_floating_point():
-            raise UserError(
-                f"expected parameters of a floating dtype to score, got {parameter.dtype} for "
-                f"{name!r}: load the model without quantization"
-            )
-
-
-def _is_linear_weight(model: nn.Module, name: str) -> bool:
-    """Whether ``name`` is the weight of a linear layer: nn.Linear, or transformers' Conv1D."""
-    path, _, leaf = name.rpartition(".")
-    layer = model.get_submodule(path)
-    return leaf == "weight" and (isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D")
-
-
-def _linear_layer(model: nn.Module, name: str) -> nn.Module:
-    layer = model.get_submodule(name.rpartition(".")[0])
-    if not _is_linear_weight(model, name):
-        raise UserError(
-            f"expected the weights of linear layers to score with wanda, got {name!r} of "
-            f"{type(layer).__name__}: pass parameters= without it, or another method"
-        )
-    return layer

@@ -1,11 +1,8 @@
 """A stream of tokens → sequences of fixed length, without padding and with nothing lost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from freezetrain.errors import UserError
@@ -88,24 +85,3 @@ def token_stream(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> np
     """The texts' tokens in one int32 array in memory, documents separated as in a TokenStore."""
     parts = [np.array(ids, dtype=np.int32) for ids in encode(texts, tokenizer)]
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """Whole sequences [N, sequence_length] int32 of a few texts."""
-
-    sequences: Tensor
-
-
-def pack(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, sequence_length: int, what: str
-) -> InMemory:
-    """Cut the texts' stream into whole sequences in memory, for scoring; the rest is left out.
-
-    Raises UserError if the texts (``what`` names them) do not fill a single sequence.
-    """
-    stream = token_stream(texts, tokenizer)
-    require_sequence(len(stream), sequence_length, what)
-    count = len(stream) // sequence_length
-    kept = torch.from_numpy(stream[: count * sequence_length])
-    return InMemory(kept.view(count, sequence_length))

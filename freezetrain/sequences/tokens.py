@@ -39,6 +39,12 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "freezetrain"
 
 
+def default_workers() -> int:
+    """Cores that this process may use, where the system tells; else all."""
+    tells = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if tells else os.cpu_count() or 1
+
+
 def tokenize(
     source: TextSource,
     language: str,

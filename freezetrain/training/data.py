@@ -1,7 +1,6 @@
 """The LightningDataModule: texts trained on and replayed, as packed sequences in a fixed order."""
 
 import math
-import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from freezetrain.recipe import Optimization, Replay, TextSource, TrainRecipe
 from freezetrain.sequences.loader import SequenceLoader
 from freezetrain.sequences.order import Order, check_weights, pools
 from freezetrain.sequences.packing import Packed
-from freezetrain.sequences.tokens import default_cache, tokenize
+from freezetrain.sequences.tokens import default_cache, default_workers, tokenize
 
 
 class TextData(L.LightningDataModule):
@@ -133,12 +132,6 @@ def _tokens(packed: Mapping[str, Packed]) -> dict[str, int]:
     return {name: len(one.store) for name, one in packed.items()}
 
 
-def _cores() -> int:
-    """Cores that this process may use, where the system tells; else all."""
-    tells = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if tells else os.cpu_count() or 1
-
-
 def read_data(
     recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, world: int | None = None
 ) -> TextData:
@@ -170,7 +163,7 @@ def read_data(
     if recipe.replay is not None:
         check_weights(replayed, recipe.replay.weights, "replay.weights")
     cache = Path(recipe.cache).expanduser() if recipe.cache else default_cache()
-    workers = recipe.workers or _cores()
+    workers = recipe.workers or default_workers()
 
     def packed(source: TextSource, language: str) -> Packed:
         return Packed(

@@ -1,7 +1,8 @@
-"""Lets the tests here start two ranks as those of the freezing do."""
+"""Lets the tests here start two ranks as those of the freezing do, and build other decoders."""
 
 import sys
 from pathlib import Path
 
-for folder in (Path(__file__).parent, Path(__file__).parents[1] / "freezing"):
+here = Path(__file__).parent
+for folder in (here, here.parent / "freezing", here.parent / "regions"):
     sys.path.insert(0, str(folder))

@@ -213,13 +213,17 @@ def test_verify_says_no_and_names_the_entry(done, model_folder, tmp_path, capsys
 def test_ablate_evaluates_regions_beside_random_ones(done, model_folder, tmp_path):
     code = freezetrain(
         "ablate", "--model", model_folder, "--regions", f"[{done}/core/region.safetensors]",
+        "--scores", done / "scores", "--ratios", "[0.05]", "--which", "[top,random]",
         "--evaluation.languages", "[en,zh]", "--random_seeds", "[0,1]", "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == 0
     said = results(tmp_path / "out")
-    assert list(said["figures"]) == ["nothing", "region", "random-0", "random-1"]
-    coverage = said["coverage"]
-    assert coverage["region"] == coverage["random-0"] == coverage["random-1"]
+    assert list(said["figures"]) == [
+        "nothing", "region", "random like region, seed 0", "random like region, seed 1",
+        "top 5%", "random 5%, seed 0", "random 5%, seed 1",
+    ]  # fmt: skip
+    assert len({facts["entries"] for facts in said["regions"].values()}) == 1
+    assert said["figures"]["top 5%"] == said["figures"]["region"], "the same entries, of a file"
     nothing, region = said["figures"]["nothing"]["en"], said["figures"]["region"]["en"]
     assert nothing["tokens"] == region["tokens"]
     assert nothing["nll"] != region["nll"]

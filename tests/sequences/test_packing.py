@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 
 from freezetrain.errors import UserError
-from freezetrain.sequences.packing import Packed, pack, token_stream
+from freezetrain.sequences.packing import Packed, token_stream
 
 DOCUMENTS = [
     [0, 5, 6, 7, 1],
@@ -88,14 +87,9 @@ def test_too_little_text_is_refused(make_store):
         Packed(make_store([[0, 1], [2, 3]]), 5, what="language 'xx'")
 
 
-def test_packing_in_memory_for_scores(udhr, tokenizer):
+def test_a_stream_in_memory_is_that_of_a_store(udhr, tokenizer):
     texts = udhr["zh"].train
     flat = []
     for text in texts:
         flat += [0, *tokenizer(text, add_special_tokens=False)["input_ids"], 1]
     assert token_stream(texts, tokenizer).tolist() == flat
-    sequences = pack(texts, tokenizer, 32, "zh").sequences
-    assert sequences.dtype == torch.int32
-    assert sequences.flatten().tolist() == flat[: len(flat) // 32 * 32]
-    with pytest.raises(UserError, match=r"zh has \d+ tokens, fewer than one sequence of 100000"):
-        pack(texts, tokenizer, 100_000, "zh")

@@ -1,0 +1,65 @@
+"""Ranks of `freezetrain score`: ``python score_worker.py RUNS``, a JSON file of runs in order.
+
+A run is ``{"words": of the command line, the last of which is its folder, "kill": whether rank 0
+kills itself in the midst of the third language, after its snapshot, "full": whether no file can be
+written}``. What a killed run left is copied to a folder of that name and ``-as-killed``.
+"""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+# Once, for all ranks that are forked.
+import deepspeed  # noqa: F401
+from forked_ranks import run_ranks
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
+
+import freezetrain.freezing.zero
+import freezetrain.jobs.score  # noqa: F401
+from freezetrain.cli import main
+from freezetrain.regions import Scores
+from freezetrain.regions.scoring import Scoring
+
+
+def kill_in_the_third(folder: Path) -> None:
+    add = Scoring.add
+
+    def added(self: Scoring, batch) -> None:
+        if len(list(folder.glob("*.safetensors"))) == 2 and self.sequences > 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        add(self, batch)
+
+    Scoring.add = added
+
+
+def disk_is_full(self: Scores, path: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def work(rank: int, world: int, run: dict) -> None:
+    os.environ["LOCAL_WORLD_SIZE"] = str(world)
+    if run.get("kill") and rank == 0:
+        kill_in_the_third(Path(run["words"][-1]))
+    if run.get("full"):
+        Scores.save = disk_is_full
+    try:
+        main(run["words"])
+    except SystemExit as stopped:
+        assert stopped.code == (2 if run.get("full") else 0), stopped.code  # noqa: PT017
+
+
+if __name__ == "__main__":
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    runs = Path(sys.argv[1])
+    for number, run in enumerate(json.loads(runs.read_text())):
+        store = runs.with_name(f"store-{number}")
+        try:
+            run_ranks(store, 2, work, run)
+        except SystemExit:
+            if not run.get("kill"):
+                raise
+            shutil.copytree(run["words"][-1], run["words"][-1] + "-as-killed")

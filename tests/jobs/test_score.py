@@ -1,0 +1,219 @@
+"""`freezetrain score`: on two ranks as on one, killed and repeated, snapshots, refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import freezetrain
+from freezetrain.cli import main
+from freezetrain.regions import Scores, select
+from freezetrain.regions.score_methods import METHODS
+
+ENGINES = ("ddp", "fsdp2", "zero-3")
+
+
+def status(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return stopped.value.code
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory, make_model, tokenizer) -> list[str]:
+    """A run over tensors that two ranks cannot share evenly, all methods but where told others.
+
+    Batches of 3, 3, 1, 3, 3 and 1 sequences: a rank has no row of some.
+    """
+    folder = tmp_path_factory.mktemp("odd-llama")
+    model = make_model(intermediate_size=25, mlp_bias=True)
+    with torch.no_grad():  # biases start from 0, where every score would be
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    told = {"--model": folder, "--sequence_length": 24, "--sequences": 14, "--batch": 3}
+    told |= {"--snapshots": "[7]", "--workers": 1, "--seed": 5}
+    return ["score", *(str(word) for pair in told.items() for word in pair)]
+
+
+SEVERAL = ["--languages", "[zh,en]", "--methods", json.dumps(METHODS)]
+THREE = ["--languages", "[en,zh,es]"]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory, words) -> Path:
+    """Runs of two ranks: one of each engine, one that cannot write, one killed and repeated."""
+    folder = tmp_path_factory.mktemp("ranks")
+
+    def run(name: str, *more: str, **told: bool) -> dict:
+        return {"words": [*words, *more, "--out", str(folder / name)], **told}
+
+    runs = [run(kind, *SEVERAL, "--engine.kind", kind) for kind in ENGINES]
+    runs += [run("full", *THREE, full=True), run("again", *THREE, kill=True), run("again", *THREE)]
+    (folder / "runs.json").write_text(json.dumps(runs))
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, here / "score_worker.py", folder / "runs.json"],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{Path(freezetrain.__file__).parents[1]}:{here.parent / 'freezing'}",
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-8000:]
+    (folder / "said").write_text(done.stdout + done.stderr)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, words) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    assert status(*words, *SEVERAL, "--out", folder / "several") == 0
+    assert status(*words, *THREE, "--out", folder / "three") == 0
+    return folder
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())["scores"]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.safetensors"))
+
+
+def assert_same_region(one: Scores, other: Scores) -> None:
+    """The same entries, but for those whose scores are as good as tied with the last selected."""
+    regions = select(one, 0.1, norms=True), select(other, 0.1, norms=True)
+    for name in one:
+        masks = [region.masks()[name] for region in regions]
+        score, (mine, theirs) = one[name], masks
+        last = score[mine].min()
+        assert mine.sum() == theirs.sum()
+        torch.testing.assert_close(
+            score[mine != theirs], last.expand(int((mine != theirs).sum())), rtol=1e-4, atol=0
+        )
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_two_ranks_score_as_one_process(alone, ranks, kind):
+    assert files(ranks / kind) == files(alone / "several")
+    assert len(files(ranks / kind)) == 2 * (5 + 4)  # languages, methods and their snapshots
+    for file in files(ranks / kind):
+        one, two = Scores.load(alone / "several" / file), Scores.load(ranks / kind / file)
+        assert list(two) == list(one)
+        assert two.base == one.base
+        for name in one:
+            scale = one[name].max().item()
+            assert scale > 0
+            torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=2e-6 * scale)
+        loss = one.made.pop("loss")
+        assert two.made.pop("loss") == (loss and pytest.approx(loss, rel=1e-6))
+        assert two.made == one.made
+        assert_same_region(one, two)
+
+
+def test_every_rank_ends_where_nothing_can_be_written(ranks):
+    assert "freezetrain: [Errno 28] No space left on device" in (ranks / "said").read_text()
+    assert "rank 1: [Errno 28] No space left on device" in (ranks / "said").read_text()
+    assert files(ranks / "full") == []
+    assert not (ranks / "full" / "results.json").exists()
+
+
+def test_killed_in_the_third_language_and_repeated(alone, ranks):
+    killed, again = ranks / "again-as-killed", ranks / "again"
+    before = files(killed)
+    assert before == ["at-7/en.safetensors", "at-7/es.safetensors", "at-7/zh.safetensors",
+                      "en.safetensors", "zh.safetensors"]  # fmt: skip
+    assert files(again) == files(alone / "three") == sorted([*before, "es.safetensors"])
+    for file in before:
+        assert (again / file).stat().st_mtime_ns == (killed / file).stat().st_mtime_ns
+        assert (again / file).read_bytes() == (killed / file).read_bytes()
+    for file in files(again):
+        one, two = Scores.load(alone / "three" / file), Scores.load(again / file)
+        for name in one:
+            scale = one[name].max().item()
+            torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=2e-6 * scale)
+    said = [
+        json.loads((folder / "results.json").read_text()) for folder in (alone / "three", again)
+    ]
+    assert said[0]["scores"].keys() == said[1]["scores"].keys() == {"en", "zh", "es"}
+    for name, facts in said[1]["scores"].items():
+        assert facts["files"] == [f"{name}.safetensors", f"at-7/{name}.safetensors"]
+        assert facts["loss"] == pytest.approx(said[0]["scores"][name]["loss"])
+
+
+def test_a_snapshot_equals_a_run_of_so_many_sequences(alone, words, tmp_path):
+    """And what a killed run left unfinished is cleared away."""
+    words = [*words, "--languages", "[zh]", "--sequences", "7", "--snapshots", "[]"]
+    assert status(*words, "--out", tmp_path / "seven") == 0
+    assert files(tmp_path / "seven") == ["zh.safetensors"]
+    expected = Scores.load(tmp_path / "seven" / "zh.safetensors")
+    found = Scores.load(alone / "several" / "taylor" / "at-7" / "zh.safetensors")
+    assert found.made == expected.made
+    assert found.made["sequences"] == 7
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    (tmp_path / "seven" / "results.json").unlink()
+    (tmp_path / "seven" / ".en.safetensors.x.unfinished").mkdir()
+    kept = (tmp_path / "seven" / "zh.safetensors").stat().st_mtime_ns
+    assert status(*words, "--out", tmp_path / "seven") == 0
+    assert (tmp_path / "seven" / "zh.safetensors").stat().st_mtime_ns == kept
+    assert sorted(os.listdir(tmp_path / "seven")) == [
+        "recipe.yaml", "results.json", "zh.safetensors",
+    ]  # fmt: skip
+
+
+def test_the_rest_of_the_sequences_is_scored_apart(alone, words, tmp_path):
+    """What is drawn first is left out: signed sums of gradients of both parts are those of all."""
+    fisher = [*words, "--languages", "[zh]", "--methods", "[fisher]", "--batch", "1"]
+    for name, more in {
+        "all": ["--sequences", "14", "--snapshots", "[7]"],
+        "second": ["--sequences", "7", "--snapshots", "[]", "--first", "7"],
+    }.items():
+        assert status(*fisher, *more, "--out", tmp_path / name) == 0
+    whole, first, second = (
+        Scores.load(tmp_path / file / "zh.safetensors") for file in ("all", "all/at-7", "second")
+    )
+    for name in whole:
+        torch.testing.assert_close(first[name] + second[name], whole[name], rtol=1e-5, atol=1e-12)
+
+
+def test_magnitude_alone_reads_no_text(words, tmp_path, monkeypatch):
+    monkeypatch.setattr("freezetrain.jobs.score.tokenize", None)
+    words = [*words, "--methods", "[magnitude]"]
+    assert status(*words, "--languages", "[zh]", "--out", tmp_path / "run") == 0
+    assert files(tmp_path / "run") == ["zh.safetensors"]
+    said = results(tmp_path / "run")["zh"]
+    assert (said["sequences"], said["loss"], said["files"]) == (0, None, ["zh.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--languages", "[zh,xx]"], "'xx'"),
+        (["--languages", "[zh,zh]"], "languages must be each named once, got ['zh', 'zh']"),
+        (["--methods", "[]"], "methods must be one or more"),
+        (["--snapshots", "[7,7]"], "snapshots must be ascending, from 1 to below sequences, 14"),
+        (["--snapshots", "[14]"], "snapshots must be ascending"),
+        (["--first", "100000"], "and first leaves out 100000 of them"),
+        (["--engine.kind", "zero-2"], "engine.kind must be auto, ddp, fsdp2 or zero-3"),
+        (["--engine.kind", "fsdp2", "--engine.devices", "4"], "the 4 devices share the sequences"),
+        (["--engine.gradient_checkpointing", "true"], "in which transformers ignores it"),
+        (["--sequence_length", "200"], "sequence_length is 200 tokens and the model was built for"),
+    ],
+)  # fmt: skip
+def test_refusals(words, tmp_path, capsys, more, said):
+    assert status(*words, "--languages", "[zh]", *more, "--out", tmp_path / "run") == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "run").exists()

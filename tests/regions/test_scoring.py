@@ -1,0 +1,159 @@
+"""Scores against plain loops in fp64: one method, several in one pass, and on the way."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from scored_models import assert_scores_close, build, loop_scores, mean_nll, reference_of, text
+from torch import Tensor, nn
+
+from freezetrain.regions.base import Base, fingerprint
+from freezetrain.regions.blocks import block_parameters
+from freezetrain.regions.score_methods import METHODS
+from freezetrain.regions.scores import Scores
+from freezetrain.regions.scoring import Scoring, compute_scores
+
+LINEAR_LAYERS = {"llama": 2 * 7, "gpt2": 2 * 4}
+
+
+@pytest.mark.parametrize("method", ["taylor", "taylor-abs", "fisher"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_gradient_scores_equal_a_plain_fp64_loop(name: str, method: str) -> None:
+    model, batches = build(name), text(3, 3, 2)
+    expected = loop_scores(model, batches, method)
+    scores = compute_scores(model, iter(batches), method, language="xx")
+    assert set(scores) == set(block_parameters(model, norms=True))
+    for parameter, score in scores.items():
+        assert_scores_close(score, expected[parameter])
+    loss = mean_nll(reference_of(model), torch.cat(batches))
+    assert scores.made.pop("loss") == pytest.approx(loss.item(), rel=1e-5)
+    norms = set(block_parameters(model, norms=True)) - set(block_parameters(model))
+    assert set(scores.made.pop("norms")) == norms
+    assert scores.made == {
+        "method": method,
+        "language": "xx",
+        "sequences": 8,
+        "tokens": 8 * 6,
+        "batches": pytest.approx(8 / 3),
+        "transposed": [n for n in scores if name == "gpt2" and ".c_" in n],
+    }
+    assert scores.base == Base(None, None, fingerprint(model))
+
+
+def test_taylor_does_not_depend_on_how_the_text_is_batched() -> None:
+    model, rows = build("llama"), torch.cat(text(6))
+    together = compute_scores(model, [rows])
+    for sizes in ([4, 2], [1] * 6):
+        apart = compute_scores(model, rows.split(sizes))
+        for name in together:  # in units of the first batch
+            assert_scores_close(apart[name] * sizes[0] / 6, together[name].double())
+
+
+def loop_wanda(model: nn.Module, batches: list[Tensor]) -> dict[str, Tensor]:
+    """Weight times the norm of all inputs, of every linear layer, in fp64."""
+    reference = reference_of(model)
+    transposed = type(reference).__name__.startswith("GPT2")
+    inputs: dict[str, list[Tensor]] = {}
+    for path, layer in reference.named_modules():
+        if path.endswith(("_proj", "c_attn", "c_fc")):
+            layer.register_forward_hook(
+                lambda _, x, y, path=path: inputs.setdefault(path, []).append(x[0].flatten(0, -2))
+            )
+    for batch in batches:
+        with torch.no_grad():
+            reference(input_ids=batch)
+    scores = {}
+    for path, seen in inputs.items():
+        norm = torch.linalg.vector_norm(torch.cat(seen), dim=0)
+        weight = reference.get_parameter(f"{path}.weight").detach().abs()
+        scores[f"{path}.weight"] = weight * (norm[:, None] if transposed else norm[None, :])
+    return scores
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_wanda_equals_weight_times_norm_of_inputs(name: str) -> None:
+    model, batches = build(name), text(3, 2)
+    scores, expected = compute_scores(model, batches, "wanda"), loop_wanda(model, batches)
+    assert set(scores) == set(expected)
+    assert len(scores) == LINEAR_LAYERS[name]
+    for parameter, score in scores.items():
+        assert_scores_close(score, expected[parameter])
+
+
+def loops(model: nn.Module, batches: list[Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Every method's scores, by loops of their own."""
+    return {
+        **{m: loop_scores(model, batches, m) for m in ("taylor", "taylor-abs", "fisher")},
+        "wanda": loop_wanda(model, batches),
+        "magnitude": {n: p.detach().double().abs() for n, p in model.named_parameters()},
+    }
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_all_methods_in_one_pass_and_on_the_way(name: str) -> None:
+    model, batches = build(name), text(3, 1, 3, 2)
+    losses = [mean_nll(reference_of(model), torch.cat(batches[:n])).item() for n in range(1, 5)]
+    kept: dict[int, dict[str, dict[str, Tensor]]] = {}
+    with Scoring(model, METHODS) as scoring:
+        for number, batch in enumerate(batches, start=1):
+            scoring.add(batch)
+            if number in (1, 2, 4):
+                last = number == len(batches)
+                kept[number] = {m: dict(scoring.tensors(m, last)) for m in METHODS}
+                made = scoring.made("fisher", "xx")
+                assert (made["method"], made["language"]) == ("fisher", "xx")
+                assert made["sequences"] == sum(map(len, batches[:number]))
+                assert made["batches"] == pytest.approx(made["sequences"] / 3)
+                assert made["loss"] == pytest.approx(losses[number - 1], rel=1e-5)
+    for number, by_method in kept.items():  # what was given has not changed since
+        for method, expected in loops(model, batches[:number]).items():
+            shapes = scoring.shapes(method)
+            assert list(shapes) == list(by_method[method])
+            for parameter, score in by_method[method].items():
+                assert_scores_close(score, expected[parameter])
+                assert score.shape == shapes[parameter]
+
+
+def test_magnitude_is_the_same_beside_others_and_says_that_it_read_nothing() -> None:
+    with Scoring(build("llama"), ["magnitude", "taylor"]) as scoring:
+        assert scoring.reads_text
+        scoring.add(*text(2))
+        made = scoring.made("magnitude")
+    assert (made["sequences"], made["tokens"], made["batches"], made["loss"]) == (0, 0, 1, None)
+
+
+def test_magnitude_reads_no_text() -> None:
+    def nothing() -> Iterator[Tensor]:
+        raise AssertionError("text was read")
+        yield
+
+    model = build("llama")
+    scores = compute_scores(model, nothing(), "magnitude")
+    for name, parameter in block_parameters(model, norms=True).items():
+        assert torch.equal(scores[name], parameter.detach().abs())
+    assert scores.made["tokens"] == 0
+    assert scores.made["loss"] is None
+
+
+def test_16_bit_gradients_are_summed_in_fp32() -> None:
+    model, batches = build("llama").bfloat16(), text(2, 2, 2)
+    name = "model.layers.1.mlp.up_proj.weight"
+    scores = compute_scores(model, batches, parameters={name: model.get_parameter(name)})
+    weight, total = model.get_parameter(name), torch.zeros(12, 8)
+    for batch in batches:
+        logits = model(input_ids=batch).logits[:, :-1].float()
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        (gradient,) = torch.autograd.grad(loss, [weight])
+        assert gradient.dtype == torch.bfloat16
+        total += gradient.float()
+    assert list(scores) == [name]
+    assert torch.equal(scores[name], (weight.detach().float() * total).abs())
+
+
+def test_sum_of_twice_the_same_text_is_that_of_once() -> None:
+    model, batches = build("llama"), text(2, 2)
+    for method in METHODS:
+        once = Scores.sum([compute_scores(model, batches, method)])
+        twice = Scores.sum([compute_scores(model, batches * 2, method)])
+        for name in once:
+            assert_scores_close(twice[name], once[name].double())
