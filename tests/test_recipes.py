@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,16 @@ from freezetrain.regions import Region
 
 ROOT = Path(__file__).parent.parent
 EVERY = {path.name: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
-COMPARE = {name: path for name, path in EVERY.items() if name.startswith("compare_")}
-RECIPES = {name: path for name, path in EVERY.items() if name not in COMPARE}
+
+
+def recipes_of(verb: str) -> dict[str, Path]:
+    """Those that say of themselves that they are run by it."""
+    told = {name: f"freezetrain {verb} (--config )?recipes/{name} " for name in EVERY}
+    return {name: EVERY[name] for name in EVERY if re.search(told[name], EVERY[name].read_text())}
+
+
+COMPARE = recipes_of("forgetting")
+RECIPES = recipes_of("train")
 TINY = {
     "vocab_size": 400, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128,
@@ -147,6 +156,7 @@ PROCESSES = {"paper_llama2_7b_zh.yaml": 2, "8b_zero3.yaml": 2}
 def test_all_recipes_are_here():
     named = {yaml12.load(path.read_text())["model"]["path"] for path in RECIPES.values()}
     assert named == MODELS.keys()
+    assert EVERY.keys() == {*RECIPES, *COMPARE, *recipes_of("paper")}
     assert PROCESSES.keys() <= RECIPES.keys()
 
 

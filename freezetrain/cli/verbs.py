@@ -25,7 +25,8 @@ class Verb:
     positional: tuple[str, ...] = ()  # fields that may be given without their option's name
     trailing: str | None = None  # a list, or a field of its items, that takes all further words
     resumable: bool = False
-    parallel: bool = False  # may run in several processes at once, and be tried dry
+    parallel: bool = False  # may run in several processes at once
+    dry: bool = False  # may be tried without being run
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,25 @@ class Told:
 
 VERBS = {
     "quickstart": Verb(recipe.QuickstartRecipe, "freezetrain.jobs.quickstart"),
-    "score": Verb(recipe.ScoreRecipe, "freezetrain.jobs.score", ("config",)),
+    "paper": Verb(
+        recipe.PaperRecipe, "freezetrain.jobs.paper", ("config",), resumable=True, parallel=True
+    ),
+    "score": Verb(
+        recipe.ScoreRecipe, "freezetrain.jobs.score", ("config",), resumable=True, parallel=True
+    ),
     "select": Verb(recipe.SelectRecipe, "freezetrain.jobs.select", ("config",)),
     "ablate": Verb(recipe.AblateRecipe, "freezetrain.jobs.ablate", ("config",)),
+    "perturb": Verb(recipe.PerturbRecipe, "freezetrain.jobs.perturb", ("config",)),
+    "overlap": Verb(recipe.OverlapRecipe, "freezetrain.jobs.overlap", trailing="regions"),
+    "convert": Verb(recipe.ConvertRecipe, "freezetrain.jobs.convert", ("source",)),
     "extend": Verb(recipe.ExtendRecipe, "freezetrain.jobs.extend", ("config",)),
     "train": Verb(
-        recipe.TrainRecipe, "freezetrain.jobs.train", ("config",), resumable=True, parallel=True
+        recipe.TrainRecipe,
+        "freezetrain.jobs.train",
+        ("config",),
+        resumable=True,
+        parallel=True,
+        dry=True,
     ),
     "forgetting": Verb(
         recipe.ForgettingRecipe,
@@ -105,7 +119,7 @@ def build_parser() -> ArgumentParser:
             action="store_true",
             help="Print the recipe with all fields filled in, and do nothing else.",
         )
-        if verb.parallel:
+        if verb.dry:
             of_verb.add_argument(
                 "--dry_run",
                 action="store_true",

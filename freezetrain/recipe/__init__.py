@@ -3,30 +3,36 @@
 Nothing here imports torch, so that the command line can show its help at once.
 """
 
+from freezetrain.recipe.ablate import AblateRecipe
 from freezetrain.recipe.benchmarks import Benchmarks
 from freezetrain.recipe.brake import Braking
+from freezetrain.recipe.convert import ConvertRecipe
 from freezetrain.recipe.jobs import (
-    AblateRecipe,
     ExtendRecipe,
     ForgettingRecipe,
     InfoRecipe,
     QuickstartRecipe,
     ReportRecipe,
-    ScoreRecipe,
-    SelectRecipe,
     VerifyRecipe,
 )
 from freezetrain.recipe.model import Attention, Dtype, ModelSource
 from freezetrain.recipe.optimization import Engine, Freezing, Optimization
+from freezetrain.recipe.overlap import OverlapRecipe
+from freezetrain.recipe.paper import PAPER_CORE, PaperRecipe
+from freezetrain.recipe.perturb import PerturbRecipe, SingleWeight
+from freezetrain.recipe.score import ScoreRecipe
+from freezetrain.recipe.select import SelectRecipe
 from freezetrain.recipe.texts import EvaluationTexts, Replay, TextSource, Watch
 from freezetrain.recipe.train import CHANGEABLE, TrainRecipe, changeable
 
 __all__ = [
     "CHANGEABLE",
+    "PAPER_CORE",
     "AblateRecipe",
     "Attention",
     "Benchmarks",
     "Braking",
+    "ConvertRecipe",
     "Dtype",
     "Engine",
     "EvaluationTexts",
@@ -36,11 +42,15 @@ __all__ = [
     "InfoRecipe",
     "ModelSource",
     "Optimization",
+    "OverlapRecipe",
+    "PaperRecipe",
+    "PerturbRecipe",
     "QuickstartRecipe",
     "Replay",
     "ReportRecipe",
     "ScoreRecipe",
     "SelectRecipe",
+    "SingleWeight",
     "TextSource",
     "TrainRecipe",
     "VerifyRecipe",

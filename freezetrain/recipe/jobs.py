@@ -1,112 +1,12 @@
-"""One recipe for each verb but train."""
+"""Recipes of the shorter verbs."""
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from freezetrain.recipe.benchmarks import Benchmarks
 from freezetrain.recipe.check import check
 from freezetrain.recipe.model import ModelSource
 from freezetrain.recipe.texts import EvaluationTexts, TextSource
-
-Method = Literal["taylor", "taylor-abs", "fisher", "magnitude", "wanda"]
-
-
-@dataclass
-class ScoreRecipe:
-    """Score how much the loss of each language depends on each weight."""
-
-    model: ModelSource
-    """The base."""
-    texts: TextSource = field(default_factory=TextSource)
-    """Texts; their training documents are scored."""
-    languages: list[str] = field(default_factory=list)
-    """Languages to score, each into a file of its own. Empty: all that the texts hold."""
-    method: Method = "taylor"
-    """What is summed for each weight; taylor is |weight x sum of gradients|, the paper's."""
-    sequence_length: int = 512
-    """Tokens in a sequence."""
-    sequences: int = 1000
-    """Sequences of each language; all that it has where it has fewer."""
-    batch: int = 8
-    """Sequences in one forward and backward pass."""
-    seed: int = 0
-    """Seed of the choice of sequences."""
-
-    def __post_init__(self) -> None:
-        check(self.sequence_length >= 2, "sequence_length", "2 or more", self.sequence_length)
-        check(self.sequences >= 1, "sequences", "1 or more", self.sequences)
-        check(self.batch >= 1, "batch", "1 or more", self.batch)
-        check(0 <= self.seed < 2**32, "seed", "from 0 to 2**32 - 1", self.seed)
-
-
-@dataclass
-class SelectRecipe:
-    """Select a region: from scores, at random, or by the target language's vocabulary."""
-
-    kind: Literal["core", "monolingual", "random", "vocabulary"] = "core"
-    """core: by the scores of several languages together. monolingual: entries of one language that
-    no other language has. random: as many entries of each parameter as another region, anywhere.
-    vocabulary: rows of embedding and head for tokens that a language's texts hardly hold."""
-    scores: str | None = None
-    """Folder that `freezetrain score` wrote (core, monolingual)."""
-    languages: list[str] = field(default_factory=list)
-    """Languages whose scores are used. Empty: all in the folder."""
-    language: str | None = None
-    """The language of a monolingual or vocabulary region."""
-    ratio: float = 0.01
-    """Share of entries, in (0, 1]."""
-    which: Literal["top", "bottom"] = "top"
-    """Highest or lowest scores."""
-    per: Literal["tensor", "layer", "model"] = "tensor"
-    """Within what the ratio holds."""
-    unit: Literal["entry", "row", "column", "tensor"] = "entry"
-    """What is selected whole."""
-    norms: bool = False
-    """Let the weights of norms be selected too."""
-    like: str | None = None
-    """Region file that a random region is to equal in size (random)."""
-    seed: int = 0
-    """Seed of a random region."""
-    model: ModelSource | None = None
-    """The base (vocabulary)."""
-    texts: TextSource = field(default_factory=TextSource)
-    """Texts whose training documents are counted (vocabulary)."""
-    min_count: int = 5
-    """Tokens seen fewer times than this belong to the region (vocabulary)."""
-
-    def __post_init__(self) -> None:
-        check(0 < self.ratio <= 1, "ratio", "above 0 and at most 1", self.ratio)
-        check(self.min_count >= 1, "min_count", "1 or more", self.min_count)
-        needs, may = {
-            "core": (["scores"], ["languages", "ratio", "which", "per", "unit", "norms"]),
-            "monolingual": (["scores", "language"], ["languages", "ratio", "norms"]),
-            "random": (["like"], ["seed"]),
-            "vocabulary": (["model", "language"], ["texts", "min_count"]),
-        }[self.kind]
-        for name in needs:
-            given = getattr(self, name)
-            check(given is not None, name, f"given to select a {self.kind} region", given)
-        for item in fields(self):
-            factory = item.default_factory
-            default = item.default if factory is MISSING else factory()
-            given = getattr(self, item.name)
-            used = item.name in ("kind", *needs, *may)
-            expected = f"left out: a {self.kind} region does not use it"
-            check(used or given == default, item.name, expected, given)
-
-
-@dataclass
-class AblateRecipe:
-    """Evaluate languages with each of some regions set to zero."""
-
-    model: ModelSource
-    """The base."""
-    regions: list[str]
-    """Region files; each is zeroed alone."""
-    evaluation: EvaluationTexts = field(default_factory=EvaluationTexts)
-    """What is evaluated."""
-    random_seeds: list[int] = field(default_factory=lambda: [0])
-    """For the first region, random regions of the same size, one for each seed, are zeroed too."""
 
 
 @dataclass

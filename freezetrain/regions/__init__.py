@@ -6,7 +6,14 @@ from freezetrain.regions.blocks import block_parameters, decoder_blocks, embeddi
 from freezetrain.regions.concentration import concentration
 from freezetrain.regions.coverage import Coverage
 from freezetrain.regions.entries import Entries
-from freezetrain.regions.paper_layout import export_masks, import_masks
+from freezetrain.regions.expression import Expression
+from freezetrain.regions.magnitude import magnitude_scores
+from freezetrain.regions.paper_layout import (
+    export_masks,
+    export_scores,
+    import_masks,
+    import_scores,
+)
 from freezetrain.regions.region import Region
 from freezetrain.regions.resolve import Resolved
 from freezetrain.regions.scores import Scores
@@ -18,6 +25,7 @@ __all__ = [
     "Base",
     "Coverage",
     "Entries",
+    "Expression",
     "Region",
     "Resolved",
     "Scores",
@@ -29,8 +37,11 @@ __all__ = [
     "decoder_blocks",
     "embedding_parameters",
     "export_masks",
+    "export_scores",
     "fingerprint",
     "import_masks",
+    "import_scores",
+    "magnitude_scores",
     "monolingual",
     "perturb",
     "select",

@@ -49,7 +49,7 @@ def train(model_folder, tmp_path, *more):
 
 def test_unknown_verb(refused):
     assert "unknown verb 'trian' (did you mean 'train'?)" in refused("trian")
-    assert refused().startswith("no verb given; verbs: quickstart, score")
+    assert refused().startswith("no verb given; verbs: quickstart, paper, score")
 
 
 def test_unknown_field_on_the_command_line(refused):

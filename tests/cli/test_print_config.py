@@ -11,7 +11,8 @@ COMMANDS = [
     ("train", "--model", "x", "--engine.kind", "zero-3", "--engine.deepspeed",
      "{zero_optimization: {reduce_bucket_size: 1000}}", "--replay", "{share: 0.1}"),
     ("select", "--kind", "random", "--like", "1e5"),
-    ("score", "--model", "x", "--method", "wanda", "--seed", "7"),
+    ("score", "--model", "x", "--methods", "[wanda]", "--snapshots", "[10]", "--seed", "7"),
+    ("paper", "--model", "x", "--ratios", "[0.01]", "--languages", "[no, en]", "--prompts", "[no]"),
 ]  # fmt: skip
 
 

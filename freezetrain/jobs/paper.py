@@ -1,0 +1,94 @@
+"""`freezetrain paper`: everything that the paper discovers, on any model, and one page of it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from freezetrain.corpora import languages_in
+from freezetrain.errors import UserError, near_misses
+from freezetrain.evaluation.ranks import is_first_rank
+from freezetrain.evaluation.texts_table import texts_rows
+from freezetrain.jobs.evaluate import held_out_documents
+from freezetrain.jobs.generate import check_prompts
+from freezetrain.jobs.outcome import Outcome
+from freezetrain.jobs.paper_parts import Study, parts
+from freezetrain.jobs.paper_scores import PaperScores
+from freezetrain.jobs.pictures import draw_all
+from freezetrain.jobs.stages import Stages
+from freezetrain.models import load_model, load_tokenizer, local_folder, on_gpu
+from freezetrain.recipe import PAPER_CORE, PaperRecipe
+from freezetrain.regions import decoder_blocks
+from freezetrain.report import paper_claims, render_paper
+
+PAGE = "report.html"
+
+
+def told_languages(recipe: PaperRecipe) -> tuple[list[str], list[str]]:
+    """Languages scored, and of these the core's. UserError for one without texts, or no core."""
+    there = languages_in(recipe.texts)
+    scored = recipe.languages or there
+    for name in [*scored, *recipe.core_languages, *recipe.evaluated]:
+        if name not in there:
+            raise UserError(
+                f"there are no texts of language {name!r}{near_misses(name, there)}; there are "
+                f"{' '.join(there)}"
+            )
+    core = recipe.core_languages or [name for name in PAPER_CORE if name in scored]
+    if not core:
+        raise UserError(
+            f"none of the paper's core languages ({' '.join(PAPER_CORE)}) is among those scored; "
+            f"name some of {' '.join(scored)} in core_languages"
+        )
+    return list(scored), list(core)
+
+
+def run(recipe: PaperRecipe, folder: Path) -> Outcome:
+    """Leaves report.html, pictures/, tensorboard/, scores/ and regions/; goes on where it was.
+
+    With several processes all score together, and share the documents of each evaluation.
+    """
+    # What can be refused is, before hours of scoring.
+    tokenizer = load_tokenizer(recipe.model)
+    scored, core = told_languages(recipe)
+    evaluation = recipe.evaluation(recipe.evaluated or scored)
+    documents = held_out_documents(evaluation, tokenizer)
+    stages = Stages(folder / "parts")
+
+    with stages("scores"):
+        scores = PaperScores(recipe, folder, scored, core)
+    model = on_gpu(load_model(recipe.model))
+    check_prompts(model, tokenizer, recipe.prompts, recipe.new_tokens)
+    study = Study(recipe, model, tokenizer, documents, evaluation, scores, folder / "regions")
+    found = {name: stages.kept(name, part) for name, part in parts(study).items()}
+    results: dict[str, Any] = {
+        "model": {
+            "name": recipe.model.path,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "layers": len(decoder_blocks(model)),
+            "folder": str(local_folder(recipe.model)),
+        },
+        "settings": asdict(recipe),
+        "languages": {"scored": scored, "core": core, "evaluated": list(documents)},
+        "texts": texts_rows(documents, tokenizer),
+        "scores": scores.made,
+        **found,
+        "seconds": stages.seconds,
+    }
+    results["claims"] = paper_claims(results)
+    if not is_first_rank():
+        return Outcome(results)
+    render_paper(results, folder / PAGE)
+    draw_all(results, folder)
+    return Outcome(results, [_claims_table(results["claims"]), f"report: {folder / PAGE}"])
+
+
+def _claims_table(claims: list[Mapping[str, Any]]) -> Table:
+    table = Table("", "the paper's claim", "seen here", title="the paper on this model")
+    for one in claims:
+        mark = {True: "holds", False: "does not hold", None: "cannot be told"}[one["holds"]]
+        table.add_row(mark, one["claim"], one["seen"])
+        table.add_section()
+    return table

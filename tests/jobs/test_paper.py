@@ -1,0 +1,175 @@
+"""`freezetrain paper` on a tiny model: each part is what its own verb gives; it goes on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from two_ranks import launch
+
+from freezetrain.cli import main
+from freezetrain.corpora import read_languages
+from freezetrain.recipe import TextSource
+from freezetrain.regions import Region, Scores, monolingual, select
+
+RECIPE = {
+    "core_languages": ["en", "es"],
+    "sequence_length": 16,
+    "sequences": 16,
+    "snapshots": [4],
+    "batch": 4,
+    "ratios": [0.05, 0.1],
+    "monolingual_ratio": 0.2,
+    "random_seeds": [0, 1],
+    "weights": 2,
+    "documents": 2,
+    "max_length": 32,
+    "prompts": ["Everyone has the"],
+    "new_tokens": 3,
+}
+PARTS = ["ablation", "dimensions", "overlap", "selectivity", "weights"]
+
+
+def freezetrain(*words: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    return stopped.value.code
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, model_folder) -> Path:
+    """A folder with texts of three languages and the recipe."""
+    folder = tmp_path_factory.mktemp("paper")
+    (folder / "texts").mkdir()
+    for name in ("en", "es", "zh"):
+        language = read_languages(TextSource(), [name])[name]
+        rows = [{"text": text} for text in [*language.train, *language.test]]
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        (folder / "texts" / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    told = {
+        **RECIPE,
+        "model": {"path": str(model_folder)},
+        "texts": {"folder": str(folder / "texts")},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(place) -> Path:
+    assert freezetrain("paper", place / "recipe.yaml", "--out", place / "out") == 0
+    return place / "out"
+
+
+def test_everything_is_there(done):
+    found = results(done)
+    assert found["languages"] == {
+        "scored": ["en", "es", "zh"],
+        "core": ["en", "es"],
+        "evaluated": ["en", "es", "zh"],
+    }
+    assert sorted(path.stem for path in (done / "parts").iterdir()) == PARTS
+    assert set(found["selectivity"]["rise"]) == {"en", "es", "zh"}
+    assert found["overlap"]["samples"]["names"] == ["4 sequences", "8 sequences", "all"]
+    assert found["overlap"]["methods"]["names"] == ["taylor", "taylor-abs", "magnitude"]
+    assert found["overlap"]["halves"]["names"] == ["en", "es", "zh"]
+    assert len(found["weights"]["zero"]["weights"]) == 2
+    texts = found["ablation"]["texts"][0]["texts"]
+    assert list(texts)[:2] == ["nothing", "top 5%"]
+    page = (done / "report.html").read_text(encoding="utf-8")
+    assert all(claim["seen"] in page for claim in found["claims"] if "<" not in claim["seen"])
+
+
+def test_regions_are_those_of_the_scores(done):
+    scores = {
+        name: Scores.load(done / "scores" / "taylor" / f"{name}.safetensors")
+        for name in ("en", "es", "zh")
+    }
+    core = select(Scores.sum([scores["en"], scores["es"]]), 0.05)
+    assert Region.load(done / "regions" / "core-0.05.safetensors") == core
+    for name, region in monolingual(scores, 0.2).items():
+        assert Region.load(done / "regions" / "monolingual" / f"{name}.safetensors") == region
+    # The second half is what the first has not seen: sums of gradients are not kept, counts are.
+    halves = [
+        Scores.load(folder / "zh.safetensors").made
+        for folder in (done / "scores" / "taylor" / "at-8", done / "scores-second-half")
+    ]
+    assert [made["sequences"] for made in halves] == [8, 8]
+    total = sum(made["loss"] * made["tokens"] for made in halves)
+    assert total / sum(made["tokens"] for made in halves) == pytest.approx(
+        scores["zh"].made["loss"], rel=1e-6
+    )
+
+
+def test_removal_is_that_of_ablate(done, place, model_folder):
+    assert freezetrain(
+        "ablate", "--model", model_folder, "--scores", done / "scores" / "taylor",
+        "--languages", "[en,es]", "--ratios", "[0.05]", "--random_seeds", "[1]",
+        "--evaluation.texts.folder", place / "texts", "--evaluation.documents", 2,
+        "--evaluation.max_length", 32, "--out", place / "ablate",
+    ) == 0  # fmt: skip
+    alone, whole = results(place / "ablate")["figures"], results(done)["ablation"]["figures"]
+    for name in ("nothing", "top 5%", "bottom 5%", "random 5%, seed 1"):
+        assert alone[name] == whole[name]
+
+
+def test_goes_on_where_it_was(done, place):
+    """Parts that are there are not made again; what is missing comes out the same."""
+    again = place / "again"
+    shutil.copytree(done, again)
+    (again / "results.json").unlink()
+    before = {path.name: path.read_bytes() for path in (again / "parts").iterdir()}
+    (again / "parts" / "weights.json").unlink()
+    ablation = json.loads(before["ablation.json"])
+    ablation["found"]["texts"][0]["texts"]["nothing"] = "kept as it was"
+    (again / "parts" / "ablation.json").write_text(json.dumps(ablation), encoding="utf-8")
+    assert freezetrain("paper", place / "recipe.yaml", "--out", again) == 0
+    found, first = results(again), results(done)
+    assert found["ablation"]["texts"][0]["texts"]["nothing"] == "kept as it was"
+    assert found["weights"] == first["weights"]
+    assert found["seconds"]["selectivity"] == first["seconds"]["selectivity"]
+
+
+def test_two_ranks_find_the_same(done, place):
+    worker = place / "worker.py"
+    worker.write_text(
+        "import os, sys, torch.distributed as dist\n"
+        "from freezetrain.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as stopped:\n    assert not stopped.code, stopped.code\n"
+        "dist.barrier()\nsys.stdout.flush()\nos._exit(0)\n"
+    )
+    launch(place, worker, "paper", place / "recipe.yaml", "--out", place / "two")
+    one, two = results(done), results(place / "two")
+    # A tie of scores that rounding breaks may move an entry.
+    cores = [
+        Region.load(run / "regions" / "core-0.05.safetensors") for run in (done, place / "two")
+    ]
+    assert cores[0].jaccard(cores[1]) > 0.98
+    for name in ("nothing", "top 5%", "random 10%, seed 0"):
+        for language, figures in one["ablation"]["figures"][name].items():
+            there = two["ablation"]["figures"][name][language]
+            assert there["tokens"] == figures["tokens"]
+            assert there["nll"] == pytest.approx(figures["nll"], rel=1e-4)
+    assert list(one["seconds"]) == list(two["seconds"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--core_languages", "[en,ze]"], "there are no texts of language 'ze'"),
+        (["--languages", "[en]", "--core_languages", "[]"], "none of the paper's core languages"),
+        (["--languages", "[en]"], "core_languages must be among languages"),
+        (["--languages", "[en,es]", "--evaluated", "[en]"], "evaluated must be with all"),
+        (["--ratios", "[0]"], "ratios must be above 0"),
+    ],
+)
+def test_refused_before_anything_is_scored(words, said, place, tmp_path, capsys):
+    assert freezetrain("paper", place / "recipe.yaml", *words, "--out", tmp_path / "out") == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
