@@ -16,7 +16,14 @@ from freezetrain.cli import main
 from freezetrain.cli.verbs import parse
 from freezetrain.corpora import read_languages
 from freezetrain.evaluation import PAPER_SAMPLES
-from freezetrain.recipe import ForgettingRecipe, TextSource, TrainRecipe, yaml12
+from freezetrain.recipe import (
+    PAPER_CORE,
+    ForgettingRecipe,
+    PaperRecipe,
+    TextSource,
+    TrainRecipe,
+    yaml12,
+)
 from freezetrain.regions import Region
 
 ROOT = Path(__file__).parent.parent
@@ -266,3 +273,34 @@ def test_recipe_compares(name, tmp_path, tokenizer):
             assert list(run["benchmarks"]["tasks"]) == recipe["benchmarks"]["tasks"]
             for task, metric in recipe["benchmarks"]["metrics"].items():
                 assert run["benchmarks"]["tasks"][task]["metric"] == metric
+
+
+def test_paper_recipe_looks_at_the_model(tmp_path, tokenizer):
+    """As it stands, with model and texts replaced by something tiny, and less of everything."""
+    path = recipes_of("paper")["paper.yaml"]
+    recipe = yaml12.load(path.read_text())
+    told = parse(["paper", str(path), "--model", "elsewhere"]).recipe
+    assert isinstance(told, PaperRecipe)
+    assert told.model.path == "elsewhere"
+    assert len(told.languages) == 30
+    assert set(told.core_languages) == set(PAPER_CORE)
+    recipe["model"]["path"] = str(tiny_model(recipe["model"]["path"], tmp_path / "base", tokenizer))
+    recipe["model"]["dtype"] = "float32"  # on a CPU
+    recipe["languages"] = [*recipe["core_languages"][:2], "no"]
+    recipe["core_languages"] = recipe["core_languages"][:2]
+    texts = recipe["texts"]
+    names = {code: texts["hub_config"].format(language=code) for code in recipe["languages"]}
+    texts |= {"hub": str(hub_layout(tmp_path / "hub", names)), "documents": 30, "test_one_in": 4}
+    recipe |= {
+        "sequences": 8, "snapshots": [2], "sequence_length": 16, "max_length": 32, "documents": 1,
+        "random_seeds": [0], "ratios": recipe["ratios"][:1], "weights": 1, "batch": 4,
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml12.dump(recipe), encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        main(["paper", "recipe.yaml", "--out", "out"])
+    assert stopped.value.code == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["languages"]["evaluated"] == recipe["languages"]
+    assert [one["prompt"] for one in results["ablation"]["texts"]] == recipe["prompts"]
+    assert {*results["scores"]} == {*recipe["languages"]}
+    assert (tmp_path / "out" / "report.html").exists()
