@@ -62,7 +62,13 @@ def run(recipe: PaperRecipe, folder: Path) -> Outcome:
     model = on_gpu(load_model(recipe.model))
     check_prompts(model, tokenizer, recipe.prompts, recipe.new_tokens)
     study = Study(recipe, model, tokenizer, documents, evaluation, scores, folder / "regions")
-    found = {name: stages.kept(name, part) for name, part in parts(study).items()}
+    found: dict[str, Any] = {}
+    for (name, *within), make in parts(study).items():
+        what = stages.kept("-".join([name, *within]), make)
+        if within:
+            found.setdefault(name, {})[within[0]] = what
+        else:
+            found[name] = what
     results: dict[str, Any] = {
         "model": {
             "name": recipe.model.path,

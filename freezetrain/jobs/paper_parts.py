@@ -92,8 +92,10 @@ class Study:
 
     def changed(
         self, targets: Sequence[Target], change: Literal["zero", "scale", "reinitialize"]
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | None:
         """What it does to change each of ``targets`` alone, and as many random ones."""
+        if not targets:
+            return None
         recipe = self.recipe
         plan = PerturbRecipe(
             model=recipe.model,
@@ -107,14 +109,14 @@ class Study:
         )
 
 
-def parts(study: Study) -> dict[str, Callable[[], Any]]:
-    """Name → what makes its results, in the order of the paper."""
+def parts(study: Study) -> dict[tuple[str, ...], Callable[[], Any]]:
+    """Place in the results → what makes them, in the order of the paper."""
     return {
-        "ablation": lambda: _ablation(study),
-        "selectivity": lambda: _selectivity(study),
-        "dimensions": lambda: _dimensions(study),
-        "weights": lambda: _weights(study),
-        "overlap": lambda: _overlap(study),
+        ("ablation",): lambda: _ablation(study),
+        ("selectivity",): lambda: _selectivity(study),
+        ("dimensions",): lambda: _dimensions(study),
+        **{("weights", name): make for name, make in _weights(study).items()},
+        ("overlap",): lambda: _overlap(study),
     }
 
 
@@ -175,31 +177,37 @@ def _dimensions(study: Study) -> dict[str, Any]:
     return {**found, "ablated": ablated}
 
 
-def _weights(study: Study) -> dict[str, Any]:
-    """Single weights of the highest scores, dimensions, and norms at these, each changed alone."""
-    recipe, model = study.recipe, study.model
-    ranked = weight_targets(model, top_weights(study.scores.core_sum(), recipe.weights, norms=True))
-    often, _, _ = recurring(study.by_language(), model, _TOP)
-    common = [one.dimension for one in often[:_DIMENSIONS]]
-    first = [name for name, _ in decoder_blocks(model)[:_FIRST_BLOCKS]]
-    scaled = [
-        name
-        for name, weight in block_parameters(model, norms=True).items()
-        if is_norm(model, name)
-        and weight.shape == (hidden_size(model),)
-        and name.startswith(tuple(f"{block}." for block in first))
-    ]
-    found = {
-        "zero": study.changed(ranked, "zero"),
-        "scale": study.changed(ranked, "scale"),
-        "reinitialize": study.changed(ranked, "reinitialize"),
+def _weights(study: Study) -> dict[str, Callable[[], Any]]:
+    """What is changed alone: weights of the highest scores, dimensions, norms at the first one."""
+    model, blocks = study.model, decoder_blocks(study.model)[:_FIRST_BLOCKS]
+
+    def ranked() -> list[Target]:
+        scores = study.scores.core_sum()
+        return weight_targets(model, top_weights(scores, study.recipe.weights, norms=True))
+
+    def common(count: int) -> list[int]:
+        often, _, _ = recurring(study.by_language(), model, _TOP)
+        return [one.dimension for one in often[:count]]
+
+    def norms() -> list[Target]:
+        names = [
+            name
+            for name, weight in block_parameters(model, norms=True).items()
+            if is_norm(model, name)
+            and weight.shape == (hidden_size(model),)
+            and name.startswith(tuple(f"{block}." for block, _ in blocks))
+        ]
+        return dimension_targets(model, common(1), names) if names else []
+
+    return {
+        "zero": lambda: study.changed(ranked(), "zero"),
+        "scale": lambda: study.changed(ranked(), "scale"),
+        "reinitialize": lambda: study.changed(ranked(), "reinitialize"),
+        "dimensions": lambda: study.changed(
+            dimension_targets(model, common(_DIMENSIONS), []), "zero"
+        ),
+        "norms": lambda: study.changed(norms(), "scale"),
     }
-    if common:
-        found["dimensions"] = study.changed(dimension_targets(model, common, []), "zero")
-    if common and scaled:
-        norms = dimension_targets(model, common, scaled)
-        found["norms"] = study.changed(norms, "scale")
-    return found
 
 
 def _overlap(study: Study) -> dict[str, Any]:

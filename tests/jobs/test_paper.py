@@ -28,7 +28,8 @@ RECIPE = {
     "prompts": ["Everyone has the"],
     "new_tokens": 3,
 }
-PARTS = ["ablation", "dimensions", "overlap", "selectivity", "weights"]
+CHANGES = ["dimensions", "norms", "reinitialize", "scale", "zero"]
+PARTS = ["ablation", "dimensions", "overlap", "selectivity", *(f"weights-{n}" for n in CHANGES)]
 
 
 def freezetrain(*words: object) -> int:
@@ -78,6 +79,7 @@ def test_everything_is_there(done):
     assert found["overlap"]["samples"]["names"] == ["4 sequences", "8 sequences", "all"]
     assert found["overlap"]["methods"]["names"] == ["taylor", "taylor-abs", "magnitude"]
     assert found["overlap"]["halves"]["names"] == ["en", "es", "zh"]
+    assert sorted(found["weights"]) == CHANGES
     assert len(found["weights"]["zero"]["weights"]) == 2
     texts = found["ablation"]["texts"][0]["texts"]
     assert list(texts)[:2] == ["nothing", "top 5%"]
@@ -124,7 +126,7 @@ def test_goes_on_where_it_was(done, place):
     shutil.copytree(done, again)
     (again / "results.json").unlink()
     before = {path.name: path.read_bytes() for path in (again / "parts").iterdir()}
-    (again / "parts" / "weights.json").unlink()
+    (again / "parts" / "weights-scale.json").unlink()
     ablation = json.loads(before["ablation.json"])
     ablation["found"]["texts"][0]["texts"]["nothing"] = "kept as it was"
     (again / "parts" / "ablation.json").write_text(json.dumps(ablation), encoding="utf-8")
