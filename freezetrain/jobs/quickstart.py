@@ -1,15 +1,10 @@
 """`freezetrain quickstart`: the paper in minutes, every part real."""
 
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from freezetrain.corpora import languages_in
 from freezetrain.errors import UserError, near_misses
@@ -22,6 +17,7 @@ from freezetrain.jobs.region_place import region_place
 from freezetrain.jobs.score import score_languages
 from freezetrain.jobs.score_files import language_scores
 from freezetrain.jobs.select import make_region
+from freezetrain.jobs.stages import Stages
 from freezetrain.models import load_model, load_tokenizer, local_folder, on_gpu
 from freezetrain.recipe import (
     Engine,
@@ -35,21 +31,6 @@ from freezetrain.regions import Region, Scores, decoder_blocks, select
 from freezetrain.report import render_report
 
 BUILT_IN_BASE = str(files("freezetrain") / "base")
-
-
-class Stages:
-    """Says what is going on, and keeps how long each stage took."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._console = Console(stderr=True)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self._console.rule(f"[bold]{name}", align="left")
-        start = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - start, 1)
 
 
 def regions_of(recipe: QuickstartRecipe, source: ModelSource, folder: Path) -> dict[str, Region]:
