@@ -39,28 +39,27 @@ class PaperScores:
 
     @property
     def snapshots(self) -> list[int]:
-        """Numbers of sequences at which scores were kept, of every language, ascending."""
-        fewest = min(made["sequences"] for made in self.made.values())
+        """Numbers of sequences at which all the core's languages have scores, ascending."""
+        fewest = min(self.made[name]["sequences"] for name in self.core)
         return [count for count in self._recipe.snapshots if count < fewest]
 
     def folder(self, method: str | None = None, sequences: int | None = None) -> Path:
         """Where the scores by ``method`` (None: the first) after so many ``sequences`` lie."""
         return scores_folder(self._recipe, self._folder, method, sequences)
 
-    def of(self, method: str | None = None, sequences: int | None = None) -> dict[str, Scores]:
-        """Language → scores, as in :meth:`folder`."""
-        return language_scores(self.folder(method, sequences), self.languages)
+    def of(self) -> dict[str, Scores]:
+        """Language → its scores."""
+        return language_scores(self.folder(), self.languages)
 
     def core_sum(self, method: str | None = None, sequences: int | None = None) -> Scores:
-        """Of the core's languages together."""
-        by_language = self.of(method, sequences)
-        return Scores.sum([by_language[name] for name in self.core])
+        """Of the core's languages together, as in :meth:`folder`."""
+        return Scores.sum(list(language_scores(self.folder(method, sequences), self.core).values()))
 
     def halves(self) -> dict[str, tuple[Scores, Scores]]:
         """Language → scores of its first and of its second half of the sequences."""
         if not self.halved:
             return {}
-        half = self._recipe.sequences // 2
-        second = language_scores(self._second, self.halved)
-        first = self.of(sequences=half)
+        # Of a language that has fewer sequences there may be no scores at the half.
+        at_half = self.folder(sequences=self._recipe.sequences // 2)
+        first, second = (language_scores(at, self.halved) for at in (at_half, self._second))
         return {name: (first[name], second[name]) for name in self.halved}
