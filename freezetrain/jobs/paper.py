@@ -18,7 +18,7 @@ from freezetrain.jobs.paper_parts import Study, parts
 from freezetrain.jobs.paper_scores import PaperScores
 from freezetrain.jobs.pictures import draw_all
 from freezetrain.jobs.stages import Stages
-from freezetrain.models import load_model, load_tokenizer, local_folder, on_gpu
+from freezetrain.models import load_model, load_tokenizer, local_folder, meta_model, on_gpu
 from freezetrain.recipe import PAPER_CORE, PaperRecipe
 from freezetrain.regions import decoder_blocks
 from freezetrain.report import paper_claims, render_paper
@@ -27,7 +27,10 @@ PAGE = "report.html"
 
 
 def told_languages(recipe: PaperRecipe) -> tuple[list[str], list[str]]:
-    """Languages scored, and of these the core's. UserError for one without texts, or no core."""
+    """Languages scored, and of these the core's.
+
+    UserError for one without texts, for no core, or where not all that are scored are evaluated.
+    """
     there = languages_in(recipe.texts)
     scored = recipe.languages or there
     for name in [*scored, *recipe.core_languages, *recipe.evaluated]:
@@ -36,6 +39,13 @@ def told_languages(recipe: PaperRecipe) -> tuple[list[str], list[str]]:
                 f"there are no texts of language {name!r}{near_misses(name, there)}; there are "
                 f"{' '.join(there)}"
             )
+    missing = [name for name in scored if recipe.evaluated and name not in recipe.evaluated]
+    if missing:
+        raise UserError(
+            "expected all languages that are scored among those evaluated, where their regions are "
+            f"tested, got none of {' '.join(missing)}; add them to evaluated, or name fewer in "
+            "languages"
+        )
     core = recipe.core_languages or [name for name in PAPER_CORE if name in scored]
     if not core:
         raise UserError(
@@ -55,12 +65,12 @@ def run(recipe: PaperRecipe, folder: Path) -> Outcome:
     scored, core = told_languages(recipe)
     evaluation = recipe.evaluation(recipe.evaluated or scored)
     documents = held_out_documents(evaluation, tokenizer)
+    check_prompts(meta_model(recipe.model), tokenizer, recipe.prompts, recipe.new_tokens)
     stages = Stages(folder / "parts")
 
     with stages("scores"):
         scores = PaperScores(recipe, folder, scored, core)
     model = on_gpu(load_model(recipe.model))
-    check_prompts(model, tokenizer, recipe.prompts, recipe.new_tokens)
     study = Study(recipe, model, tokenizer, documents, evaluation, scores, folder / "regions")
     found: dict[str, Any] = {}
     for (name, *within), make in parts(study).items():

@@ -19,7 +19,7 @@ from freezetrain.jobs.paper_scores import PaperScores
 from freezetrain.jobs.perturb import perturbations
 from freezetrain.jobs.selectivity import selectivity
 from freezetrain.jobs.targets import Target, dimension_targets, weight_targets
-from freezetrain.recipe import AblateRecipe, EvaluationTexts, PaperRecipe, PerturbRecipe
+from freezetrain.recipe import EvaluationTexts, PaperRecipe, PerturbRecipe
 from freezetrain.regions import (
     Region,
     block_parameters,
@@ -125,16 +125,7 @@ def _ablation(study: Study) -> dict[str, Any]:
     recipe = study.recipe
     for ratio in recipe.ratios:
         study.core(ratio)  # left as a file, for whoever goes on to freeze it
-    plan = AblateRecipe(
-        model=recipe.model,
-        scores=str(study.scores.folder()),
-        languages=study.scores.core,
-        ratios=recipe.ratios,
-        random_seeds=recipe.random_seeds,
-        evaluation=study.evaluation,
-        prompts=recipe.prompts,
-        new_tokens=recipe.new_tokens,
-    )
+    plan = recipe.removal(str(study.scores.folder()), study.scores.core, list(study.documents))
     return remove(plan, study.model, study.tokenizer, study.documents)
 
 

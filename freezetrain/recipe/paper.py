@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from freezetrain.recipe.ablate import AblateRecipe
 from freezetrain.recipe.check import check
 from freezetrain.recipe.model import ModelSource
 from freezetrain.recipe.optimization import Engine
@@ -71,13 +72,11 @@ class PaperRecipe:
     """Processes that tokenize. None: one for each core."""
 
     def __post_init__(self) -> None:
-        check(bool(self.ratios), "ratios", "one or more", self.ratios)
-        for name, ratios in (
-            ("ratios", self.ratios),
-            ("monolingual_ratio", [self.monolingual_ratio]),
-        ):
-            valid = all(0 < ratio <= 1 for ratio in ratios)
-            check(valid, name, "above 0 and at most 1", ratios)
+        valid = 0 < self.monolingual_ratio <= 1
+        check(valid, "monolingual_ratio", "above 0 and at most 1", self.monolingual_ratio)
+        for name in ("core_languages", "evaluated"):
+            given = getattr(self, name)
+            check(len(set(given)) == len(given), name, "each named once", given)
         check(bool(self.random_seeds), "random_seeds", "one or more", self.random_seeds)
         check(bool(self.methods), "methods", "one or more", self.methods)
         check(self.weights >= 1, "weights", "1 or more", self.weights)
@@ -86,13 +85,8 @@ class PaperRecipe:
         if self.languages:
             stray = [name for name in self.core_languages if name not in self.languages]
             check(not stray, "core_languages", "among languages, which are scored", stray)
-            missing = [
-                name for name in self.languages if self.evaluated and name not in self.evaluated
-            ]
-            expected = "with all that are scored among them: their regions are tested on them"
-            check(not missing, "evaluated", expected, self.evaluated)
         self.scoring()
-        self.evaluation()
+        self.removal("scores")
 
     def scoring(self, languages: Sequence[str] = ()) -> ScoreRecipe:
         """All sequences, with a snapshot at their half where halves are compared."""
@@ -121,6 +115,21 @@ class PaperRecipe:
             documents=self.documents,
             max_length=self.max_length,
             batch_tokens=self.batch_tokens,
+        )
+
+    def removal(
+        self, scores: str, core: Sequence[str] = (), evaluated: Sequence[str] = ()
+    ) -> AblateRecipe:
+        """Core regions of each ratio, from the folder ``scores``, and their controls."""
+        return AblateRecipe(
+            model=self.model,
+            scores=scores,
+            languages=list(core),
+            ratios=self.ratios,
+            random_seeds=self.random_seeds,
+            evaluation=self.evaluation(evaluated),
+            prompts=self.prompts,
+            new_tokens=self.new_tokens,
         )
 
     def _scoring(self, languages: Sequence[str], **more: object) -> ScoreRecipe:

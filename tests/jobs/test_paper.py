@@ -10,7 +10,8 @@ from two_ranks import launch
 
 from freezetrain.cli import main
 from freezetrain.corpora import read_languages
-from freezetrain.recipe import TextSource
+from freezetrain.jobs.paper_scores import PaperScores
+from freezetrain.recipe import ModelSource, PaperRecipe, TextSource
 from freezetrain.regions import Region, Scores, monolingual, select
 
 RECIPE = {
@@ -167,11 +168,38 @@ def test_two_ranks_find_the_same(done, place):
         (["--core_languages", "[en,ze]"], "there are no texts of language 'ze'"),
         (["--languages", "[en]", "--core_languages", "[]"], "none of the paper's core languages"),
         (["--languages", "[en]"], "core_languages must be among languages"),
-        (["--languages", "[en,es]", "--evaluated", "[en]"], "evaluated must be with all"),
+        (["--evaluated", "[en,es]"], "among those evaluated, where their regions are tested"),
+        (["--core_languages", "[en,en]"], "core_languages must be each named once"),
         (["--ratios", "[0]"], "ratios must be above 0"),
+        (["--ratios", "[0.1,0.1]"], "ratios must be each a different one"),
+        (["--random_seeds", "[-1]"], "random_seeds must be from 0"),
+        (["--new_tokens", "0"], "new_tokens must be 1 or more"),
+        (["--new_tokens", "1000"], "do not fit into the model's"),
     ],
 )
 def test_refused_before_anything_is_scored(words, said, place, tmp_path, capsys):
     assert freezetrain("paper", place / "recipe.yaml", *words, "--out", tmp_path / "out") == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_language_with_few_texts_has_no_other_half(place, model_folder, tmp_path):
+    """And it does not stop what is compared of the core."""
+    shutil.copytree(place / "texts", tmp_path / "texts")
+    few = "\n".join(json.dumps({"text": "few words " * length}) for length in range(20, 30))
+    (tmp_path / "texts" / "zh.jsonl").write_text(few, encoding="utf-8")
+    recipe = PaperRecipe(
+        ModelSource(str(model_folder)),
+        TextSource(str(tmp_path / "texts")),
+        sequence_length=16,
+        sequences=180,
+        snapshots=[80],
+        methods=["taylor"],
+        batch=50,
+    )
+    scores = PaperScores(recipe, tmp_path / "out", ["en", "es", "zh"], ["en", "es"])
+    assert scores.made["zh"]["sequences"] < 80
+    assert scores.snapshots == [80, 90]
+    assert scores.core_sum(sequences=90).keys() == scores.core_sum().keys()
+    assert scores.halved == ["en", "es"]
+    assert list(scores.halves()) == ["en", "es"]
