@@ -6,8 +6,8 @@ from statistics import fmean
 from typing import Any
 
 from freezetrain.report.languages import language_name
-from freezetrain.report.numbers import brief, fixed, percent, perplexity
-from freezetrain.report.paper_reading import changed, core_of, mean_share, single, weight_name
+from freezetrain.report.numbers import brief, count, fixed, percent, perplexity
+from freezetrain.report.paper_reading import changed_what, core_of, mean_share, single, weight_name
 from freezetrain.report.plots.ablation import NOTHING
 from freezetrain.report.plots.removal import of_ratio, ratios_of
 from freezetrain.report.words import counted, listed
@@ -24,18 +24,25 @@ _NOT_MEASURED = "Not measured here."
 def core(results: Results) -> Check:
     holds, parts = True, []
     for ratio, found in _removed(results, "top", "random", "bottom"):
-        top, random, bottom = (_rise(found[kind]) for kind in ("top", "random", "bottom"))
-        more = sum(top[code] > max(random[code], bottom[code]) for code in top)
+        top, *others = (
+            _rise_without(results, name)
+            for kind in ("top", "random", "bottom")
+            for name in found[kind]["regions"]
+        )
+        more = sum(rise > max(of[code] for of in others) for code, rise in top.items())
         holds = holds and more == len(top)
         parts.append(
             f"at {percent(ratio)}, {brief(found['top']['mean_rise'])} against "
             f"{brief(found['random']['mean_rise'])} (random) and "
-            f"{brief(found['bottom']['mean_rise'])} (lowest), more than both in {more} of "
+            f"{brief(found['bottom']['mean_rise'])} (lowest), more than each of them in {more} of "
             f"{counted(len(top), 'language')}"
         )
     if not parts:
         return None, _NOT_MEASURED
-    return holds, f"Mean rise of the loss, nats per byte: {'; '.join(parts)}."
+    return holds, (
+        f"Mean rise of the loss, nats per byte: {'; '.join(parts)}. Random is the mean of "
+        "all draws, and each draw is compared."
+    )
 
 
 def bottom(results: Results) -> Check:
@@ -75,14 +82,14 @@ def single_weights(results: Results) -> Check:
         code = max(times, key=times.__getitem__)
         broken = broken or (times[code] >= BROKEN and worst["mean_rise"] > random)
         parts.append(
-            f"{changed(one)}, the most harmful of {counted(len(one['weights']), 'weight')}, "
+            f"{changed_what(one)}: the most harmful of {count(len(one['weights']))}, "
             f"{weight_name(worst)}, changes the loss by {brief(worst['mean_rise'])} nats per byte "
             f"on average ({brief(random)} the most harmful random one) and the perplexity of "
             f"{language_name(code)} from {perplexity(one['before'][code])} to "
             f"{perplexity(worst['perplexity'][code])}"
         )
     return broken, (
-        f"{'. '.join(map(_sentence, parts))}. A model counts as broken where the perplexity of a "
+        f"{'. '.join(parts)}. A model counts as broken where the perplexity of a "
         "language at least doubles."
     )
 
@@ -159,7 +166,7 @@ def stability(results: Results) -> Check:
     if (samples := overlap.get("samples")) and len(samples["names"]) > 1:
         lows += [row[-1] for row in samples["jaccard"][:-1]]
         parts += [
-            f"between {first} and {samples['names'][-1]} {fixed(row[-1], 2)}"
+            f"between the first {first} and {samples['names'][-1]} {fixed(row[-1], 2)}"
             for first, row in zip(samples["names"][:-1], samples["jaccard"], strict=False)
         ]
     if not parts:
@@ -183,6 +190,15 @@ def _rise(one: Mapping[str, Any]) -> dict[str, float]:
     return {code: values["rise"] for code, values in one["languages"].items()}
 
 
+def _rise_without(results: Results, name: str) -> dict[str, float]:
+    """Of each language, with one region zeroed."""
+    figures = results["ablation"]["figures"]
+    return {
+        code: (figures[name][code]["nll"] - before["nll"]) / before["bytes"]
+        for code, before in figures[NOTHING].items()
+    }
+
+
 def _share(change: float) -> str:
     return "less than 0.01%" if abs(change) < 1e-4 else percent(change).replace("-", "−")
 
@@ -204,7 +220,3 @@ def _of_directions(
         if shares:
             found.append((does, fmean(shares)))
     return found
-
-
-def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:]

@@ -55,12 +55,12 @@ def recurring_seen(results: Results) -> str:
     dimensions = results["dimensions"]
     if not dimensions["recurring"]:
         return "No dimension of the residual stream is among the fullest of any matrix."
-    first = dimensions["recurring"][0]
+    first, regions = dimensions["recurring"][0], counted(len(dimensions["regions"]), "region")
     return (
         f"Dimension {count(first['dimension'])} of the residual stream is among the fullest "
         f"{percent(dimensions['top'])} in {count(first['times'])} of "
-        f"{count(dimensions['possible'])} matrices; by chance it would be in "
-        f"{fixed(dimensions['expected'], 1)}."
+        f"{count(dimensions['possible'])} matrices of {regions}; by chance a dimension is in "
+        f"{fixed(dimensions['expected'], 1)} on average."
     )
 
 
