@@ -1,6 +1,7 @@
 """What removing regions did, summed up: over random seeds, and as tables for the terminal."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from statistics import fmean, stdev
 from typing import Any
 
@@ -15,8 +16,9 @@ NOTHING = "nothing"  # what is zeroed where the model is evaluated as it is
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and standard deviation (n - 1) over seeds; None for a single value."""
-    return fmean(values), stdev(values) if len(values) > 1 else None
+    """Mean, and standard deviation (n - 1) over seeds; None for a single or an infinite value."""
+    known = len(values) > 1 and all(map(isfinite, values))  # perplexities may be infinite
+    return fmean(values), stdev(values) if known else None
 
 
 def effect(figures: Mapping[str, LanguageFigures], names: Sequence[str]) -> dict[str, Any]:

@@ -202,6 +202,22 @@ def test_a_region_file_and_random_ones_like_it(model_folder, make_model, tmp_pat
     assert f"{perplexity:.4g}" in shown.get()
 
 
+def test_a_perplexity_past_the_float_range_has_no_spread():
+    whole, past = (Figures(nll, 10, 10, 1) for nll in (20.0, 1e4))
+    figures = {
+        "nothing": {"en": whole},
+        "random, seed 0": {"en": past},
+        "random, seed 1": {"en": whole},
+    }
+    found = effect(figures, ["random, seed 0", "random, seed 1"])
+    assert found["languages"]["en"]["perplexity"] is None
+    assert found["spread"] > 0
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(as_table(figures, {"random": ["random, seed 0", "random, seed 1"]}))
+    assert "inf" in shown.get()
+
+
 def test_the_quickstarts_regions_and_table(model, documents):
     evaluation = EvaluationTexts(max_length=LENGTH)
     figures = ablations(model, documents, {"all": Region.tensors(model, ["*mlp*"])}, evaluation)
