@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from freezetrain.report.languages import language_name
-from freezetrain.report.numbers import brief, count, fixed, percent, perplexity
+from freezetrain.report.numbers import brief, count, exact_percent, fixed, percent, perplexity
 from freezetrain.report.paper_reading import changed_what, core_of, mean_share, single, weight_name
 from freezetrain.report.plots.ablation import NOTHING
 from freezetrain.report.plots.removal import of_ratio, ratios_of
@@ -32,7 +32,7 @@ def core(results: Results) -> Check:
         more = sum(rise > max(of[code] for of in others) for code, rise in top.items())
         holds = holds and more == len(top)
         parts.append(
-            f"at {percent(ratio)}, {brief(found['top']['mean_rise'])} against "
+            f"at {exact_percent(ratio)}, {brief(found['top']['mean_rise'])} against "
             f"{brief(found['random']['mean_rise'])} (random) and "
             f"{brief(found['bottom']['mean_rise'])} (lowest), more than each of them in {more} of "
             f"{counted(len(top), 'language')}"
@@ -58,7 +58,7 @@ def bottom(results: Results) -> Check:
     if not shares:
         return None, _NOT_MEASURED
     parts = [
-        f"{_share(change)} at {percent(ratio)} ({language_name(code)})"
+        f"{_share(change)} at {exact_percent(ratio)} ({language_name(code)})"
         for ratio, (change, code) in shares.items()
     ]
     return (

@@ -61,6 +61,11 @@ def percent(share: float | None) -> str:
     return f"{value:.0f}%" if abs(value) >= 9.95 or value == 0 else f"{value:.2g}%"
 
 
+def exact_percent(share: float) -> str:
+    """``1.25%``: all digits, for a setting that names things."""
+    return f"{100 * share:g}%"
+
+
 def signed_percent(share: float | None) -> str:
     """``+4.12%``, ``−0.31%``; – for None."""
     return "–" if share is None else f"{signed(100 * share, 2)}%"

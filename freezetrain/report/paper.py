@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from freezetrain.report import paper_sentences, paper_tables, run_tables, tables
-from freezetrain.report.numbers import percent
+from freezetrain.report.numbers import exact_percent, percent
 from freezetrain.report.page import drawn, write_page
 from freezetrain.report.paper_figures import paper_figures, removal_name
 from freezetrain.report.paper_reading import changed_what, core_of
@@ -74,7 +74,9 @@ def _removals(results: Results) -> list[dict[str, Any]]:
         return []
     return [
         {
-            "what": "the given regions" if ratio is None else f"{percent(ratio)} of each matrix",
+            "what": "the given regions"
+            if ratio is None
+            else f"{exact_percent(ratio)} of each matrix",
             "plot": removal_name(ratio),
             "table": paper_tables.removal_table(ablation, ratio),
         }

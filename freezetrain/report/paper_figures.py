@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from freezetrain.report import plots
-from freezetrain.report.numbers import percent
+from freezetrain.report.numbers import exact_percent
 from freezetrain.report.paper_reading import core_of
 from freezetrain.report.plots.removal import of_ratio, ratios_of
 
@@ -46,7 +46,7 @@ def paper_figures(results: Mapping[str, Any]) -> dict[str, Draw]:
 
 def removal_name(ratio: float | None) -> str:
     """``removal-1`` for 0.01, ``removal-files`` for regions that were given as files."""
-    return "removal-files" if ratio is None else f"removal-{percent(ratio).rstrip('%')}"
+    return "removal-files" if ratio is None else f"removal-{exact_percent(ratio).rstrip('%')}"
 
 
 def overlap_figures(found: Mapping[str, Any], suffix: str = "") -> dict[str, Draw]:

@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from freezetrain.report.languages import language_and_code
-from freezetrain.report.numbers import count, fixed, percent, perplexity, signed
+from freezetrain.report.numbers import count, exact_percent, fixed, percent, perplexity, signed
 from freezetrain.report.paper_reading import changed_what, core_of, mean_share, weight_name
 from freezetrain.report.plots.ablation import NOTHING
 from freezetrain.report.plots.removal import of_ratio
@@ -41,7 +41,7 @@ def removal_table(ablation: Results, ratio: float | None) -> Table:
     for one in found.values():
         mean = {"rise": one["mean_rise"], "spread": one["spread"]}
         foot += ["", "", _with_spread(mean)]
-    what = "the given regions" if ratio is None else f"{percent(ratio)} of each matrix"
+    what = "the given regions" if ratio is None else f"{exact_percent(ratio)} of each matrix"
     return Table(
         f"Every language without {what}; rise of the loss in nats per byte, ± over random regions",
         columns,

@@ -54,6 +54,12 @@ def test_every_part_has_its_figures(results: dict[str, Any]) -> None:
     assert paper_figures(bare) == paper_figures(bare | nothing) == {}
 
 
+def test_ratios_that_are_close_have_pictures_of_their_own() -> None:
+    close = make_paper(LANGUAGES, layers=1, ratios=(0.012, 0.0125, 0.105))
+    names = {name for name in paper_figures(close) if name.startswith("removal")}
+    assert names == {"removal-1.2", "removal-1.25", "removal-10.5"}
+
+
 def test_drawing_leaves_the_results_alone(results: dict[str, Any]) -> None:
     before = copy.deepcopy(results)
     for name in ("selectivity-relative", "jaccard-samples", "removal-1"):
