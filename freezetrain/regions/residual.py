@@ -40,9 +40,10 @@ def residual_directions(model: nn.Module) -> dict[str, Direction]:
 
     ``columns``: the matrix reads from the stream (attention's q, k and v, MLP up and gate).
     ``rows``: it writes to it (attention output, MLP down). A matrix with as many input or output
-    features as the stream has dimensions tells so by its shape; one that is square runs once: what
-    is multiplied with the input of its block, or with the output of one of the block's own norms,
-    reads; what is multiplied with anything else writes. Other matrices are left out.
+    features as the stream has dimensions tells so by its shape. A square one beside one that reads,
+    in one module, writes (fused experts' down); another square one runs once: what is multiplied
+    with the input of its block, or with the output of one of the block's own norms, reads; what is
+    multiplied with anything else writes. Other matrices are left out.
 
     Raises:
         UserError: as :func:`hidden_size` and :func:`decoder_blocks`.
@@ -56,7 +57,11 @@ def residual_directions(model: nn.Module) -> dict[str, Direction]:
             square.append(matrix)
         elif reads or writes:
             found[matrix.name] = "columns" if reads else "rows"
-    return found | _by_running(model, square) if square else found
+    reading = {name.rpartition(".")[0] for name, way in found.items() if way == "columns"}
+    beside = [matrix for matrix in square if matrix.name.rpartition(".")[0] in reading]
+    found |= {matrix.name: "rows" for matrix in beside}
+    alone = [matrix for matrix in square if matrix not in beside]
+    return found | _by_running(model, alone) if alone else found
 
 
 @torch.no_grad()
@@ -131,6 +136,8 @@ def weights_of_dimension(
             weight = name.removesuffix("bias") + "weight"
             if is_norm(model, name) or directions.get(weight) == "rows":
                 entries[name] = Entries.from_indices((hidden,), [dimension])
+        elif directions.get(name.removesuffix("_bias")) == "rows":  # of fused experts, [E, hidden]
+            entries[name] = Entries.from_columns(parameter.shape, [dimension])
     if not entries:
         raise UserError(
             f"none of the parameters named by {list(patterns or [])} has dimension {dimension} of "

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from decoders import tiny_gpt2, tiny_mixtral
+from decoders import tiny_gpt2, tiny_gpt_oss, tiny_mixtral
 
 from freezetrain.errors import UserError
 from freezetrain.regions import Region, ablate, decoder_blocks, perturb
@@ -10,16 +10,18 @@ from freezetrain.regions.residual import hidden_size, residual_directions, weigh
 
 READS = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "c_attn", "c_fc"} | {
     "gate",  # a router
+    "router",
     "gate_up_proj",
 }
 WRITES = {"o_proj", "down_proj", "c_proj"}
 
 
-@pytest.fixture(params=["llama", "gpt2", "mixtral"])
+@pytest.fixture(params=["llama", "gpt2", "mixtral", "gpt-oss"])
 def decoder(request, make_model):
     if request.param == "llama":
         return make_model()
-    return {"gpt2": tiny_gpt2, "mixtral": tiny_mixtral}[request.param]()
+    made = {"gpt2": tiny_gpt2, "mixtral": tiny_mixtral, "gpt-oss": tiny_gpt_oss}
+    return made[request.param]()
 
 
 def test_what_reads_and_what_writes(decoder):
@@ -28,7 +30,7 @@ def test_what_reads_and_what_writes(decoder):
     for name, direction in directions.items():
         leaf = name.removesuffix(".weight").rpartition(".")[2]
         assert (leaf in READS, leaf in WRITES) == (direction == "columns", direction == "rows")
-    matrices = [name for name, p in decoder.named_parameters() if p.ndim > 1]
+    matrices = [name for name, p in decoder.named_parameters() if p.ndim > 1 and "bias" not in name]
     matrices = [name for name in matrices if ".h." in name or ".layers." in name]
     assert sorted(directions) == sorted(matrices)
 
