@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from transformers import PreTrainedModel
 
 from freezetrain.corpora import languages_in
 from freezetrain.errors import UserError, near_misses
@@ -20,7 +21,7 @@ from freezetrain.jobs.pictures import draw_all
 from freezetrain.jobs.stages import Stages
 from freezetrain.models import load_model, load_tokenizer, local_folder, meta_model, on_gpu
 from freezetrain.recipe import PAPER_CORE, PaperRecipe
-from freezetrain.regions import decoder_blocks
+from freezetrain.regions import block_parameters, decoder_blocks
 from freezetrain.report import paper_claims, render_paper
 
 PAGE = "report.html"
@@ -55,6 +56,17 @@ def told_languages(recipe: PaperRecipe) -> tuple[list[str], list[str]]:
     return list(scored), list(core)
 
 
+def _check_ratios(recipe: PaperRecipe, model: PreTrainedModel) -> None:
+    """UserError for a share of which not even the largest parameter has a weight."""
+    largest = max(parameter.numel() for parameter in block_parameters(model).values())
+    for ratio in (*recipe.ratios, recipe.monolingual_ratio):
+        if ratio * largest < 0.5:
+            raise UserError(
+                f"expected ratios of which a matrix has a weight, got {ratio:g}, and the largest "
+                f"has {largest} weights; use {1 / largest:.2g} or more"
+            )
+
+
 def run(recipe: PaperRecipe, folder: Path) -> Outcome:
     """Leaves report.html, pictures/, tensorboard/, scores/ and regions/; goes on where it was.
 
@@ -65,7 +77,9 @@ def run(recipe: PaperRecipe, folder: Path) -> Outcome:
     scored, core = told_languages(recipe)
     evaluation = recipe.evaluation(recipe.evaluated or scored)
     documents = held_out_documents(evaluation, tokenizer)
-    check_prompts(meta_model(recipe.model), tokenizer, recipe.prompts, recipe.new_tokens)
+    shape = meta_model(recipe.model)
+    check_prompts(shape, tokenizer, recipe.prompts, recipe.new_tokens)
+    _check_ratios(recipe, shape)
     stages = Stages(folder / "parts")
 
     with stages("scores"):
