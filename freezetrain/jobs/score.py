@@ -2,17 +2,19 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from freezetrain.corpora import languages_in, read_languages
 from freezetrain.disk import require_space
-from freezetrain.errors import UserError
+from freezetrain.errors import CheckError, UserError
 from freezetrain.evaluation.ranks import from_first_rank, is_first_rank
 from freezetrain.jobs.outcome import Outcome
 from freezetrain.jobs.progress import progress_bar
@@ -44,7 +46,8 @@ def run(recipe: ScoreRecipe, folder: Path) -> Outcome:
         # magnitude reads no text
         loss = "-" if facts["loss"] is None else f"{facts['loss']:.3f}"
         counts = (f"{facts[count]:,}" for count in ("sequences", "tokens"))
-        table.add_row(name, *counts, loss, str(files[0]) if len(files) == 1 else f"{len(files)}")
+        where = str(files[0]) if len(files) == 1 else f"{len(files)}"
+        table.add_row(escape(name), *counts, loss, escape(where))
     return Outcome({"scores": results}, [table])
 
 
@@ -126,7 +129,7 @@ def _score(
         for name, drawn in todo.items():
             what = f"score {name} ({names.index(name) + 1} of {len(names)})"
             progress(before, total, what)
-            with Scoring(model, recipe.methods, partition=partition) as scoring:
+            with _about(name), Scoring(model, recipe.methods, partition=partition) as scoring:
                 for batch in () if drawn is None else drawn.batches(recipe.batch, recipe.snapshots):
                     scoring.add(batch)
                     progress(before + scoring.sequences, total)
@@ -139,6 +142,15 @@ def _score(
                     _leave(scoring, method, name, base, file, last=True)
             before += _sequences(drawn)
         progress(total, total)
+
+
+@contextmanager
+def _about(language: str) -> Iterator[None]:
+    """Say of which language a loss is not finite."""
+    try:
+        yield
+    except CheckError as error:
+        raise CheckError(f"language {language!r}: {error}") from error
 
 
 def _leave(
@@ -156,8 +168,9 @@ def _leave(
             Scores(_Finished(scoring.shapes(method), tensors), base, made).save(file)
     except (UserError, OSError) as error:
         failed = str(error)
-    for _ in tensors:  # other ranks have their parts to give, also where nothing can be written
-        pass
+    with suppress(UserError):  # rank 0 found the same
+        for _ in tensors:  # other ranks have their parts to give, also where nothing can be written
+            pass
     if failed := from_first_rank(failed):
         raise UserError(failed)
 

@@ -17,6 +17,7 @@ class Partition:
     """
 
     rank, world = 0, 1
+    turns = 1  # batches that are run at the same time, each by another rank
     loss_factor = 1.0  # makes up for an engine that averages gradients over ranks
 
     def device(self, model: nn.Module) -> torch.device:
@@ -27,16 +28,15 @@ class Partition:
         """Rows of batch ``number`` for this rank to run, and whether they count; None: no rows."""
         return batch, True
 
-    def of_batch(self, nll: Tensor) -> Tensor:
-        """A batch's NLL, from that of this rank's rows of it; all that run some call this."""
-        return nll
-
     def part(self, parameter: nn.Parameter) -> Tensor:
         """This rank's part of a weight, as it is held."""
         return parameter.detach()
 
     def gradient(self, parameter: nn.Parameter) -> Tensor:
-        """This rank's part of a batch's gradient, fp32; called as ``parameter.grad`` is there."""
+        """This rank's part of a batch's gradient, fp32; called as ``parameter.grad`` is there.
+
+        The caller may write into it, and drops ``parameter.grad``.
+        """
         assert parameter.grad is not None
         return parameter.grad.float()
 
@@ -72,8 +72,12 @@ class Ranks(Partition):
 class Replicated(Ranks):
     """Each rank holds the whole model and takes its turn at whole batches; sums are added last."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns = self.world
+
     def rows(self, number: int, batch: Tensor) -> tuple[Tensor, bool] | None:
-        return (batch, True) if number % self.world == self.rank else None
+        return (batch, True) if number % self.turns == self.rank else None
 
     def total(self, part: Tensor) -> Tensor:
         part = part.clone()
@@ -91,9 +95,6 @@ class Split(Ranks):
         mine = batch[self.rank :: self.world]
         # The last batch may have fewer rows than there are ranks, which must all take part.
         return (mine, True) if len(mine) else (batch[:1], False)
-
-    def of_batch(self, nll: Tensor) -> Tensor:
-        return self.everywhere(nll)
 
 
 class FullyShard(Split):

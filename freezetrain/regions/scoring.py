@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from math import isfinite
 from types import TracebackType
 from typing import Any, Self
 
@@ -71,8 +72,7 @@ class Scoring:
         UserError: no method or an unknown one; parameters that are not the model's, not of a
             floating dtype, or (``wanda``) not the weight of a linear layer that was called; no
             batch, or one of another dtype or shape.
-        CheckError: a loss that is not finite; the message names the batch. Of ranks that run whole
-            batches, only the one that finds it raises.
+        CheckError: a loss that is not finite; the message names the batch. All ranks raise it.
     """
 
     def __init__(
@@ -99,8 +99,13 @@ class Scoring:
         self._batches = 0
         self._first_tokens = 0
         self._share = 1.0  # tokens of the batch in hand over those of the first
+        self._scale = 1.0  # from a gradient as it arrives to that of this batch's mean loss
         self._counts = True  # whether the rows in hand do
-        self._nll = 0.0  # of this rank's rows, in nats
+        self._nll = 0.0  # of all ranks, in nats
+        # The same of this rank's rows alone, of each batch since ranks last told each other.
+        self._recent = torch.zeros(
+            self._partition.turns, dtype=torch.float64, device=self._partition.device(model)
+        )
         self._sums: dict[str, dict[str, Tensor]] = {}  # method -> name -> sum over batches
         self._stack = ExitStack()
 
@@ -153,13 +158,16 @@ class Scoring:
         tokens = batch.shape[0] * (batch.shape[1] - 1)
         self._first_tokens = self._first_tokens or tokens
         self._share = tokens / self._first_tokens
+        self._scale = self._partition.loss_factor / tokens
         taken = self._partition.rows(self._batches, batch)
         if taken is not None:
             rows, self._counts = taken
-            self._run(rows, tokens)
+            self._run(rows)
         self._batches += 1
         self.sequences += len(batch)
         self.tokens += tokens
+        if self._batches % self._partition.turns == 0:
+            self._settle()
 
     def tensors(self, method: str, last: bool = False) -> Iterator[tuple[str, Tensor | None]]:
         """Name and finished scores of the text so far, one parameter at a time.
@@ -167,7 +175,7 @@ class Scoring:
         fp32 on the CPU, whole, on rank 0; None on the others, which must ask as well. More batches
         may be added afterwards, unless this is the ``last`` time: then sums are freed on the way.
         """
-        self._require_text(method)
+        self._after_text(method)
         for name, parameter in self.parameters[method].items():
             if method == "magnitude":
                 yield name, self._whole(parameter, magnitude(self._partition.part(parameter)))
@@ -189,9 +197,7 @@ class Scoring:
 
     def made(self, method: str, language: str | None = None) -> dict[str, Any]:
         """How the scores of the text so far came about, see :class:`Scores`; all ranks ask."""
-        self._require_text(method)
-        nll = torch.tensor([self._nll], dtype=torch.float64, device=self._device)
-        total_nll = self._partition.everywhere(nll).item()
+        self._after_text(method)
         names = self.parameters[method]
         reads = method != "magnitude"
         return {
@@ -200,21 +206,32 @@ class Scoring:
             "sequences": self.sequences if reads else 0,
             "tokens": self.tokens if reads else 0,
             "batches": self.tokens / self._first_tokens if reads else 1,
-            "loss": total_nll / self.tokens if reads else None,
+            "loss": self._nll / self.tokens if reads else None,
             "norms": [name for name in names if is_norm(self.model, name)],
             "transposed": [name for name in names if input_dim(self.model, name) == -2],
         }
 
-    def _run(self, rows: Tensor, tokens: int) -> None:
-        """Run some rows of a batch of ``tokens`` predicted ones."""
+    def _run(self, rows: Tensor) -> None:
+        """Run some rows of a batch.
+
+        Backward from the sum of their NLL, not from the mean: gradients of that would be so small
+        that float16 rounds many of them to zero.
+        """
         input_ids = rows.to(self._device)
         nll = token_nll(self.model(input_ids=input_ids).logits, input_ids).sum() * self._counts
-        loss = self._partition.of_batch(nll.detach()) / tokens
-        if not torch.isfinite(loss):
-            raise CheckError(f"the loss of batch {self._batches} (counted from 0) is {loss.item()}")
-        self._nll += nll.item()
+        self._recent[self._batches % self._partition.turns] = nll.detach()
         if nll.requires_grad:
-            (nll * (self._partition.loss_factor / tokens)).backward()
+            nll.backward()
+
+    def _settle(self) -> None:
+        """Add up what ranks found since the last time; all call this. CheckError as the class."""
+        turns = self._partition.turns
+        found = self._partition.everywhere(self._recent).tolist()
+        self._recent.zero_()
+        for number, nll in enumerate(found, start=(self._batches - 1) // turns * turns):
+            if not isfinite(nll):
+                raise CheckError(f"the loss of batch {number} (counted from 0) is {nll}")
+        self._nll += sum(found)
 
     @property
     def _device(self) -> torch.device:
@@ -226,6 +243,7 @@ class Scoring:
         def hook(parameter: Any) -> None:
             gradient, weight = self._partition.gradient(parameter), self._partition.part(parameter)
             parameter.grad = None
+            gradient *= self._scale
             for method in methods:
                 term = GRADIENT_METHODS[method].term(weight, gradient)
                 self._sums[method][name].add_(term, alpha=self._share)
@@ -258,9 +276,12 @@ class Scoring:
     def _whole(self, parameter: nn.Parameter, part: Tensor) -> Tensor | None:
         return self._partition.whole(parameter, part.float())
 
-    def _require_text(self, method: str) -> None:
-        if method != "magnitude" and not self.tokens:
+    def _after_text(self, method: str) -> None:
+        if method == "magnitude":
+            return
+        if not self.tokens:
             raise UserError("expected at least one batch of text to score, got none")
+        self._settle()
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 A run is ``{"words": of the command line, the last of which is its folder, "kill": whether rank 0
 kills itself in the midst of the third language, after its snapshot, "full": whether no file can be
-written}``. What a killed run left is copied to a folder of that name and ``-as-killed``. Each rank
-writes a line for each language that it begins to a file of that name and ``-RANK-languages``.
+written, "nan": whether a loss of rank 1 is not finite}``. What a killed run left is copied to a
+folder of that name and ``-as-killed``. Each rank writes a line for each language that it begins to
+a file of that name and ``-RANK-languages``.
 """
 
 import errno
@@ -20,7 +21,7 @@ from forked_ranks import run_ranks
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
 import freezetrain.freezing.zero
-import freezetrain.jobs.score  # noqa: F401
+import freezetrain.jobs.score
 from freezetrain.cli import main
 from freezetrain.regions import Scores
 from freezetrain.regions.scoring import Scoring
@@ -60,10 +61,14 @@ def work(rank: int, world: int, run: dict) -> None:
         kill_in_the_third(folder)
     if run.get("full"):
         Scores.save = disk_is_full
+    if run.get("nan") and rank == 1:
+        of_tokens = freezetrain.regions.scoring.token_nll
+        freezetrain.regions.scoring.token_nll = lambda *args: of_tokens(*args) * float("nan")
+    expected = 2 if run.get("full") else 1 if run.get("nan") else 0
     try:
         main(run["words"])
     except SystemExit as stopped:
-        assert stopped.code == (2 if run.get("full") else 0), stopped.code  # noqa: PT017
+        assert stopped.code == expected, stopped.code  # noqa: PT017
 
 
 if __name__ == "__main__":

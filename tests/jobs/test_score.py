@@ -47,7 +47,7 @@ THREE = ["--languages", "[en,zh,es]"]
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory, words) -> Path:
-    """Runs of two ranks: one of each engine, one that cannot write, one killed and repeated."""
+    """Runs of two ranks: of each engine, one that cannot write, one killed and repeated, NaN."""
     folder = tmp_path_factory.mktemp("ranks")
 
     def run(name: str, *more: str, **told: bool) -> dict:
@@ -55,6 +55,7 @@ def ranks(tmp_path_factory, words) -> Path:
 
     runs = [run(kind, *SEVERAL, "--engine.kind", kind) for kind in ENGINES]
     runs += [run("full", *THREE, full=True), run("again", *THREE, kill=True), run("again", *THREE)]
+    runs += [run("nan", *THREE, nan=True)]
     (folder / "runs.json").write_text(json.dumps(runs))
     here = Path(__file__).parent
     done = subprocess.run(
@@ -124,6 +125,14 @@ def test_every_rank_ends_where_nothing_can_be_written(ranks):
     assert "rank 1: [Errno 28] No space left on device" in (ranks / "said").read_text()
     assert files(ranks / "full") == []
     assert not (ranks / "full" / "results.json").exists()
+
+
+def test_every_rank_ends_where_a_loss_of_one_is_not_finite(ranks):
+    said = (ranks / "said").read_text()
+    wrong = "language 'en': the loss of batch 1 (counted from 0) is nan\n"
+    assert f"freezetrain: {wrong}" in said
+    assert f"freezetrain: rank 1: {wrong}" in said
+    assert files(ranks / "nan") == []
 
 
 def test_killed_in_the_third_language_and_repeated(alone, ranks):

@@ -1,11 +1,21 @@
 """Scores against plain loops in fp64: one method, several in one pass, and on the way."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import pytest
 import torch
-from scored_models import assert_scores_close, build, loop_scores, mean_nll, reference_of, text
+from scored_models import (
+    SIZES,
+    assert_scores_close,
+    build,
+    loop_scores,
+    mean_nll,
+    reference_of,
+    text,
+)
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from freezetrain.regions.base import Base, fingerprint
 from freezetrain.regions.blocks import block_parameters
@@ -142,12 +152,27 @@ def test_16_bit_gradients_are_summed_in_fp32() -> None:
     weight, total = model.get_parameter(name), torch.zeros(12, 8)
     for batch in batches:
         logits = model(input_ids=batch).logits[:, :-1].float()
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-        (gradient,) = torch.autograd.grad(loss, [weight])
+        labels = batch[:, 1:].flatten()
+        nll = nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(nll, [weight])
         assert gradient.dtype == torch.bfloat16
-        total += gradient.float()
+        total += gradient.float() * (1 / len(labels))
     assert list(scores) == [name]
     assert torch.equal(scores[name], (weight.detach().float() * total).abs())
+
+
+def test_small_gradients_are_not_lost_in_float16() -> None:
+    """Of many tokens' mean loss by each of many logits, which together pull where all rows do."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": 4000}))
+    with torch.no_grad():
+        model.lm_head.weight.add_(1)
+    name = "model.layers.1.mlp.down_proj.weight"
+    exact, rounded = (
+        compute_scores(each, text(1000), parameters={name: each.get_parameter(name)})[name]
+        for each in (model, deepcopy(model).half())
+    )
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
 
 
 def test_sum_of_twice_the_same_text_is_that_of_once() -> None:
