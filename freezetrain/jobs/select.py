@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from freezetrain.corpora import read_languages
@@ -136,9 +137,8 @@ def run(recipe: SelectRecipe, folder: Path) -> Outcome:
         }
         table = Table("language", "entries", "share", "file", title="monolingual regions")
         for name, saved in results.items():
-            table.add_row(
-                name, f"{saved['entries']:,}", f"{saved['coverage']:.3%}", str(saved["file"])
-            )
+            counts = f"{saved['entries']:,}", f"{saved['coverage']:.3%}"
+            table.add_row(escape(name), *counts, escape(str(saved["file"])))
         return Outcome({"regions": results}, [table, f"regions: {folder}"])
     if recipe.kind == "monolingual":
         (region,) = monolingual_regions(recipe).values()

@@ -14,7 +14,9 @@ _OPERATORS: tuple[dict[str, Callable[[Region, Region], Region]], ...] = (
     {"&": lambda a, b: a & b},
     {"-": lambda a, b: a - b},
 )
-_TOKEN = re.compile(r"""\s*(?:(?P<sign>[|^&()-])|(?P<quoted>"[^"]*"|'[^']*')|(?P<name>[\w.+@]+))""")
+_BARE = r"[\w.+@]+"  # a name that needs no quotes
+_TOKEN = re.compile(rf"""\s*(?:(?P<sign>[|^&()-])|(?P<quoted>"[^"]*"|'[^']*')|(?P<name>{_BARE}))""")
+_IN_QUOTES = "; put a name with other signs in quotes"
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,13 @@ class Expression:
     def check(self, known: Iterable[str]) -> None:
         """UserError, with place and near misses, for the first name that is not ``known``."""
         known = list(known)
+        quoted = "" if all(re.fullmatch(_BARE, name) for name in known) else _IN_QUOTES
         for leaf in _leaves(self._tree):
             if leaf.name not in known:
                 raise UserError(
                     f"expected the name of a region at character {leaf.place} of {self.text!r}, "
                     f"got {leaf.name!r}{near_misses(leaf.name, known)}; there are "
-                    f"{', '.join(known) or 'none'}"
+                    f"{', '.join(known) or 'none'}{quoted}"
                 )
 
     def region(self, regions: Callable[[str], Region]) -> Region:
@@ -130,7 +133,7 @@ def _tokens(text: str) -> list[tuple[str, str, int]]:
             rest = text[place:].lstrip()
             raise UserError(
                 f"expected names of regions, | & - ^ and parentheses, got {rest[0]!r} at character "
-                f"{len(text) - len(rest) + 1} of {text!r}; put a name with other signs in quotes"
+                f"{len(text) - len(rest) + 1} of {text!r}{_IN_QUOTES}"
             )
         kind = str(found.lastgroup)
         token = found[kind]

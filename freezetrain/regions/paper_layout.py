@@ -56,8 +56,9 @@ class _Files(Mapping[str, Tensor]):
                 found = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # the reader of foreign bytes can fail in any way
             raise UserError(f"{file} is damaged or not a tensor file") from error
-        if not isinstance(found, Tensor) or found.layout != torch.strided:
-            kind = type(found).__name__
+        if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_meta:
+            without = " without data" if isinstance(found, Tensor) and found.is_meta else ""
+            kind = type(found).__name__ + without
             raise UserError(f"expected a dense tensor of {self.what} in {file}, got {kind}")
         return found
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
+from math import prod
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -138,7 +139,7 @@ def monolingual(
             language: _compete(part, {name: ()}, ratio, "top")[name]
             for language, part in scores.items()
         }
-        holders = torch.zeros(tops[wanted[0]].numel, dtype=torch.int16)  # languages, per entry
+        holders = torch.zeros(prod(first.shape(name)), dtype=torch.int16)  # languages, per entry
         for top in tops.values():
             holders[top.indices()] += 1
         for language in wanted:

@@ -78,6 +78,14 @@ def test_monolingual_regions_of_every_language_and_of_one(scores, tmp_path):
     assert entries(region) == of["ja"] - of["ko"]
 
 
+def test_a_name_in_brackets_is_shown_as_it_is(scores, tmp_path, capsys):
+    folder = tmp_path / "scores"
+    (folder / "ko.safetensors").rename(folder / "[ko].safetensors")
+    words = ("select", "--kind", "monolingual", "--scores", folder, "--out", tmp_path / "all")
+    assert freezetrain(*words) == 0
+    assert capsys.readouterr().out.count("[ko]") == 2  # the name and its file
+
+
 def test_expressions_over_scores_and_region_files(scores, tmp_path):
     total = {name: sum(scores[language][name] for language in LANGUAGES) for name in scores["en"]}
     of = {language: tops(values, 0.2) for language, values in scores.items()}

@@ -93,3 +93,5 @@ def test_unknown_names_are_named_with_their_place_and_near_misses() -> None:
         "core, zh",
     ):
         Expression("core - cora").check(["core", "zh"])
+    with pytest.raises(UserError, match=r"got 'zh'; there are zh-Hans; put a name .* in quotes"):
+        Expression("zh-Hans").check(["zh-Hans"])

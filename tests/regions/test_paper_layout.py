@@ -104,6 +104,8 @@ def test_files_that_hold_anything_else_are_refused_and_never_run(tmp_path):
         UserError, match=r"'w': expected a mask of dtype torch.bool, got torch.float"
     ):
         load(torch.ones(3))
+    with pytest.raises(UserError, match=r"expected a dense tensor of masks .* without data"):
+        load(torch.ones(3, dtype=torch.bool, device="meta"))
     with pytest.raises(UserError, match=r"expected a dense tensor of masks .* got dict"):
         load({"mask": torch.ones(3, dtype=torch.bool)})
     whole = export_masks(region(), tmp_path / "masks") / "model.norm.weight.pt"

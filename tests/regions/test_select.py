@@ -193,6 +193,7 @@ def test_monolingual_is_top_of_one_and_of_no_other(norms: bool) -> None:
     }
     regions = monolingual(scores, 0.3, norms=norms)
     assert list(regions) == ["xx", "yy", "zz"]
+    assert monolingual(scores, 0.3, languages=[]) == {}
     for language, region in regions.items():
         others = [tops[other] for other in tops if other != language]
         expected = {
