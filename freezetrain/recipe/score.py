@@ -30,7 +30,7 @@ class ScoreRecipe:
     """Sequences of each language; all that it has where it has fewer."""
     snapshots: list[int] = field(default_factory=list)
     """Numbers of sequences, ascending, after which the scores so far are kept too, in folders
-    at-<number>."""
+    at-<number>. A batch ends at each, which taylor-abs and fisher see if it is cut short."""
     first: int = 0
     """Leave out so many of the drawn sequences, which another run has scored."""
     batch: int = 8
