@@ -18,7 +18,7 @@ from freezetrain.errors import CheckError, UserError
 from freezetrain.evaluation.ranks import from_first_rank, is_first_rank
 from freezetrain.jobs.outcome import Outcome
 from freezetrain.jobs.progress import progress_bar
-from freezetrain.launch import current_launch
+from freezetrain.launch import Launch, current_launch
 from freezetrain.models import check_fit, load_tokenizer, meta_model
 from freezetrain.recipe import ScoreRecipe
 from freezetrain.regions import Scores, block_parameters
@@ -90,7 +90,7 @@ def score_languages(recipe: ScoreRecipe, folder: Path) -> dict[str, dict[str, Ma
         for unfinished in folder.rglob(".*.unfinished"):  # of a run that was killed
             shutil.rmtree(unfinished)
     if todo:
-        _score(recipe, folder, names, {name: drawn[name] for name in todo})
+        _score(recipe, folder, launch, names, {name: drawn[name] for name in todo})
     made: dict[str, dict[str, Made]] = {
         method: {
             name: Scores.load(_file(recipe, folder, method, name)).made
@@ -119,10 +119,14 @@ def _drawn(recipe: ScoreRecipe, language: str, tokenizer: PreTrainedTokenizerBas
 
 
 def _score(
-    recipe: ScoreRecipe, folder: Path, names: Sequence[str], todo: Mapping[str, Drawn | None]
+    recipe: ScoreRecipe,
+    folder: Path,
+    launch: Launch,
+    names: Sequence[str],
+    todo: Mapping[str, Drawn | None],
 ) -> None:
     """Score the languages ``todo``, some of ``names``; None: no text is read."""
-    model, partition = load_scored(recipe.model, recipe.engine, current_launch())
+    model, partition = load_scored(recipe.model, recipe.engine, launch)
     base = base_of(model, partition.full)
     total, before = sum(map(_sequences, todo.values())), 0
     with progress_bar("score", shown=is_first_rank()) as progress:

@@ -20,6 +20,7 @@ from freezetrain.disk import require_space
 from freezetrain.errors import UserError
 from freezetrain.models import without_progress_bars
 from freezetrain.regions.resolve import full_shape
+from freezetrain.regions.writer import split_into_shards
 
 SHARD_BYTES = 5_000_000_000
 _SINGLE = "model.safetensors"
@@ -127,14 +128,7 @@ def _whole(tensor: Any) -> Tensor | None:
 
 def _files(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
     """File -> names of the tensors in it, in order."""
-    names: list[list[str]] = [[]]
-    size = 0
-    for name, more in sizes.items():
-        if names[-1] and size + more > limit:
-            names.append([])
-            size = 0
-        names[-1].append(name)
-        size += more
+    names = split_into_shards(sizes, limit)
     if len(names) == 1:
         return {_SINGLE: names[0]}
     count = len(names)
