@@ -79,6 +79,9 @@ class PaperRecipe:
             check(len(set(given)) == len(given), name, "each named once", given)
         check(bool(self.random_seeds), "random_seeds", "one or more", self.random_seeds)
         check(bool(self.methods), "methods", "one or more", self.methods)
+        knows = self.methods[0] != "magnitude"
+        expected = "another one first: magnitude knows no language"
+        check(knows, "methods", expected, self.methods)
         check(self.weights >= 1, "weights", "1 or more", self.weights)
         enough = not self.halves or self.sequences >= 2
         check(enough, "sequences", "2 or more to score halves apart", self.sequences)

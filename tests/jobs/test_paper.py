@@ -171,6 +171,7 @@ def test_two_ranks_find_the_same(done, place):
         (["--evaluated", "[en,es]"], "among those evaluated, where their regions are tested"),
         (["--core_languages", "[en,en]"], "core_languages must be each named once"),
         (["--ratios", "[0]"], "ratios must be above 0"),
+        (["--methods", "[magnitude, taylor]"], "magnitude knows no language"),
         (["--ratios", "[0.00001]"], "expected ratios of which a matrix has a weight, got 1e-05"),
         (["--ratios", "[0.1,0.1]"], "ratios must be each a different one"),
         (["--random_seeds", "[-1]"], "random_seeds must be from 0"),
