@@ -12,7 +12,7 @@ from freezetrain.jobs.stored_model import stored_model
 from freezetrain.recipe import ConvertRecipe, ModelSource
 from freezetrain.regions import Region, Scores, block_parameters
 from freezetrain.regions.base import base_of
-from freezetrain.regions.blocks import input_dim, is_norm
+from freezetrain.regions.blocks import selection_facts
 from freezetrain.regions.paper_layout import (
     export_masks,
     export_scores,
@@ -78,8 +78,7 @@ def scores_in(scores: Scores, source: ModelSource) -> Scores:
     made = {
         **scores.made,
         "left_out": [*scores.made["left_out"], *sorted(names.keys() - kept.keys())],
-        "norms": [name for name in kept if is_norm(model, name)],
-        "transposed": [name for name in kept if input_dim(model, name) == -2],
+        **selection_facts(model, kept),
     }
     return Scores(_Renamed(scores, kept), base_of(model, full), made)
 

@@ -4,6 +4,7 @@ Everything is found by structure (lists of modules, class names, identity of ten
 parameter name fixed in advance, because every architecture names these parts differently.
 """
 
+from collections.abc import Iterable
 from math import prod
 
 from torch import nn
@@ -94,6 +95,18 @@ def input_dim(model: nn.Module, name: str) -> int:
     if type(module).__name__ == "Conv1D" or getattr(module, "is_transposed", False):
         return -2
     return -2 if _experts_transposed(module) else -1
+
+
+def selection_facts(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+    """What selecting from scores of the parameters ``names`` needs to know of them.
+
+    ``norms``: those of norms; ``transposed``: weights stored as [in, out].
+    """
+    names = list(names)
+    return {
+        "norms": [name for name in names if is_norm(model, name)],
+        "transposed": [name for name in names if input_dim(model, name) == -2],
+    }
 
 
 def _experts_transposed(module: nn.Module) -> bool:

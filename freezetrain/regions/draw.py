@@ -12,12 +12,17 @@ def draw_indices(numel: int, count: int, seed: int, name: str) -> Tensor:
     The draw depends on ``seed`` and the parameter's ``name`` alone, not on what is drawn for
     other parameters. Memory grows with ``count``, not with ``numel``, below one half.
     """
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    generator = generator_of(seed, name)
     if count <= numel // 2:
         return _draw(numel, count, generator)
     kept = torch.ones(numel, dtype=torch.bool)
     return kept.index_fill_(0, _draw(numel, numel - count, generator), False).nonzero().flatten()
+
+
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """Random numbers on the CPU for the parameter ``name``, others for every seed and name."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def _draw(numel: int, count: int, generator: torch.Generator) -> Tensor:

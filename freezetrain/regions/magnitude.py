@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from torch import Tensor, nn
 
 from freezetrain.regions.base import base_of
-from freezetrain.regions.blocks import input_dim, is_norm
+from freezetrain.regions.blocks import selection_facts
 from freezetrain.regions.resolve import full_shape
 from freezetrain.regions.score_methods import magnitude
 from freezetrain.regions.scored_parameters import scored_parameters
@@ -24,8 +24,7 @@ def magnitude_scores(
     made = {
         "method": "magnitude",
         "batches": 1,
-        "norms": [name for name in parameters if is_norm(model, name)],
-        "transposed": [name for name in parameters if input_dim(model, name) == -2],
+        **selection_facts(model, parameters),
     }
     return Scores(_Magnitudes(parameters, full), base_of(model, full), made)
 

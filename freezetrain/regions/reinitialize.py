@@ -1,12 +1,12 @@
 """Values that entries of a parameter had before the model learnt anything."""
 
 import copy
-import hashlib
 
 import torch
 from torch import Tensor, nn
 
 from freezetrain.regions.blocks import is_norm
+from freezetrain.regions.draw import generator_of
 from freezetrain.regions.resolve import Resolved
 
 
@@ -31,9 +31,7 @@ def fresh_values(model: nn.Module, target: Resolved, seed: int) -> Tensor:
     spread = getattr(config, "initializer_range", None)
     if spread is None:
         spread = parameter.float().std().item()
-    digest = hashlib.sha256(f"{seed}:{target.key}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    drawn = torch.randn(count, generator=generator) * spread
+    drawn = torch.randn(count, generator=generator_of(seed, target.key)) * spread
     return drawn.to(device=parameter.device, dtype=parameter.dtype)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from freezetrain.errors import CheckError, UserError, near_misses
 from freezetrain.nll import token_nll
 from freezetrain.regions.base import base_of
-from freezetrain.regions.blocks import input_dim, is_norm, owner
+from freezetrain.regions.blocks import input_dim, owner, selection_facts
 from freezetrain.regions.partition import Partition
 from freezetrain.regions.resolve import full_shape
 from freezetrain.regions.score_methods import GRADIENT_METHODS, METHODS, magnitude, wanda
@@ -198,7 +198,6 @@ class Scoring:
     def made(self, method: str, language: str | None = None) -> dict[str, Any]:
         """How the scores of the text so far came about, see :class:`Scores`; all ranks ask."""
         self._after_text(method)
-        names = self.parameters[method]
         reads = method != "magnitude"
         return {
             "method": method,
@@ -207,8 +206,7 @@ class Scoring:
             "tokens": self.tokens if reads else 0,
             "batches": self.tokens / self._first_tokens if reads else 1,
             "loss": self._nll / self.tokens if reads else None,
-            "norms": [name for name in names if is_norm(self.model, name)],
-            "transposed": [name for name in names if input_dim(self.model, name) == -2],
+            **selection_facts(self.model, self.parameters[method]),
         }
 
     def _run(self, rows: Tensor) -> None:

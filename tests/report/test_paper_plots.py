@@ -35,7 +35,7 @@ def mesh(figure: Figure, place: int = 0) -> np.ndarray:
 
 def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
     return {
-        str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))  # type: ignore
+        str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))
         for line in axes.lines
         if not str(line.get_label()).startswith("_")
     }
@@ -134,7 +134,7 @@ def test_removal_draws_each_kind_with_its_spread(results: dict[str, Any], width:
     for kind, one in summary.items():
         assert drawn[kind][0] == [one["languages"][code]["rise"] for code in order]
     assert drawn["top"][0] == sorted(drawn["top"][0], reverse=True)
-    spans = [list(line.get_xdata()) for line in axes.lines if len(list(line.get_xdata())) == 2]  # type: ignore
+    spans = [list(line.get_xdata()) for line in axes.lines if len(list(line.get_xdata())) == 2]
     for code in order:
         one = summary["random"]["languages"][code]
         assert [one["rise"] - one["spread"], one["rise"] + one["spread"]] in spans
