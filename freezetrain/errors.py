@@ -18,6 +18,10 @@ class CheckError(Exception):
     """
 
 
+class DivergedError(CheckError):
+    """Training came to a loss or a gradient that is not finite, or to one that ends it."""
+
+
 class Preempted(Exception):  # noqa: N818  it is no error
     """The run was told to stop, has saved a checkpoint and can go on from it.
 

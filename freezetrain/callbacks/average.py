@@ -20,6 +20,7 @@ from torch.distributed.checkpoint import load
 from torch.distributed.tensor import DTensor
 
 from freezetrain.callbacks.freeze import RegionFreeze
+from freezetrain.callbacks.trained import trained, wide
 from freezetrain.errors import UserError
 from freezetrain.freezing.fsdp import reshard
 
@@ -71,7 +72,7 @@ class WeightAverage(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step, self._seen = trainer.global_step, []
         # Restored, on one device and under DDP, before the weights were moved to their device.
-        weights = {name: _local(parameter) for name, parameter in _trained(pl_module)}
+        weights = {name: _local(parameter) for name, parameter in trained(pl_module)}
         self._averages = {n: value.to(weights[n].device) for n, value in self._averages.items()}
 
     @torch.no_grad()
@@ -80,7 +81,7 @@ class WeightAverage(L.Callback):
     ) -> None:
         if not self._averages:  # not before: a freeze may set its region to a value first
             self._averages = {
-                name: _wide(_local(p).detach()).clone() for name, p in _trained(pl_module)
+                name: wide(_local(p).detach()).clone() for name, p in trained(pl_module)
             }
 
     @torch.no_grad()
@@ -96,15 +97,15 @@ class WeightAverage(L.Callback):
             return  # in the midst of accumulation
         self._step = trainer.global_step
         reshard(pl_module)
-        for name, parameter in _trained(pl_module):
+        for name, parameter in trained(pl_module):
             average = self._averages[name]
             # Not lerp: it makes 0.0 of two times -0.0.
-            average.sub_(average - _wide(_local(parameter)), alpha=1 - self.decay)
+            average.sub_(average - wide(_local(parameter)), alpha=1 - self.decay)
         self._take_frozen(trainer, pl_module)
 
     def _take_frozen(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Where a freeze has begun since the last step: its entries are constants from now on."""
-        names = {id(parameter): name for name, parameter in _trained(pl_module)}
+        names = {id(parameter): name for name, parameter in trained(pl_module)}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             handle = callback.handle if isinstance(callback, RegionFreeze) else None
             if handle is None or any(handle is one for one in self._seen):
@@ -113,7 +114,7 @@ class WeightAverage(L.Callback):
             for shard in handle.shards:
                 if id(shard.owner) in names:
                     average = self._averages[names[id(shard.owner)]]
-                    shard.entries.write(average, _wide(shard.read()))
+                    shard.entries.write(average, wide(shard.read()))
 
     @contextmanager
     def averaged(self, module: L.LightningModule) -> Iterator[None]:
@@ -125,7 +126,7 @@ class WeightAverage(L.Callback):
         if not self._averages:
             raise UserError("there is no average before the first step: train first")
         reshard(module)
-        kept = {name: _local(p).detach().clone() for name, p in _trained(module)}
+        kept = {name: _local(p).detach().clone() for name, p in trained(module)}
         try:
             self._put(module, self._averages)
             yield
@@ -135,7 +136,7 @@ class WeightAverage(L.Callback):
     @torch.no_grad()
     def _put(self, module: nn.Module, values: dict[str, Tensor]) -> None:
         reshard(module)  # what a forward pass has gathered would go stale
-        for name, parameter in _trained(module):
+        for name, parameter in trained(module):
             _local(parameter).copy_(values[name])
 
     def state_dict(self) -> dict[str, Any]:
@@ -168,7 +169,7 @@ class WeightAverage(L.Callback):
         self._averages = stored["average"]
         if isinstance(trainer.strategy, ModelParallelStrategy):
             self._averages = {
-                name: torch.empty_like(_wide(_local(p))) for name, p in _trained(pl_module)
+                name: torch.empty_like(wide(_local(p))) for name, p in trained(pl_module)
             }
             assert trainer.ckpt_path is not None
             load({"state_dict": self._sharded(pl_module)}, checkpoint_id=Path(trainer.ckpt_path))
@@ -177,22 +178,12 @@ class WeightAverage(L.Callback):
         reshard(pl_module)
         return {
             _PREFIX + name: _like(parameter, self._averages[name])
-            for name, parameter in _trained(pl_module)
+            for name, parameter in trained(pl_module)
         }
-
-
-def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters with their names, a tied one once."""
-    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
 
 
 def _local(parameter: nn.Parameter) -> Tensor:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
-
-
-def _wide(values: Tensor) -> Tensor:
-    """In fp32, or in fp64 where they are."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _like(parameter: nn.Parameter, local: Tensor) -> Tensor:

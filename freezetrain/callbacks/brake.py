@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrateg
 
 from freezetrain.callbacks import whole_checkpoint
 from freezetrain.callbacks.average import WeightAverage
+from freezetrain.callbacks.base_average import BaseAverage
 from freezetrain.callbacks.forgetting import ForgettingTracker
 from freezetrain.callbacks.freeze import RegionFreeze
 from freezetrain.callbacks.stopping import save_step, saver_of
@@ -260,7 +261,7 @@ def _require_way_back(trainer: L.Trainer) -> None:
     ):
         why = "load_full_weights or exclude_frozen_parameters is set, and all weights are kept"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAverage):
+        if isinstance(callback, WeightAverage | BaseAverage):
             why = "the average of the weights, which is not evaluated on the way, cannot go back"
         elif isinstance(callback, RegionFreeze) and not callback.from_the_start:
             why = (

@@ -59,7 +59,7 @@ def _lead(told: Told, folder: Path, launch: Launch) -> int:
     from freezetrain.jobs.outcome import claimed, write_outcome
 
     verb = VERBS[told.verb]
-    with claimed(folder, told.recipe, verb.resumable) as folder:
+    with claimed(folder, told.recipe, verb.resumable, verb.grows) as folder:
         if (folder / "results.json").is_file():
             _show([f"this run is finished; results: {folder / 'results.json'}"])
             return 0

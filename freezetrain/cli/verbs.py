@@ -13,9 +13,9 @@ from yaml import YAMLError
 
 import freezetrain
 from freezetrain import recipe
-from freezetrain.cli.complaint import one_sentence
 from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe import yaml12
+from freezetrain.recipe.complaint import one_sentence
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Verb:
     positional: tuple[str, ...] = ()  # fields that may be given without their option's name
     trailing: str | None = None  # a list, or a field of its items, that takes all further words
     resumable: bool = False
+    grows: tuple[str, ...] = ()  # fields that may change when it is resumed: then it does more
     parallel: bool = False  # may run in several processes at once
     dry: bool = False  # may be tried without being run
 
@@ -61,6 +62,13 @@ VERBS = {
         resumable=True,
         parallel=True,
         dry=True,
+    ),
+    "compare": Verb(
+        recipe.CompareRecipe,
+        "freezetrain.jobs.compare",
+        ("config",),
+        resumable=True,
+        grows=recipe.GROWS,
     ),
     "forgetting": Verb(
         recipe.ForgettingRecipe,

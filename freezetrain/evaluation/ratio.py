@@ -1,5 +1,6 @@
 """A ratio of sums over documents, and how much of it is chance: which documents were drawn."""
 
+import math
 from collections.abc import Sequence
 from statistics import NormalDist, fmean
 from typing import NamedTuple
@@ -81,18 +82,22 @@ def interval(of_each: Sequence[Resampled], level: float = LEVEL) -> tuple[float,
     variances = (spread**2).mean(1)
     degrees = variances.sum() ** 2 / (variances**2 / free).sum() if variances.any() else free.sum()
     upper = (1 + level) / 2
-    widening = _students_t(upper, float(degrees)) / NormalDist().inv_cdf(upper)
+    widening = students_t(upper, float(degrees)) / NormalDist().inv_cdf(upper)
     low, high = np.quantile(spread.mean(0), [1 - upper, upper]) * widening
     centre = fmean(one.ratio for one in of_each)
     return centre + float(low), centre + float(high)
 
 
-def _students_t(probability: float, degrees: float) -> float:
-    """Quantile of Student's t: to 1% from 2 ``degrees`` of freedom on, 11% too small at 1.
+def students_t(probability: float, degrees: float) -> float:
+    """Quantile of Student's t: exact at 1 and 2 ``degrees`` of freedom, to 0.2% from 3 on.
 
-    The Cornish-Fisher expansion (Abramowitz and Stegun, 1964, 26.7.5), as scipy is not needed for
-    anything else.
+    Elsewhere the Cornish-Fisher expansion (Abramowitz and Stegun, 1964, 26.7.5), as scipy is not
+    needed for anything else; it is to 1% above 2 and 11% too small near 1.
     """
+    if degrees == 1:
+        return math.tan(math.pi * (probability - 0.5))
+    if degrees == 2:
+        return (2 * probability - 1) / math.sqrt(2 * probability * (1 - probability))
     z = NormalDist().inv_cdf(probability)
     terms = (
         z,

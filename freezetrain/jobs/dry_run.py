@@ -9,8 +9,14 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from freezetrain.disk import readable
+from freezetrain.jobs.near_base import penalty_of
 from freezetrain.jobs.outcome import Outcome
-from freezetrain.jobs.train import checkpoint_bytes, kept_bytes, shape_and_region
+from freezetrain.jobs.train import (
+    checkpoint_bytes,
+    kept_bytes,
+    shape_and_region,
+    trained_weights,
+)
 from freezetrain.launch import Launch
 from freezetrain.recipe import TrainRecipe
 from freezetrain.training.memory import MemoryEstimate, estimate
@@ -36,6 +42,7 @@ def run(recipe: TrainRecipe, launch: Launch, folder: Path) -> Outcome:
     kind = kind_of(recipe.engine, world)
     accumulate = settings.accumulate(world)
     model, region = shape_and_region(recipe)
+    penalty_of(recipe, model)  # refuses what it cannot be made of
     on_gpu = torch.cuda.is_available() or settings.precision.startswith("bf16")
     memory = estimate(model, recipe, world, region, on_gpu)
     weights = sum(parameter.numel() for parameter in model.parameters())
@@ -45,12 +52,13 @@ def run(recipe: TrainRecipe, launch: Launch, folder: Path) -> Outcome:
         "nodes": launch.nodes,
         "precision": precision(settings),
         "weights": weights,
+        "trained": trained_weights(model),
         "frozen": None if region is None else region.count,
         "micro_batch": settings.micro_batch,
         "accumulate": accumulate,
         "tokens_per_step": settings.step_tokens,
         "steps": _steps(recipe),
-        "checkpoint_bytes": checkpoint_bytes(recipe, kind, weights),
+        "checkpoint_bytes": checkpoint_bytes(recipe, kind, weights, trained_weights(model)),
         "kept_bytes": kept_bytes(recipe, kind, weights),
         "memory_bytes": memory.peak,
         "host_bytes": memory.host,
@@ -75,6 +83,8 @@ def _plan(
     settings = recipe.optimization
     table = Table("what", "would run", title="dry run: nothing was started, nothing is written")
     table.add_row("model", f"{recipe.model.path}, {results['weights']:,} weights")
+    if recipe.lora is not None:
+        table.add_row("trained", f"{results['trained']:,} of them, the adapters'")
     if results["frozen"] is not None:
         share = results["frozen"] / results["weights"]
         table.add_row("frozen", f"{results['frozen']:,} entries of them, {share:.3%}")

@@ -21,6 +21,7 @@ from freezetrain.evaluation.results import write_results
 from freezetrain.recipe import changeable, yaml12
 
 _RECIPE = "recipe.yaml"
+_RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ def default_folder(verb: str) -> Path:
     return Path("runs") / f"{verb}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def claim(folder: Path, recipe: Any, resumable: bool = False) -> Path:
+def claim(folder: Path, recipe: Any, resumable: bool = False, grows: Sequence[str] = ()) -> Path:
     """Make ``folder`` this run's own and write the recipe into it.
 
     A folder that holds anything already is refused, except, where the job is ``resumable``, one
-    that a run of the same recipe left, but for what is ``CHANGEABLE``; the recipe that it began
-    with stays. Raises UserError, also where it cannot be written.
+    that a run of the same recipe left, but for what is ``CHANGEABLE`` and for fields that the job
+    ``grows`` by; the recipe that it began with stays. Raises UserError, also where it cannot be
+    written.
     """
     told = asdict(recipe)
     recipe_file = folder / _RECIPE
@@ -53,14 +55,11 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> Path:
             raise UserError(
                 f"{folder} is not empty, and nothing in it is overwritten; give --out a new folder"
             )
-        try:
-            earlier = yaml12.load(recipe_file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{recipe_file} is damaged, so that the run cannot be told; give --out a new folder"
-            ) from error
+        earlier = _read_recipe(recipe_file)
         if changed := [
-            name for name in _differences(earlier, told) if name not in changeable(earlier)
+            name
+            for name in differences(earlier, told)
+            if name not in changeable(earlier) and name.partition(".")[0] not in grows
         ]:
             raise UserError(
                 f"{folder} holds another run, with another {', '.join(changed[:5])}; give --out a "
@@ -78,16 +77,28 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> Path:
     return folder
 
 
+def _read_recipe(path: Path) -> Any:
+    try:
+        return yaml12.load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is damaged, so that the run cannot be told; give --out a new folder"
+        ) from error
+
+
 @contextmanager
-def claimed(folder: Path, recipe: Any, resumable: bool = False) -> Iterator[Path]:
+def claimed(
+    folder: Path, recipe: Any, resumable: bool = False, grows: Sequence[str] = ()
+) -> Iterator[Path]:
     """:func:`claim`, held against other processes, and undone if bad input ends the job early.
 
-    That is, before it left anything.
+    That is, before it left anything. Where the job has grown, the new recipe takes the place of the
+    earlier one, and results.json, which is to be made anew, goes; bad input brings both back.
     """
     existed = folder.exists()
-    claim(folder, recipe, resumable)
+    claim(folder, recipe, resumable, grows)
     try:
-        with _held(folder):
+        with _held(folder), _grown(folder, recipe, grows):
             yield folder
     except InUseError:
         raise
@@ -96,6 +107,28 @@ def claimed(folder: Path, recipe: Any, resumable: bool = False) -> Iterator[Path
             (folder / _RECIPE).unlink()
             if not existed:
                 folder.rmdir()
+        raise
+
+
+@contextmanager
+def _grown(folder: Path, recipe: Any, grows: Sequence[str]) -> Iterator[None]:
+    """Write a recipe that differs from the earlier one by what the job grows by."""
+    path, results = folder / _RECIPE, folder / _RESULTS
+    told = asdict(recipe)
+    changed = [name.partition(".")[0] for name in differences(_read_recipe(path), told)]
+    if not set(changed) & set(grows):
+        yield
+        return
+    earlier = path.read_text(encoding="utf-8"), results.is_file() and results.read_bytes()
+    # In place: the file is what holds the folder against other processes.
+    path.write_text(yaml12.dump(told), encoding="utf-8")
+    results.unlink(missing_ok=True)
+    try:
+        yield
+    except UserError:
+        path.write_text(earlier[0], encoding="utf-8")
+        if earlier[1]:
+            results.write_bytes(earlier[1])
         raise
 
 
@@ -134,14 +167,14 @@ def _held(folder: Path) -> Iterator[None]:
 def write_outcome(folder: Path, verb: str, outcome: Outcome) -> None:
     """Write results.json whole or not at all."""
     about = {"freezetrain": __version__, "verb": verb, "passed": outcome.passed}
-    write_results(folder / "results.json", {**about, **outcome.results})
+    write_results(folder / _RESULTS, {**about, **outcome.results})
 
 
-def _differences(earlier: Any, now: Any, name: str = "") -> list[str]:
+def differences(earlier: Any, now: Any, name: str = "") -> list[str]:
     """Dotted names of the fields in which two recipes differ."""
     if not (isinstance(earlier, dict) and isinstance(now, dict)):
         return [] if earlier == now else [name or "recipe"]
     found = []
     for key in sorted({*earlier, *now}):
-        found += _differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
+        found += differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else key)
     return found

@@ -21,8 +21,9 @@ from freezetrain.jobs.progress import progress_bar
 from freezetrain.launch import Launch, current_launch
 from freezetrain.models import check_fit, load_tokenizer, meta_model
 from freezetrain.recipe import ScoreRecipe
-from freezetrain.regions import Scores, block_parameters
+from freezetrain.regions import Scores
 from freezetrain.regions.base import Base, base_of
+from freezetrain.regions.scored_parameters import scored_parameters
 from freezetrain.regions.scoring import Scoring
 from freezetrain.sequences.drawn import Drawn
 from freezetrain.sequences.tokens import default_cache, default_workers, tokenize
@@ -80,8 +81,11 @@ def score_languages(recipe: ScoreRecipe, folder: Path) -> dict[str, dict[str, Ma
     check_fit(shape, tokenizer, recipe.sequence_length)
     names = recipe.languages or languages_in(recipe.texts)
     todo = [name for name in names if not _done(recipe, folder, name)]
-    one = 4 * sum(prod(p.shape) for p in block_parameters(shape, norms=True).values())
-    needed = one * len(todo) * len(recipe.methods) * (1 + len(recipe.snapshots))
+    needed = sum(
+        4 * prod(parameter.shape) * len(todo) * (1 + len(recipe.snapshots))
+        for method in recipe.methods
+        for parameter in scored_parameters(shape, method, None, recipe.embeddings).values()
+    )
     require_space(folder, needed, "the scores")
     drawn = {name: _drawn(recipe, name, tokenizer) for name in todo}
     start_ranks(recipe.engine, launch)
@@ -133,7 +137,12 @@ def _score(
         for name, drawn in todo.items():
             what = f"score {name} ({names.index(name) + 1} of {len(names)})"
             progress(before, total, what)
-            with _about(name), Scoring(model, recipe.methods, partition=partition) as scoring:
+            with (
+                _about(name),
+                Scoring(
+                    model, recipe.methods, partition=partition, embeddings=recipe.embeddings
+                ) as scoring,
+            ):
                 for batch in () if drawn is None else drawn.batches(recipe.batch, recipe.snapshots):
                     scoring.add(batch)
                     progress(before + scoring.sequences, total)

@@ -1,45 +1,69 @@
-"""`freezetrain select`: from scores, sets, magnitudes, vocabulary or at random to region files."""
+"""`freezetrain select`: from scores, sets, weights, texts, blocks or at random to region files."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.markup import escape
 from rich.table import Table
+from transformers import PreTrainedTokenizerBase
 
-from freezetrain.corpora import read_languages
 from freezetrain.errors import UserError
 from freezetrain.jobs.outcome import Outcome
 from freezetrain.jobs.score_files import language_scores
 from freezetrain.jobs.stored_model import stored_model
 from freezetrain.models import load_model, load_tokenizer
-from freezetrain.recipe import SelectRecipe
+from freezetrain.recipe import SelectRecipe, TextSource
 from freezetrain.regions import Region, Scores, monolingual, select, vocabulary_region
+from freezetrain.regions.base import base_of
 from freezetrain.regions.expression import Expression
+from freezetrain.regions.layers import layers_region
 from freezetrain.regions.magnitude import magnitude_scores
-from freezetrain.sequences.packing import token_stream
+from freezetrain.regions.random_scores import random_scores
+from freezetrain.sequences.tokens import default_cache, default_workers, tokenize
 
+_READ = 2**22  # tokens counted at once
 CORE = "core"  # in an expression: the region of all languages together
 
 
 def make_region(recipe: SelectRecipe) -> Region:
     """The one region that the recipe describes."""
     if recipe.kind == "random":
-        return Region.load(str(recipe.like)).random_like(recipe.seed)
+        if recipe.like is not None:
+            return Region.load(recipe.like).random_like(recipe.seed)
+        assert recipe.model is not None
+        model, full = stored_model(recipe.model)
+        return _selected(random_scores(model, recipe.seed, recipe.unit, full), recipe)
     if recipe.kind == "vocabulary":
         assert recipe.model is not None
         assert recipe.language is not None
-        language = read_languages(recipe.texts, [recipe.language])[recipe.language]
-        stream = token_stream(language.to_train(), load_tokenizer(recipe.model))
-        counts = torch.bincount(torch.from_numpy(stream))
+        counts = _token_counts(recipe.texts, recipe.language, load_tokenizer(recipe.model))
         return vocabulary_region(load_model(recipe.model), counts, recipe.min_count)
     if recipe.kind == "magnitude":
         assert recipe.model is not None
         return _selected(magnitude_scores(*stored_model(recipe.model)), recipe)
+    if recipe.kind == "layers":
+        assert recipe.model is not None
+        model, full = stored_model(recipe.model)
+        base = base_of(model, full)
+        return layers_region(model, recipe.first, recipe.last, norms=recipe.norms, base=base)
     if recipe.kind == "expression":
         return _combined(recipe)
     scores = language_scores(str(recipe.scores), recipe.languages)
     return _selected(Scores.sum(list(scores.values())), recipe)
+
+
+def _token_counts(
+    texts: TextSource, language: str, tokenizer: PreTrainedTokenizerBase
+) -> torch.Tensor:
+    """How often each token stands in the language's training documents, int64 [V]."""
+    store = tokenize(texts, language, tokenizer, default_cache(), default_workers())
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    for first in range(0, len(store), _READ):
+        part = store.read(first, min(first + _READ, len(store)))
+        counts += np.bincount(part, minlength=len(counts))
+    return torch.from_numpy(counts)
 
 
 def monolingual_regions(recipe: SelectRecipe) -> dict[str, Region]:

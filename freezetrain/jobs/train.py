@@ -11,7 +11,6 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from freezetrain.callbacks import ForgettingBoard, ForgettingBrake, ForgettingTracker, RegionFreeze
-from freezetrain.callbacks.average import WeightAverage
 from freezetrain.callbacks.throughput import Throughput
 from freezetrain.disk import require_space
 from freezetrain.errors import UserError
@@ -19,6 +18,7 @@ from freezetrain.evaluation import forgetting
 from freezetrain.evaluation.table import forgetting_table
 from freezetrain.evaluation.texts_table import texts_rows, texts_table
 from freezetrain.jobs.evaluate import held_out_documents, window_length
+from freezetrain.jobs.near_base import average_of, penalty_of
 from freezetrain.jobs.outcome import Outcome
 from freezetrain.jobs.region_facts import region_facts
 from freezetrain.jobs.report import PAGE, train_run
@@ -34,6 +34,8 @@ from freezetrain.models import (
 from freezetrain.recipe import Freezing, TrainRecipe
 from freezetrain.regions import Region
 from freezetrain.report import render_runs
+from freezetrain.sequences.tokens import bars
+from freezetrain.training.adapters import add_adapters
 from freezetrain.training.checkpoints import latest_checkpoint
 from freezetrain.training.data import read_data
 from freezetrain.training.final import Export
@@ -137,13 +139,15 @@ def region_freeze(recipe: TrainRecipe, region: Region, kind: str) -> RegionFreez
 
 
 def shape_and_region(recipe: TrainRecipe) -> tuple[PreTrainedModel, Region | None]:
-    """The model without weights, and the region: what a dry run looks at too.
+    """The model without weights, with adapters, and the region: what a dry run looks at too.
 
     UserError where a type rounds frozen entries, or sequence length or region do not fit the model.
     """
     refuse_types(recipe)
     shape = meta_model(recipe.model, trained_in_16_bits(recipe.optimization))
     check_length(shape, recipe.optimization.sequence_length)
+    if recipe.lora is not None:
+        add_adapters(shape, recipe.lora, recipe.optimization.seed)
     if recipe.region is None:
         return shape, None
     region = Region.load(recipe.region)
@@ -151,23 +155,34 @@ def shape_and_region(recipe: TrainRecipe) -> tuple[PreTrainedModel, Region | Non
     return shape, region
 
 
-def checkpoint_bytes(recipe: TrainRecipe, kind: str, weights: int) -> int:
+def trained_weights(shape: PreTrainedModel) -> int:
+    """How many weights are trained: all, or those of the adapters."""
+    return sum(p.numel() for p in shape.parameters() if p.requires_grad)
+
+
+def checkpoint_bytes(
+    recipe: TrainRecipe, kind: str, weights: int, trained: int | None = None
+) -> int:
     """Bytes of one checkpoint of so many weights, of all ranks together.
 
-    The weights and AdamW's two moments in fp32; under ZeRO-1 and 2 the weights as they are computed
-    with too, which ZeRO-3's checkpoint does without; the average of the weights where there is one.
+    The weights and, of those that are ``trained`` (None: all), AdamW's two moments in fp32; under
+    ZeRO-1 and 2 the weights as they are computed with too, which ZeRO-3's checkpoint does without;
+    the average of the weights where there is one.
     """
     copies = 0
     if kind in ("zero-1", "zero-2"):
         copies = 2 if trained_in_16_bits(recipe.optimization) else 4
     averages = 0 if recipe.optimization.ema_decay is None else 4
-    return (12 + copies + averages) * weights
+    return (4 + copies) * weights + (8 + averages) * (weights if trained is None else trained)
 
 
 def hyperparameters(recipe: TrainRecipe) -> dict[str, Any]:
     """What tells runs apart beside each other in TensorBoard, by the recipe's names."""
     told = asdict(recipe)
-    names = ("languages", "replay", "region", "freeze", "optimization", "brake", "from_scratch")
+    names = [
+        *("languages", "replay", "region", "freeze", "penalty", "average_with_base", "lora"),
+        *("optimization", "brake", "from_scratch"),
+    ]
     engine = {"kind": recipe.engine.kind}
     return {"model": recipe.model.path, "engine": engine, **{name: told[name] for name in names}}
 
@@ -179,11 +194,11 @@ def kept_bytes(recipe: TrainRecipe, kind: str, weights: int) -> int:
     return checkpoint_bytes(recipe, kind, weights) if kind.startswith("zero") else 4 * weights
 
 
-def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
+def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = True) -> Outcome:
     """Train, or resume the run in ``folder``.
 
     ``table``: show the texts before training starts, and each evaluation as it is made, and leave a
-    report.
+    report. ``progress``: show bars.
     """
     settings, launch = recipe.optimization, current_launch()
     world = world_size(recipe.engine, launch)
@@ -194,10 +209,13 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     shape, region = shape_and_region(recipe)
     check_fit(shape, tokenizer, settings.sequence_length)
     weights = sum(parameter.numel() for parameter in shape.parameters())
-    room = 2 * checkpoint_bytes(recipe, kind, weights) + 4 * weights
+    trained = trained_weights(shape)
+    room = 2 * checkpoint_bytes(recipe, kind, weights, trained) + 4 * weights
     room += 2 * kept_bytes(recipe, kind, weights)
     require_space(folder, room, "checkpoints and the model")
-    data = read_data(recipe, tokenizer, world)
+    penalty = penalty_of(recipe, shape)
+    with bars(shown=progress):
+        data = read_data(recipe, tokenizer, world)
     recipe.freeze.check_steps(data.steps)
     if table and launch.rank == 0:
         Console().print(data.table())
@@ -211,7 +229,7 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
         if table and launch.rank == 0:
             Console().print(texts_table(results["texts"], title="held-out texts"))
     brake = brake_of(recipe, watch, folder)
-    average = None if settings.ema_decay is None else WeightAverage(settings.ema_decay)
+    average = average_of(recipe)
     stored = stored_dtype(recipe.model)
     if stored is None and recipe.model.dtype != "stored":  # nobody says, so as it is trained
         stored = getattr(torch, recipe.model.dtype)
@@ -221,11 +239,17 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
     # The tracker first: it sees the base before a clamp. The brake before what looks at the end.
     freeze = None if region is None else region_freeze(recipe, region, kind)
     board = None if watch is None else ForgettingBoard(watch, brake, hyperparameters(recipe))
-    all_of_them = (watch, brake, freeze, average, export, throughput, board)
+    all_of_them = (watch, brake, freeze, penalty, average, export, throughput, board)
     callbacks = [callback for callback in all_of_them if callback is not None]
     L.seed_everything(settings.seed, verbose=False)
     trainer = fit(
-        loader(recipe, kind), data, folder, callbacks, recipe.checkpoint_every, engine=recipe.engine
+        loader(recipe, kind),
+        data,
+        folder,
+        callbacks,
+        recipe.checkpoint_every,
+        progress,
+        recipe.engine,
     )
     if brake is not None:
         brake.ensure(trainer)
@@ -240,6 +264,12 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
         "model": "model",
     }
     display: list[Any] = []
+    if recipe.lora is not None:
+        results["trained_weights"] = trained
+        display.append(f"{trained:,} weights of adapters trained, and added to the model's")
+    if recipe.average_with_base is not None:
+        share = recipe.average_with_base
+        display.append(f"the model: the base's weights + {share:g} x (trained - base's)")
     if region is not None:
         how = frozen_how(recipe.freeze)
         results |= {"frozen_entries": region.count, "freeze": asdict(recipe.freeze)}
@@ -261,8 +291,8 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True) -> Outcome:
         display += brake.sentences()
     display.append(f"model: {folder / 'model'}")
     # A run whose time was used up before its first step has nothing to show.
-    trained = watch is not None and len(watch.history.evaluations) > 1
-    if table and trained and launch.rank == 0:
+    shown = watch is not None and len(watch.history.evaluations) > 1
+    if table and shown and launch.rank == 0:
         name = folder.resolve().name
         render_runs([train_run(folder, name, asdict(recipe), results)], folder / PAGE)
         display.append(f"report: {folder / PAGE}")

@@ -6,6 +6,7 @@ Nothing here imports torch, so that the command line can show its help at once.
 from freezetrain.recipe.ablate import AblateRecipe
 from freezetrain.recipe.benchmarks import Benchmarks
 from freezetrain.recipe.brake import Braking
+from freezetrain.recipe.compare import GROWS, CompareRecipe, Variant
 from freezetrain.recipe.convert import ConvertRecipe
 from freezetrain.recipe.jobs import (
     ExtendRecipe,
@@ -15,10 +16,12 @@ from freezetrain.recipe.jobs import (
     ReportRecipe,
     VerifyRecipe,
 )
+from freezetrain.recipe.lora import Lora
 from freezetrain.recipe.model import Attention, Dtype, ModelSource
 from freezetrain.recipe.optimization import Engine, Freezing, Optimization
 from freezetrain.recipe.overlap import OverlapRecipe
 from freezetrain.recipe.paper import PAPER_CORE, PaperRecipe
+from freezetrain.recipe.penalty import Penalty
 from freezetrain.recipe.perturb import PerturbRecipe, SingleWeight
 from freezetrain.recipe.score import ScoreRecipe
 from freezetrain.recipe.select import SelectRecipe
@@ -27,11 +30,13 @@ from freezetrain.recipe.train import CHANGEABLE, TrainRecipe, changeable
 
 __all__ = [
     "CHANGEABLE",
+    "GROWS",
     "PAPER_CORE",
     "AblateRecipe",
     "Attention",
     "Benchmarks",
     "Braking",
+    "CompareRecipe",
     "ConvertRecipe",
     "Dtype",
     "Engine",
@@ -40,10 +45,12 @@ __all__ = [
     "ForgettingRecipe",
     "Freezing",
     "InfoRecipe",
+    "Lora",
     "ModelSource",
     "Optimization",
     "OverlapRecipe",
     "PaperRecipe",
+    "Penalty",
     "PerturbRecipe",
     "QuickstartRecipe",
     "Replay",
@@ -53,6 +60,7 @@ __all__ = [
     "SingleWeight",
     "TextSource",
     "TrainRecipe",
+    "Variant",
     "VerifyRecipe",
     "Watch",
     "changeable",

@@ -24,6 +24,9 @@ class ScoreRecipe:
     methods: list[Method] = field(default_factory=lambda: ["taylor"])
     """What is summed for each weight; taylor is |weight x sum of gradients|, the paper's. Several
     are made in one pass, and each gets a folder of its own."""
+    embeddings: bool = False
+    """Also score what lies outside the decoder blocks, embeddings, output head and last norm, by
+    all methods but wanda. It is never selected into a region; a penalty (EWC) can use it."""
     sequence_length: int = 512
     """Tokens in a sequence."""
     sequences: int = 1000
@@ -51,6 +54,9 @@ class ScoreRecipe:
             given = getattr(self, name)
             check(len(set(given)) == len(given), name, "each named once", given)
         check(bool(self.methods), "methods", "one or more", self.methods)
+        others = self.methods != ["wanda"]
+        expected = "false: wanda scores the linear layers of the decoder blocks alone"
+        check(others or not self.embeddings, "embeddings", expected, self.embeddings)
         check(self.sequence_length >= 2, "sequence_length", "2 or more", self.sequence_length)
         check(self.sequences >= 1, "sequences", "1 or more", self.sequences)
         ascending = all(a < b for a, b in zip([0, *self.snapshots], self.snapshots, strict=False))

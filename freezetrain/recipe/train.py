@@ -5,8 +5,10 @@ from typing import Any
 
 from freezetrain.recipe.brake import Braking
 from freezetrain.recipe.check import check, check_shares, check_temperature
+from freezetrain.recipe.lora import Lora
 from freezetrain.recipe.model import Dtype, ModelSource
 from freezetrain.recipe.optimization import Engine, Freezing, Optimization
+from freezetrain.recipe.penalty import Penalty
 from freezetrain.recipe.texts import Replay, TextSource, Watch, check_held_out
 
 
@@ -31,6 +33,13 @@ class TrainRecipe:
     """Region file; the region is frozen. None: plain full training."""
     freeze: Freezing = field(default_factory=Freezing)
     """How it is frozen."""
+    penalty: Penalty | None = None
+    """What pulls the weights back to the base's. None: nothing."""
+    average_with_base: float | None = None
+    """Share of the trained weights in the exported model, in (0, 1), which is base + share x
+    (trained - base); evaluations on the way are of the trained weights. None: those alone."""
+    lora: Lora | None = None
+    """Train low-rank adapters only, added to the weights at the end. None: train all weights."""
     optimization: Optimization = field(default_factory=Optimization)
     """How it is trained."""
     engine: Engine = field(default_factory=Engine)
@@ -81,6 +90,34 @@ class TrainRecipe:
             expected = f"left out under {self.engine.kind}: DeepSpeed steps by itself"
             check(not zero or value == only, f"optimization.{name}", expected, value)
 
+        self._check_base()
+
+    def _check_base(self) -> None:
+        """What is told of the base's weights, and what goes with it."""
+        for name in ("penalty", "average_with_base", "lora"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            expected = f"left out under {self.engine.kind}: it works on one device and under ddp"
+            check(self.engine.kind in ("auto", "ddp"), name, expected, value)
+            expected = "left out when from_scratch is set: there is no base"
+            check(not self.from_scratch, name, expected, value)
+        averaged, share = self.optimization.ema_decay, self.average_with_base
+        if share is not None:
+            check(0 < share < 1, "average_with_base", "in (0, 1)", share)
+            expected = "left out where average_with_base is given: one of them is exported"
+            check(averaged is None, "optimization.ema_decay", expected, averaged)
+            why = "the base's entries are not those that are frozen"
+            expected = f"left out where average_with_base is given: {why}"
+            for name, only in (("clamp", None), ("first_step", 0)):
+                value = getattr(self.freeze, name)
+                check(value == only, f"freeze.{name}", expected, value)
+        if self.lora is not None:
+            expected = "left out where lora is given: it trains adapters, and no weight of the base"
+            for name in ("region", "penalty", "average_with_base"):
+                check(getattr(self, name) is None, name, expected, getattr(self, name))
+            check(averaged is None, "optimization.ema_decay", expected, averaged)
+
     def _check_brake(self, brake: Braking) -> None:
         """What the watch tells it, and weights that it can go back to."""
         expected = "left out where the watch is off"
@@ -90,9 +127,10 @@ class TrainRecipe:
         if not brake.goes_back:
             return
         expected = f"left out where the brake's action is {brake.action}: "
-        averaged = self.optimization.ema_decay
+        averaged, share = self.optimization.ema_decay, self.average_with_base
         why = "averages are not evaluated on the way"
         check(averaged is None, "optimization.ema_decay", expected + why, averaged)
+        check(share is None, "average_with_base", expected + why, share)
         why = "earlier weights would not be frozen as the last ones are"
         for name, only in (("clamp", None), ("first_step", 0)):
             value = getattr(self.freeze, name)

@@ -46,6 +46,19 @@ def block_parameters(model: nn.Module, norms: bool = False) -> dict[str, nn.Para
     }
 
 
+def outer_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is outside the decoder blocks: embeddings, the last norm, the output head.
+
+    By full name, each tensor once, in the model's order. UserError as :func:`decoder_blocks`.
+    """
+    prefix = _block_list(model)[0] + "."
+    return {
+        plain_name(name): parameter
+        for name, parameter in model.named_parameters()
+        if not name.startswith(prefix)
+    }
+
+
 def embedding_parameters(model: nn.Module) -> dict[str, str]:
     """Full names of the parameters with one row a token.
 

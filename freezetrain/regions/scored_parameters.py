@@ -5,17 +5,21 @@ from collections.abc import Mapping
 from torch import nn
 
 from freezetrain.errors import UserError, near_misses
-from freezetrain.regions.blocks import block_parameters, owner
+from freezetrain.regions.blocks import block_parameters, outer_parameters, owner
 from freezetrain.regions.resolve import all_parameters
 
 
 def scored_parameters(
-    model: nn.Module, method: str, parameters: Mapping[str, nn.Parameter] | None
+    model: nn.Module,
+    method: str,
+    parameters: Mapping[str, nn.Parameter] | None,
+    embeddings: bool = False,
 ) -> dict[str, nn.Parameter]:
     """Full name -> parameter: those given, or else what ``method`` can score of the blocks.
 
-    That is the decoder blocks with their norms and biases; for ``wanda`` the weights of the
-    blocks' linear layers only.
+    That is the decoder blocks with their norms and biases and, where ``embeddings``, what lies
+    outside them: embeddings, the last norm, the head. For ``wanda`` the weights of the blocks'
+    linear layers only.
 
     Raises:
         UserError: no parameter, or one that is not the model's or not of a floating dtype, or, for
@@ -23,6 +27,9 @@ def scored_parameters(
     """
     if parameters is None:
         parameters = block_parameters(model, norms=True)
+        if embeddings and method != "wanda":
+            outer = outer_parameters(model)
+            parameters |= {name: p for name, p in outer.items() if p.is_floating_point()}
         if method == "wanda":
             parameters = {n: p for n, p in parameters.items() if _is_linear_weight(model, n)}
     if not parameters:

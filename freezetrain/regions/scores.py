@@ -13,6 +13,8 @@ from freezetrain.regions.base import Base
 from freezetrain.regions.score_methods import per_batch
 from freezetrain.regions.storage import SafetensorsWriter, read_safetensors
 
+FOR_SELECTION = ("norms", "transposed", "embeddings")  # lists of names in ``made``, for selection
+
 
 class Scores(Mapping[str, Tensor]):
     """Immutable mapping of parameter name to its scores, fp32 on the CPU, in the model's shapes.
@@ -25,7 +27,8 @@ class Scores(Mapping[str, Tensor]):
     :func:`freezetrain.regions.scoring.compute_scores` writes ``method``, ``language``,
     ``sequences``, ``tokens`` (predicted ones), ``batches`` (in units of the first one, so that a
     smaller last batch is a fraction), ``loss`` (nats per token) and, for selection, ``norms``
-    (names of parameters of norms) and ``transposed`` (weights stored as [in, out]).
+    (names of parameters of norms), ``transposed`` (weights stored as [in, out]) and, only where
+    they are scored too, ``embeddings`` (what lies outside the decoder blocks).
 
     Raises:
         UserError: a tensor that is not of a floating dtype, or holds NaN or infinity; of a
@@ -68,6 +71,11 @@ class Scores(Mapping[str, Tensor]):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameter name -> shape."""
         return {name: self.shape(name) for name in self}
+
+    def selectable(self, norms: bool) -> set[str]:
+        """Names that regions are selected from: of the decoder blocks, with norms where wanted."""
+        left_out = set(self.made.get("embeddings", ()))
+        return set(self) - left_out - (set() if norms else set(self.made.get("norms", ())))
 
     def __repr__(self) -> str:
         return f"Scores({len(self)} parameters, made={self.made})"
@@ -133,7 +141,7 @@ class Scores(Mapping[str, Tensor]):
             check_alike(parts[0], part)
         factors = [per_batch(part.made["method"], part.made["batches"]) for part in parts]
         made = {
-            **{key: parts[0].made.get(key, []) for key in ("norms", "transposed")},
+            **{key: parts[0].made.get(key, []) for key in FOR_SELECTION if key in parts[0].made},
             "method": parts[0].made["method"],
             "batches": 1,
             "sum": [

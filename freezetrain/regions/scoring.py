@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from freezetrain.errors import CheckError, UserError, near_misses
 from freezetrain.nll import token_nll
 from freezetrain.regions.base import base_of
-from freezetrain.regions.blocks import input_dim, owner, selection_facts
+from freezetrain.regions.blocks import input_dim, outer_parameters, owner, selection_facts
 from freezetrain.regions.partition import Partition
 from freezetrain.regions.resolve import full_shape
 from freezetrain.regions.score_methods import GRADIENT_METHODS, METHODS, magnitude, wanda
@@ -67,6 +67,8 @@ class Scoring:
             :func:`~freezetrain.regions.scored_parameters.scored_parameters` finds.
         partition: how ranks share model and batches; by default this process is alone. All ranks
             make the same calls.
+        embeddings: score what lies outside the decoder blocks too, but not by ``wanda``; ``made``
+            names it, and :func:`~freezetrain.regions.select.select` leaves it out of regions.
 
     Raises:
         UserError: no method or an unknown one; parameters that are not the model's, not of a
@@ -81,6 +83,7 @@ class Scoring:
         methods: Sequence[str],
         parameters: Mapping[str, nn.Parameter] | None = None,
         partition: Partition | None = None,
+        embeddings: bool = False,
     ) -> None:
         self.methods = list(dict.fromkeys(methods))
         for method in self.methods or [""]:
@@ -91,8 +94,10 @@ class Scoring:
                 )
         self.model = model
         self.parameters = {
-            method: scored_parameters(model, method, parameters) for method in self.methods
+            method: scored_parameters(model, method, parameters, embeddings)
+            for method in self.methods
         }
+        self._outer = set(outer_parameters(model)) if embeddings else set()
         self.sequences = 0
         self.tokens = 0  # predicted ones
         self._partition = partition or Partition()
@@ -199,6 +204,7 @@ class Scoring:
         """How the scores of the text so far came about, see :class:`Scores`; all ranks ask."""
         self._after_text(method)
         reads = method != "magnitude"
+        outer = [name for name in self.parameters[method] if name in self._outer]
         return {
             "method": method,
             "language": language,
@@ -207,6 +213,7 @@ class Scoring:
             "batches": self.tokens / self._first_tokens if reads else 1,
             "loss": self._nll / self.tokens if reads else None,
             **selection_facts(self.model, self.parameters[method]),
+            **({"embeddings": outer} if outer else {}),
         }
 
     def _run(self, rows: Tensor) -> None:

@@ -14,7 +14,7 @@ from freezetrain.errors import UserError, near_misses
 from freezetrain.regions.coverage import layer_of
 from freezetrain.regions.entries import Entries
 from freezetrain.regions.region import Region
-from freezetrain.regions.scores import Scores, check_alike
+from freezetrain.regions.scores import FOR_SELECTION, Scores, check_alike
 from freezetrain.regions.threshold import Threshold, Which
 
 Per = Literal["tensor", "layer", "model"]
@@ -48,7 +48,8 @@ def select(
             Conv1D); each fused expert has its own. Biases and vectors have neither and are left
             out. Columns: Source-Shielded Updates (arXiv 2512.04844). A ``tensor`` is a whole
             parameter, per layer or model: half of them is HFT (arXiv 2404.18466).
-        parameters: names or glob patterns; None = all that have scores.
+        parameters: names or glob patterns; None = all that have scores. Those outside the decoder
+            blocks (``scores.made["embeddings"]``) never take part.
         norms: whether parameters of norms (``scores.made["norms"]``) take part.
 
     Raises:
@@ -66,7 +67,8 @@ def select(
     dims = {
         name: found
         for name in _candidates(scores, parameters, norms)
-        if (found := _dims(scores, name, unit)) is not None
+        if (found := unit_dims(scores.shape(name), name, _transposed(scores, name), unit))
+        is not None
     }
     if not dims:
         raise UserError(
@@ -171,11 +173,11 @@ def _check_ratio(ratio: float) -> None:
 
 def _about(scores: Scores) -> dict[str, Any]:
     """How scores were made, without the lists of names."""
-    return {key: value for key, value in scores.made.items() if key not in ("norms", "transposed")}
+    return {key: value for key, value in scores.made.items() if key not in FOR_SELECTION}
 
 
 def _candidates(scores: Scores, patterns: Sequence[str] | None, norms: bool) -> list[str]:
-    """Scored names that may be selected from, sorted."""
+    """Scored names that may be selected from, sorted; never those outside the decoder blocks."""
     wanted = set(scores)
     if patterns is not None:
         wanted = set()
@@ -187,20 +189,28 @@ def _candidates(scores: Scores, patterns: Sequence[str] | None, norms: bool) -> 
                     f"{near_misses(pattern, scores)}"
                 )
             wanted |= matches
-    return sorted(wanted if norms else wanted - set(scores.made.get("norms", ())))
+    return sorted(wanted & scores.selectable(norms))
 
 
-def _dims(scores: Scores, name: str, unit: Unit) -> tuple[int, ...] | None:
-    """The dimensions that make up a unit of ``name``; None where it has no such unit."""
-    ndim = len(scores.shape(name))
+def unit_dims(
+    shape: Sequence[int], name: str, transposed: bool, unit: Unit
+) -> tuple[int, ...] | None:
+    """The dimensions that make up a unit of a parameter; None where it has no such unit.
+
+    ``transposed``: whether it is a weight stored as [in, out].
+    """
+    ndim = len(shape)
     if unit == "entry":
         return ()
     if unit == "tensor":
         return tuple(range(ndim))
     if ndim < 2 or name.endswith("bias"):
         return None
-    transposed = name in scores.made.get("transposed", ())
     return (ndim - 2,) if (unit == "row") == transposed else (ndim - 1,)
+
+
+def _transposed(scores: Scores, name: str) -> bool:
+    return name in scores.made.get("transposed", ())
 
 
 def _compete(

@@ -30,7 +30,8 @@ def top_weights(scores: Scores, count: int, norms: bool = True) -> list[tuple[We
     """The ``count`` weights with the highest scores of the whole model, highest first.
 
     Ties go to the name that sorts first, then to the lower index. Memory: a few copies of one
-    tensor's scores. ``norms``: whether the weights of norms (``scores.made["norms"]``) take part.
+    tensor's scores. ``norms``: whether the weights of norms (``scores.made["norms"]``) take part;
+    those outside the decoder blocks never do.
 
     Raises:
         UserError: a count below 1.
@@ -39,7 +40,7 @@ def top_weights(scores: Scores, count: int, norms: bool = True) -> list[tuple[We
         raise UserError(f"expected a number of weights of 1 or more, got {count}")
     best: list[tuple[float, str, int]] = []  # minus the score, so that all three sort upwards
     shapes = {}
-    for name in sorted(set(scores) - (set() if norms else set(scores.made.get("norms", ())))):
+    for name in sorted(scores.selectable(norms)):
         flat = scores[name].flatten()
         shapes[name] = scores[name].shape
         if not flat.numel():

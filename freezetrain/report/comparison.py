@@ -50,13 +50,17 @@ def comparison_rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [row for run in runs for row in _rows_of(run)]
 
 
-def write_csv(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Write ``rows`` with the header ``COLUMNS``, numbers in full; None is an empty field.
+def write_csv(
+    rows: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike[str],
+    columns: Sequence[str] = COLUMNS,
+) -> None:
+    """Write ``rows`` with a header of ``columns``, numbers in full; None is an empty field.
 
     Raises ``UserError`` if the path cannot be written to.
     """
     written = io.StringIO()
-    writer = csv.DictWriter(written, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(written, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, written.getvalue())
@@ -82,11 +86,15 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             row["beyond_noise"] or "",
         ]
         lines.append(cells)
-    table = "\n".join(f"| {' | '.join(map(_escaped, cells))} |" for cells in lines)
     return (
-        f"{table}\n\nΔ: loss (NLL) after minus before on the same held-out text; above 0 is "
-        "forgotten. Relative: Δ as a share of the loss before.\n"
+        f"{markdown(lines)}\n\nΔ: loss (NLL) after minus before on the same held-out text; above 0 "
+        "is forgotten. Relative: Δ as a share of the loss before.\n"
     )
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """``lines`` of cells as a table, whatever the cells hold."""
+    return "\n".join(f"| {' | '.join(map(_escaped, cells))} |" for cells in lines)
 
 
 def beyond_noise(interval: Sequence[float] | None) -> str | None:

@@ -148,7 +148,7 @@ def _prepare(
     if missing:
         dtype = np.uint32 if wide else np.uint16
         write = partial(_write_piece, texts, tokenizer, folder, bounds, dtype, os.getpid())
-        with _bars(shown=total >= _LARGEST_PIECE), _tokenizers_alone(workers > 1):
+        with bars(shown=total >= _LARGEST_PIECE), _tokenizers_alone(workers > 1):
             datasets.Dataset.from_dict({"piece": missing}).map(
                 write,
                 input_columns="piece",
@@ -248,7 +248,8 @@ def _write(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _bars(shown: bool) -> Iterator[None]:
+def bars(shown: bool) -> Iterator[None]:
+    """Leave it to `datasets` to show its progress bars, or have it show none."""
     before = datasets.is_progress_bar_enabled()
     if not shown:
         datasets.disable_progress_bars()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any, Literal
 
-from freezetrain.errors import CheckError
+from freezetrain.errors import DivergedError
 
 KEPT = 100  # good norms that the median is of
 NEEDED = 20  # good norms before a norm counts as a spike
@@ -37,7 +37,7 @@ class BadSteps:
         """Whether to leave the update of optimizer step ``step``, counted from 1, out.
 
         ``loss`` is the step's, over all ranks and micro-batches; ``norm`` that of its gradients
-        before clipping, None where the engine keeps it to itself. CheckError where the run ends.
+        before clipping, None where the engine keeps it to itself. DivergedError where the run ends.
         """
         problem = self._problem(loss, norm)
         if problem is None:
@@ -46,7 +46,7 @@ class BadSteps:
             self._in_a_row = 0
             return False
         if self.action == "stop":
-            raise CheckError(
+            raise DivergedError(
                 f"{problem} at step {step}; checkpoints so far are kept: lower the learning rate "
                 "or look at the texts of that step, then start anew, or skip such steps with "
                 "optimization.bad_steps=skip"
@@ -54,7 +54,7 @@ class BadSteps:
         self.skipped += 1
         self._in_a_row += 1
         if self._in_a_row == IN_A_ROW:
-            raise CheckError(
+            raise DivergedError(
                 f"{problem} at step {step}, the {IN_A_ROW}th bad step in a row; checkpoints so far "
                 "are kept: lower the learning rate, or raise optimization.spike_factor, then start "
                 "anew"

@@ -8,8 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from freezetrain.callbacks import ForgettingTracker
 from freezetrain.callbacks.average import WeightAverage
+from freezetrain.callbacks.base_average import BaseAverage
 from freezetrain.callbacks.stopping import save_step
 from freezetrain.evaluation import Figures
+from freezetrain.training.adapters import merged
 from freezetrain.training.export import export
 from freezetrain.training.module import CausalLM
 
@@ -18,8 +20,9 @@ class Export(L.Callback):
     """Export ``pl_module.model`` to ``folder`` at the end of training, on all ranks together.
 
     ``dtype`` is what the weights are rounded to (None: the one that they are in). With an
-    ``average``, the averaged weights are exported, and evaluated by ``watch``: ``figures``. A
-    folder that is there already is a whole export: a start of the same run, killed later, left it.
+    ``average``, the averaged weights are exported, and evaluated by ``watch``: ``figures``.
+    Adapters are added to the weights. A folder that is there already is a whole export: a start of
+    the same run, killed later, left it.
     """
 
     def __init__(
@@ -27,7 +30,7 @@ class Export(L.Callback):
         tokenizer: PreTrainedTokenizerBase,
         folder: Path,
         dtype: torch.dtype | None = None,
-        average: WeightAverage | None = None,
+        average: WeightAverage | BaseAverage | None = None,
         watch: ForgettingTracker | None = None,
     ) -> None:
         self.tokenizer = tokenizer
@@ -44,7 +47,8 @@ class Export(L.Callback):
         if trainer.should_stop:
             save_step(trainer)  # the time is used up: a kill from here on loses no step
         if self.average is None:
-            export(pl_module.model, self.tokenizer, self.folder, dtype=self.dtype)
+            with merged(pl_module.model):
+                export(pl_module.model, self.tokenizer, self.folder, dtype=self.dtype)
             return
         with self.average.averaged(pl_module):
             if self.watch is not None:

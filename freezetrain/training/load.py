@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from freezetrain.models import load_model
 from freezetrain.recipe import TrainRecipe
+from freezetrain.training.adapters import add_adapters
 from freezetrain.training.module import Load
 from freezetrain.training.sharded import load_partitioned, load_sharded
 from freezetrain.training.strategies import policy, trained_in_16_bits
@@ -18,6 +19,8 @@ def loader(recipe: TrainRecipe, kind: str) -> PreTrainedModel | Load:
     in_16_bits = trained_in_16_bits(recipe.optimization)
 
     def prepare(model: PreTrainedModel) -> PreTrainedModel:
+        if recipe.lora is not None:
+            add_adapters(model, recipe.lora, recipe.optimization.seed)
         if recipe.engine.gradient_checkpointing:
             # Another name since transformers 5.23, which warns of the older one.
             name = "activation_checkpointing_enable"

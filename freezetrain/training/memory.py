@@ -84,7 +84,8 @@ def estimate(
 ) -> MemoryEstimate:
     """Bytes that each of ``world`` ranks takes to train ``model``, which is on the meta device.
 
-    ``region``: what is frozen. ``on_gpu``: else CPU memory is the device.
+    What needs no gradient, as beside adapters, has neither gradients nor moments. ``region``: what
+    is frozen. ``on_gpu``: else CPU memory is the device.
     """
     shapes = _Shapes(model, recipe, world)
     parts = [*_state(shapes, recipe), *_batch(shapes, model, recipe)]
@@ -132,7 +133,10 @@ class _Shapes:
         if self.zero:
             self.share = -(-self.weights // world)
         self.local = self.share if self.split else self.weights
-        largest: float = max(p.numel() for p in parameters) * self.held
+        whole = [p.numel() for p in parameters if p.requires_grad]
+        self.trained = self.local if self.zero or self.split else sum(whole)
+        """Weights on a rank that have a gradient; engines that split them train all."""
+        largest: float = max(whole) * self.held
         if self.kind == "fsdp2":
             largest /= world
         self.largest_step = 4 * self.share if self.zero else largest
@@ -157,14 +161,14 @@ def _state(shapes: _Shapes, recipe: TrainRecipe) -> list[Part]:
         Part("weights", held * shapes.local, ALWAYS),
         Part("the model, while it is loaded", 0, ("load",), host=loading),
     ]
-    gradients = held * (shapes.weights if zero == 1 else shapes.local)
+    gradients = held * (shapes.weights if zero == 1 else shapes.trained)
     if zero:
         parts.append(Part("fp32 masters", 4 * shapes.share))
         parts.append(Part("AdamW's moments", 8 * shapes.share))
         if zero == 2:
             gradients = held * shapes.share
     else:
-        parts.append(Part("AdamW's moments", 2 * held * shapes.local))
+        parts.append(Part("AdamW's moments", 2 * held * shapes.trained))
     during: tuple[str, ...]
     if shapes.kind == "ddp" or zero == 3:
         during = TRAINING  # DDP's buckets and ZeRO-3's buffer stay
@@ -177,6 +181,13 @@ def _state(shapes: _Shapes, recipe: TrainRecipe) -> list[Part]:
     parts.append(Part("gradients", gradients, during))
     if recipe.optimization.ema_decay is not None:
         parts.append(Part("average of the weights", 4 * shapes.local))
+    if recipe.penalty is not None:
+        factors = 0 if recipe.penalty.fisher is None else 4 * shapes.weights
+        parts.append(Part("the penalty's base and factors", held * shapes.weights + factors))
+        parts.append(Part("the penalty's arithmetic", 12 * shapes.largest_step / held, ("step",)))
+    if recipe.penalty is not None or recipe.average_with_base is not None:
+        during = ("load",) if recipe.average_with_base is None else ALWAYS
+        parts.append(Part("copy of the base", 0, during, host=shapes.loaded * shapes.weights))
     return parts
 
 

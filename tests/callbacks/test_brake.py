@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
 from freezetrain.callbacks import (
+    BaseAverage,
     ForgettingBrake,
     ForgettingTracker,
     RegionFreeze,
@@ -348,6 +349,7 @@ def test_refuses_what_cannot_go_back(brakes):
     region = Region.random(brakes.module().model, 0.1, seed=1)
     for more, said in (
         (WeightAverage(0.9), "the average of the weights"),
+        (BaseAverage(0.5), "the average of the weights"),
         (RegionFreeze(region, check_base=False, clamp=0.0), "not frozen as it is in the base"),
         (RegionFreeze(region, check_base=False, first_step=2), "not frozen as it is in the base"),
     ):

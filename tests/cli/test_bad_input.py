@@ -103,8 +103,13 @@ def test_bad_values(refused, more, complaint):
          "unit must be left out: a vocabulary region does not use it, got 'row'"),
         (("--kind", "monolingual", "--scores", "x", "--language", "zh", "--which", "bottom"),
          "which must be left out"),
-        (("--kind", "random",), "like must be given to select a random region"),
-        (("--kind", "random", "--like", "x", "--ratio", 0.5), "ratio must be left out"),
+        (("--kind", "random",), "like must be given, or else model, to select a random"),
+        (("--kind", "random", "--like", "x", "--ratio", 0.5),
+         "ratio must be left out: a random region like another does not use it"),
+        (("--kind", "random", "--model", "x", "--which", "bottom"), "which must be left out"),
+        (("--kind", "layers", "--model", "x"), "first must be 1 or more, or else last"),
+        (("--kind", "layers", "--first", -1, "--last", 2), "first must be 0 or more, got -1"),
+        (("--kind", "layers", "--last", 2), "model must be given to select a layers region"),
     ],
 )  # fmt: skip
 def test_options_that_a_kind_of_region_does_not_use(refused, more, complaint):

@@ -13,7 +13,7 @@ from freezetrain.cli import main
 from freezetrain.errors import UserError
 from freezetrain.jobs import dry_run
 from freezetrain.launch import Launch
-from freezetrain.recipe import Engine, ModelSource, Optimization, TrainRecipe
+from freezetrain.recipe import Engine, Lora, ModelSource, Optimization, TrainRecipe
 from freezetrain.regions import Region
 
 LARGE = {
@@ -126,3 +126,20 @@ def test_rounding_of_what_is_frozen_is_refused(model_folder, model, tmp_path):
         dry_run.run(recipe, Launch(), tmp_path / "out")
     recipe.freeze.clamp = 0
     dry_run.run(recipe, Launch(), tmp_path / "out")
+
+
+def test_adapters_alone_are_trained(model_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit):
+        main(["train", "--model", str(model_folder), "--lora.rank", "4", "--dry_run",
+              "--optimization.sequence_length", "16"])  # fmt: skip
+    assert "1,984 of them, the adapters'" in capsys.readouterr().out
+    recipe = TrainRecipe(
+        ModelSource(str(model_folder)), lora=Lora(4), optimization=Optimization(sequence_length=16)
+    )
+    results = dry_run.run(recipe, Launch(), tmp_path / "out").results
+    assert results["trained"] == 1984
+    assert results["checkpoint_bytes"] == 4 * results["weights"] + 8 * 1984
+    recipe.lora = Lora(targets=["q_porj"])
+    with pytest.raises(UserError, match=r"lora\.targets has 'q_porj'"):
+        dry_run.run(recipe, Launch(), tmp_path / "out")

@@ -30,7 +30,7 @@ def words(tmp_path_factory, make_model, tokenizer) -> list[str]:
     Batches of 3, 3, 1, 3, 3 and 1 sequences: a rank has no row of some.
     """
     folder = tmp_path_factory.mktemp("odd-llama")
-    model = make_model(intermediate_size=25, mlp_bias=True)
+    model = make_model(intermediate_size=25, mlp_bias=True, tie_word_embeddings=True)
     with torch.no_grad():  # biases start from 0, where every score would be
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -41,7 +41,7 @@ def words(tmp_path_factory, make_model, tokenizer) -> list[str]:
     return ["score", *(str(word) for pair in told.items() for word in pair)]
 
 
-SEVERAL = ["--languages", "[zh,en]", "--methods", json.dumps(METHODS)]
+SEVERAL = ["--languages", "[zh,en]", "--methods", json.dumps(METHODS), "--embeddings", "true"]
 THREE = ["--languages", "[en,zh,es]"]
 
 
@@ -95,7 +95,9 @@ def files(folder: Path) -> list[str]:
 def assert_same_region(one: Scores, other: Scores) -> None:
     """The same entries, but for those whose scores are as good as tied with the last selected."""
     mine, theirs = (select(scores, 0.1, norms=True).masks() for scores in (one, other))
-    for name, score in one.items():
+    assert mine.keys() == set(one) - set(one.made.get("embeddings", ()))
+    for name in mine:
+        score = one[name]
         assert mine[name].sum() == theirs[name].sum()
         unlike = score[mine[name] != theirs[name]]
         last = score[mine[name]].min().expand(len(unlike))
@@ -118,6 +120,20 @@ def test_two_ranks_score_as_one_process(alone, ranks, kind):
         assert two.made.pop("loss") == (loss and pytest.approx(loss, rel=1e-6))
         assert two.made == one.made
         assert_same_region(one, two)
+
+
+def test_what_lies_outside_the_blocks_is_scored_where_it_is_asked_for(alone):
+    """The head is the embedding: one tensor."""
+    outside = {"model.embed_tokens.weight", "model.norm.weight"}
+    of_blocks = Scores.load(alone / "three" / "zh.safetensors")
+    assert "embeddings" not in of_blocks.made
+    for method in METHODS:
+        scores = Scores.load(alone / "several" / method / "zh.safetensors")
+        outer = set() if method == "wanda" else outside
+        assert set(scores.made.get("embeddings", ())) == outer == set(scores) - set(of_blocks)
+    taylor = Scores.load(alone / "several" / "taylor" / "zh.safetensors")
+    assert all(torch.equal(taylor[name], of_blocks[name]) for name in of_blocks)
+    assert select(taylor, 0.1) == select(of_blocks, 0.1)
 
 
 def test_every_rank_ends_where_nothing_can_be_written(ranks):
@@ -164,6 +180,7 @@ def test_killed_in_the_third_language_and_repeated(alone, ranks):
 def test_a_snapshot_equals_a_run_of_so_many_sequences(alone, words, tmp_path, monkeypatch):
     """And a repeated run clears away what a killed one left unfinished, and no more."""
     words = [*words, "--languages", "[zh]", "--sequences", "7", "--snapshots", "[]"]
+    words += ["--embeddings", "true"]
     assert status(*words, "--out", tmp_path / "seven") == 0
     assert files(tmp_path / "seven") == ["zh.safetensors"]
     expected = Scores.load(tmp_path / "seven" / "zh.safetensors")
@@ -212,6 +229,8 @@ def test_magnitude_alone_reads_no_text(words, tmp_path, monkeypatch):
         (["--languages", "[zh,xx]"], "'xx'"),
         (["--languages", "[zh,zh]"], "languages must be each named once, got ['zh', 'zh']"),
         (["--methods", "[]"], "methods must be one or more"),
+        (["--methods", "[wanda]", "--embeddings", "true"],
+         "embeddings must be false: wanda scores the linear layers"),
         (["--snapshots", "[7,7]"], "snapshots must be ascending, from 1 to below sequences, 14"),
         (["--snapshots", "[14]"], "snapshots must be ascending"),
         (["--first", "100000"], "and first leaves out 100000 of them"),

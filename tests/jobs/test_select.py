@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 from freezetrain.cli import main
 from freezetrain.jobs import stored_model
-from freezetrain.regions import Region, Scores, block_parameters
+from freezetrain.regions import Region, Scores, block_parameters, select
 from freezetrain.regions.base import base_of, fingerprint
+from freezetrain.regions.random_scores import random_scores
 
 LANGUAGES = ("en", "ja", "ko")
 
@@ -167,3 +168,28 @@ def test_magnitude_is_of_weights_in_the_wanted_type(model_folder, tmp_path):
     wanted = {name: held[name].bfloat16().float().abs() for name in region}
     assert entries(region) == tops(wanted, 0.3)
     assert entries(region) != tops({name: held[name].abs() for name in region}, 0.3)
+
+
+def test_random_columns_of_a_model(model_folder, model, tmp_path):
+    words = ("--kind", "random", "--model", model_folder, "--unit", "column", "--ratio", 0.5)
+    for name, seed in (("a", 0), ("b", 1), ("c", 0)):
+        assert freezetrain("select", *words, "--seed", seed, "--out", tmp_path / name) == 0
+    a, b, c = (Region.load(tmp_path / name / "region.safetensors", model) for name in "abc")
+    assert a == c != b
+    assert a == select(random_scores(model, 0, "column"), 0.5, unit="column")
+    matrices = {name: p for name, p in block_parameters(model).items() if p.ndim == 2}
+    assert a.names == sorted(matrices)
+    for name, mask in a.masks().items():
+        full = mask.all(0)
+        assert torch.equal(mask, full.expand_as(mask))  # nothing but whole columns
+        assert int(full.sum()) == matrices[name].shape[1] // 2
+    assert a.made["scores"] == {"method": "random", "seed": 0, "batches": 1}
+
+
+def test_whole_blocks(model_folder, model, tmp_path, capsys):
+    words = ("select", "--kind", "layers", "--model", model_folder)
+    assert freezetrain(*words, "--last", 1, "--norms", "true", "--out", tmp_path / "a") == 0
+    region = Region.load(tmp_path / "a" / "region.safetensors", model)
+    assert region == Region.tensors(model, ["model.layers.1.*"])
+    assert freezetrain(*words, "--first", 2, "--last", 1, "--out", tmp_path / "b") == 2
+    assert "expected 1 to 2 decoder blocks in all" in " ".join(capsys.readouterr().err.split())

@@ -13,6 +13,13 @@ from freezetrain.freezing import compare_weights
 from freezetrain.freezing.folder import WeightsFolder
 from freezetrain.regions import Region
 
+# What stays near the base: on one device and under DDP alone.
+NEAR_BASE = {
+    "L2": {"penalty": {"strength": 5.0}},
+    "averaged": {"average_with_base": 0.5},
+    "LoRA": {"lora": {"rank": 4}, "region": None},
+}
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, model_folder, make_model) -> dict:
@@ -58,15 +65,17 @@ def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def alone(recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    one_rank([words(recipe, folder, "one")])
+    near = [words(recipe, folder, name, **more) for name, more in NEAR_BASE.items()]
+    one_rank([words(recipe, folder, "one"), *near])
     return folder
 
 
 @pytest.fixture(scope="module")
 def together(recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
+    near = [words(recipe, folder, name, **more) for name, more in NEAR_BASE.items()]
     runs = [words(recipe, folder, kind, engine={"kind": kind}) for kind in ENGINES]
-    two_ranks(folder, runs)
+    two_ranks(folder, [*near, *runs])
     return folder
 
 
@@ -88,6 +97,19 @@ def test_two_ranks_train_as_one(recipe, alone, together, kind):
             assert two["forgetting"]["languages"][language][name] == pytest.approx(
                 value, rel=1e-3, abs=1e-5
             )
+
+
+@pytest.mark.parametrize("name", NEAR_BASE)
+def test_two_ranks_stay_near_the_base_as_one(alone, together, name):
+    expected, found = weights(alone, name), weights(together, name)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=2e-5, msg=key)
+    plain = weights(alone, "one")
+    assert max((plain[key] - value).abs().max() for key, value in found.items()) > 1e-3
+    told = json.loads((together / name / "results.json").read_text())
+    adapters = 4 * 2 * 248  # rank, layers, inputs and outputs of a layer's matrices
+    assert told.get("trained_weights") == (adapters if name == "LoRA" else None)
 
 
 @pytest.mark.parametrize("kind", ENGINES)

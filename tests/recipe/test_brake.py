@@ -19,6 +19,7 @@ def recipe(action: str = "roll_back", **changes) -> TrainRecipe:
 
 NO_WAY_BACK = [
     ({"optimization": Optimization(ema_decay=0.9)}, "optimization.ema_decay must be left out"),
+    ({"average_with_base": 0.5}, "average_with_base must be left out"),
     ({"region": "r", "freeze": Freezing(clamp=0.0)}, "freeze.clamp must be left out"),
     ({"region": "r", "freeze": Freezing(first_step=3)}, "freeze.first_step must be left out"),
 ]

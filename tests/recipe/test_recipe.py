@@ -2,13 +2,16 @@
 
 import pytest
 
+from freezetrain.cli.verbs import parse
 from freezetrain.errors import UserError
 from freezetrain.recipe import (
     Engine,
     ExtendRecipe,
     Freezing,
+    Lora,
     ModelSource,
     Optimization,
+    Penalty,
     Replay,
     TextSource,
     TrainRecipe,
@@ -73,6 +76,72 @@ MODEL = ModelSource("model")
 def test_refused(made, complaint):
     with pytest.raises(UserError, match=complaint):
         made()
+
+
+EMA = Optimization(ema_decay=0.9)
+NEAR = {"penalty": Penalty(1.0), "average_with_base": 0.5, "lora": Lora()}
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        *(
+            ({name: value, "engine": Engine(kind=kind)}, f"{name} must be left out under {kind}")
+            for name, value in NEAR.items()
+            for kind in ("fsdp2", "zero-1", "zero-3")
+        ),
+        *(
+            ({name: value, "from_scratch": True}, f"{name} must be .*there is no base")
+            for name, value in NEAR.items()
+        ),
+        ({"average_with_base": 1.0}, r"average_with_base must be in \(0, 1\), got 1"),
+        ({"average_with_base": 0.5, "optimization": EMA}, r"ema_decay must be .*one of them is"),
+        (
+            {"average_with_base": 0.5, "region": "r", "freeze": Freezing(clamp=0.0)},
+            r"freeze\.clamp must be left out where average_with_base",
+        ),
+        (
+            {"average_with_base": 0.5, "region": "r", "freeze": Freezing(first_step=1)},
+            r"freeze\.first_step must be left out where average_with_base",
+        ),
+        ({"lora": Lora(), "region": "r"}, "region must be left out where lora is given"),
+        ({"lora": Lora(), "penalty": Penalty(1.0)}, "penalty must be left out where lora"),
+        ({"lora": Lora(), "average_with_base": 0.5}, "average_with_base must be left out where l"),
+        ({"lora": Lora(), "optimization": EMA}, "ema_decay must be left out where lora"),
+    ],
+)
+def test_what_stays_near_the_base_is_refused(more, complaint):
+    with pytest.raises(UserError, match=complaint):
+        TrainRecipe(MODEL, **more)
+
+
+@pytest.mark.parametrize(
+    ("made", "complaint"),
+    [
+        (lambda: Penalty(-1.0), r"penalty\.strength must be a number, 0 or more"),
+        (lambda: Penalty(float("inf")), r"penalty\.strength must be a number, 0 or more"),
+        (lambda: Lora(rank=0), r"lora\.rank must be 1 or more"),
+        (lambda: Lora(alpha=0.0), r"lora\.alpha must be a number above 0"),
+        (lambda: Lora(dropout=1.0), r"lora\.dropout must be in \[0, 1\)"),
+    ],
+)
+def test_penalties_and_adapters_that_cannot_work(made, complaint):
+    with pytest.raises(UserError, match=complaint):
+        made()
+
+
+def test_what_stays_near_the_base_from_the_command_line(tmp_path):
+    (tmp_path / "r.yaml").write_text(
+        "model: {path: m}\npenalty: {strength: 1e-2, fisher: scores/fisher}\nregion: r\n"
+        "average_with_base: 0.5\n"
+    )
+    told = parse(["train", str(tmp_path / "r.yaml"), "--penalty.strength", "3"]).recipe
+    assert told.penalty == Penalty(3.0, "scores/fisher")
+    assert told.average_with_base == 0.5
+    told = parse(["train", "--model", "m", "--lora.rank", "8", "--lora.targets", "[q_proj]"]).recipe
+    assert told.lora == Lora(8, targets=["q_proj"])
+    assert told.lora.scale == 2.0
+    assert (told.penalty, told.average_with_base) == (None, None)
 
 
 def test_held_out_documents_may_be_another_split_of_the_data_set():

@@ -21,7 +21,8 @@ def example(batches: float = 1, method: str = "taylor", seed: int = 0, **made: o
     [("taylor", (1, 1 / 4)), ("fisher", (1, 1 / 4)), ("wanda", (1, 1 / 2)), ("magnitude", (1, 1))],
 )
 def test_sum_weighs_languages_alike(method: str, weights: tuple[float, float]) -> None:
-    parts = [example(1, method, 0, language="xx"), example(4, method, 1, language="yy")]
+    told = {"embeddings": ["b"]}
+    parts = [example(1, method, 0, language="xx", **told), example(4, method, 1, language="yy")]
     total = Scores.sum(parts)
     for name in ("b", "a"):
         terms = [
@@ -30,6 +31,8 @@ def test_sum_weighs_languages_alike(method: str, weights: tuple[float, float]) -
         np.testing.assert_allclose(total[name].numpy(), sum(terms), rtol=1e-6)
     assert [part["language"] for part in total.made["sum"]] == ["xx", "yy"]
     assert total.made["norms"] == ["a"]
+    assert total.selectable(norms=True) == {"a"}
+    assert total.selectable(norms=False) == set()
 
 
 @pytest.mark.parametrize(

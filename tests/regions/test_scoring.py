@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from freezetrain.regions.base import Base, fingerprint
-from freezetrain.regions.blocks import block_parameters
+from freezetrain.regions.blocks import block_parameters, outer_parameters
 from freezetrain.regions.score_methods import METHODS
 from freezetrain.regions.scores import Scores
 from freezetrain.regions.scoring import Scoring, compute_scores
+from freezetrain.regions.select import select
 
 LINEAR_LAYERS = {"llama": 2 * 7, "gpt2": 2 * 4}
 
@@ -97,6 +98,29 @@ def loops(model: nn.Module, batches: list[Tensor]) -> dict[str, dict[str, Tensor
         "wanda": loop_wanda(model, batches),
         "magnitude": {n: p.detach().double().abs() for n, p in model.named_parameters()},
     }
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])  # gpt2's head is its embedding
+def test_embeddings_head_and_last_norm_too(name: str) -> None:
+    model, batches = build(name), text(3, 2)
+    expected = loops(model, batches)
+    blocks, outer = set(block_parameters(model, norms=True)), set(outer_parameters(model))
+    assert blocks | outer == dict(model.named_parameters()).keys()
+    assert not blocks & outer
+    with Scoring(model, METHODS, embeddings=True) as scoring:
+        for batch in batches:
+            scoring.add(batch)
+        for method in METHODS:
+            scores = dict(scoring.tensors(method))
+            made = scoring.made(method)
+            assert set(made.get("embeddings", ())) == (set() if method == "wanda" else outer)
+            assert scores.keys() == expected[method].keys()
+            for parameter, score in scores.items():
+                assert_scores_close(score, expected[method][parameter])
+            selected = select(Scores(scores, made=made), 0.1, norms=True)
+            assert set(selected) <= blocks
+            if method != "wanda":
+                assert set(selected) == blocks
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

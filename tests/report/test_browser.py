@@ -6,10 +6,17 @@ from typing import Any
 
 import browser
 import pytest
+from made_compare import make_compare, many_variants
 from made_paper import make_paper
 from made_runs import make_run, two
 
-from freezetrain.report import paper_claims, render_paper, render_report, render_runs
+from freezetrain.report import (
+    paper_claims,
+    render_compare,
+    render_paper,
+    render_report,
+    render_runs,
+)
 
 FOUND = browser.find()
 pytestmark = pytest.mark.skipif(FOUND is None, reason=f"none of {', '.join(browser.NAMES)} is here")
@@ -33,12 +40,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory, make: Any) -> dict[str, Path
     render_report(make(CODES), folder / "quickstart.html")
     results = make_paper([*CODES, "l" * 60], layers=32, ratios=(0.01, 0.05))
     render_paper({**results, "claims": paper_claims(results)}, folder / "paper.html")
+    render_compare(make_compare(many_variants(17)), folder / "compare.html")
     return {path.stem: path for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["two", "long", "models", "quickstart", "paper"])
+@pytest.mark.parametrize("name", ["two", "long", "models", "quickstart", "paper", "compare"])
 def test_quiet_alone_and_as_wide_as_the_window(
     tab: browser.Page, pages: dict[str, Path], name: str, width: int, scheme: str
 ) -> None:

@@ -6,8 +6,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from freezetrain.recipe import Engine, ModelSource, Optimization, TrainRecipe, Watch
+from freezetrain.recipe import (
+    Engine,
+    Lora,
+    ModelSource,
+    Optimization,
+    Penalty,
+    TrainRecipe,
+    Watch,
+)
 from freezetrain.regions import Region
+from freezetrain.training.adapters import add_adapters
 from freezetrain.training.memory import estimate
 
 WORLD = 4
@@ -155,3 +164,25 @@ def test_the_peak_is_the_moment_that_takes_most(model):
     }
     assert memory.peak == int(max(sums.values()))
     assert sums[memory.moment] == max(sums.values())
+
+
+def test_adapters_alone_have_gradients_and_moments(weights):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32)
+    add_adapters(model, Lora(4, targets=["q_proj"]), seed=0)
+    found = parts(estimate(model, recipe("ddp"), WORLD))
+    trained = 4 * 4 * (64 + 64)  # four layers of A [4, 64] and B [64, 4]
+    assert found["weights"] == 4 * (weights + trained)
+    assert found["gradients"] == 4 * trained
+    assert found["AdamW's moments"] == 8 * trained
+
+
+def test_what_is_kept_of_the_base(model, weights):
+    told = recipe("ddp", "bf16-true")
+    for penalty, kept in ((Penalty(1.0), 2), (Penalty(1.0, "scores"), 6)):
+        found = parts(estimate(model, replace(told, penalty=penalty), WORLD))
+        assert found["the penalty's base and factors"] == kept * weights
+    with_base = estimate(model, replace(told, average_with_base=0.5), WORLD)
+    without = estimate(model, told, WORLD)
+    assert with_base.host - without.host == 4 * weights
+    assert with_base.peak == without.peak

@@ -5,6 +5,7 @@ from freezetrain.report.plots.concentration import concentration_figure
 from freezetrain.report.plots.course import course_figure
 from freezetrain.report.plots.entries import entries_figure
 from freezetrain.report.plots.forgetting import common_languages, forgetting_figure
+from freezetrain.report.plots.frontier import frontier_figure, frontier_panel, variant_marks
 from freezetrain.report.plots.halves import halves_figure
 from freezetrain.report.plots.layers import layers_figure
 from freezetrain.report.plots.matrices import (
@@ -26,6 +27,8 @@ __all__ = [
     "dimensions_figure",
     "entries_figure",
     "forgetting_figure",
+    "frontier_figure",
+    "frontier_panel",
     "halves_figure",
     "jaccard_figure",
     "key_figure",
@@ -38,5 +41,6 @@ __all__ = [
     "removal_figure",
     "rises_figure",
     "selectivity_figure",
+    "variant_marks",
     "weights_figure",
 ]

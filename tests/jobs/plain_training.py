@@ -1,0 +1,109 @@
+"""Training written out in plain PyTorch, from the definitions: what test_variants.py expects.
+
+Own AdamW, clipping and schedule; frozen entries are constants; a penalty's gradient, averages of
+weights and adapters are computed as their formulas stand. Of freezetrain it uses nothing.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+STEPS, ACCUMULATE, RATE, DECAY, CLIP, BETAS = 4, 3, 3e-3, 0.1, 0.5, (0.9, 0.95)
+
+
+@dataclass
+class Variant:
+    """What is done beside plain training."""
+
+    frozen: Mapping[str, Tensor] = field(default_factory=dict)
+    """Parameter -> bool mask."""
+    first: int = 0
+    clamp: float | None = None
+    strength: float = 0.0
+    fisher: Mapping[str, Tensor] | None = None
+    """Parameter -> importance; None: 1 for each."""
+    ema: float | None = None
+    share: float | None = None
+    """Of the trained weights in the average with the base."""
+    adapters: Mapping[str, Tensor] = field(default_factory=dict)
+    """Parameter -> A [rank, in]."""
+    scale: float = 1.0
+
+
+def train(model: nn.Module, batches: Iterable[dict], told: Variant) -> dict[str, Tensor]:
+    """The weights that ``STEPS`` steps leave."""
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    base = {name: value.clone() for name, value in weights.items()}
+    if told.clamp is not None:
+        for name, mask in told.frozen.items():
+            weights[name][mask] = told.clamp
+    if told.adapters:
+        steps = {f"{name}.A": a.clone() for name, a in told.adapters.items()}
+        for name, a in told.adapters.items():
+            steps[f"{name}.B"] = torch.zeros(len(weights[name]), len(a))
+    else:
+        steps = weights
+    moments = {name: (torch.zeros_like(v), torch.zeros_like(v)) for name, v in steps.items()}
+    average = {name: value.clone() for name, value in weights.items()}
+    batches = iter(batches)
+    for step in range(STEPS):
+        frozen = told.frozen if step >= told.first else {}
+        gradients = {name: torch.zeros_like(value) for name, value in steps.items()}
+        for _ in range(ACCUMULATE):
+            batch = next(batches)
+            leaves = {name: value.clone().requires_grad_() for name, value in steps.items()}
+            used = _adapted(weights, leaves, told) if told.adapters else leaves
+            logits = functional_call(model, used, (batch["input_ids"],)).logits
+            loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+            found = torch.autograd.grad(loss / ACCUMULATE, list(leaves.values()))
+            for name, gradient in zip(leaves, found, strict=True):
+                gradients[name] += gradient
+        for name, gradient in gradients.items():
+            if told.strength:
+                ones = torch.ones_like(gradient)
+                importance = ones if told.fisher is None else told.fisher.get(name, 0 * ones)
+                gradient += told.strength * importance * (weights[name] - base[name])
+            if name in frozen:
+                gradient[frozen[name]] = 0.0
+        norm = math.sqrt(sum(g.double().square().sum().item() for g in gradients.values()))
+        rate = RATE * (1.0 if step < 1 else 0.5 * (1 + math.cos(math.pi * (step - 1) / 3)))
+        for name, gradient in gradients.items():
+            gradient *= min(1.0, CLIP / (norm + 1e-6))
+            _adamw(name, steps[name], gradient, moments[name], step, rate, frozen.get(name))
+        if told.ema is not None:
+            for name, value in weights.items():
+                average[name] = told.ema * average[name] + (1 - told.ema) * value
+    if told.adapters:
+        return _adapted(weights, steps, told)
+    if told.share is not None:
+        return {n: base[n] + told.share * (value - base[n]) for n, value in weights.items()}
+    return weights if told.ema is None else average
+
+
+def _adapted(weights, pairs, told):
+    """W + scale · B A."""
+    return {
+        name: value + told.scale * pairs[f"{name}.B"] @ pairs[f"{name}.A"]
+        if name in told.adapters
+        else value
+        for name, value in weights.items()
+    }
+
+
+def _adamw(name, weight, gradient, moments, step, rate, frozen):
+    """Loshchilov and Hutter, arXiv 1711.05101, algorithm 2; norms and embeddings do not decay."""
+    first, second = moments
+    first.mul_(BETAS[0]).add_((1 - BETAS[0]) * gradient)
+    second.mul_(BETAS[1]).add_((1 - BETAS[1]) * gradient.square())
+    right = [1 - beta ** (step + 1) for beta in BETAS]
+    change = rate * (first / right[0]) / ((second / right[1]).sqrt() + 1e-8)
+    if "norm" not in name and "embed" not in name:
+        change += rate * DECAY * weight
+    if frozen is not None:
+        change[frozen] = 0.0
+    weight.sub_(change)

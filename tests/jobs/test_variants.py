@@ -1,0 +1,252 @@
+"""`freezetrain train` with all that can be changed about it, against a loop in plain PyTorch."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from plain_training import ACCUMULATE, CLIP, DECAY, RATE, STEPS, Variant, train
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from freezetrain.freezing.folder import WeightsFolder
+from freezetrain.jobs.train import run
+from freezetrain.recipe import (
+    Freezing,
+    Lora,
+    ModelSource,
+    Optimization,
+    Penalty,
+    Replay,
+    TrainRecipe,
+    Watch,
+)
+from freezetrain.regions import Entries, Region, Scores
+from freezetrain.training.data import read_data
+from freezetrain.training.load import loader
+from freezetrain.training.module import CausalLM
+
+SETTINGS = {
+    "max_steps": STEPS,
+    "sequence_length": 16,
+    "micro_batch": 2,
+    "batch_tokens": 2 * 16 * ACCUMULATE,
+    "learning_rate": RATE,
+    "warmup_steps": 1,
+    "weight_decay": DECAY,
+    "clip_norm": CLIP,
+    "precision": "32-true",
+    "seed": 5,
+}
+MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture(scope="module")
+def parameters(model_folder):
+    return load_file(model_folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def masks(parameters):
+    """Kind of region -> parameter -> which entries."""
+    generator = torch.Generator().manual_seed(2)
+
+    def some(shape, share=0.3):
+        return torch.rand(shape, generator=generator) < share
+
+    matrices = {n: p for n, p in parameters.items() if n.split(".")[-2] in MATRICES}
+    rows = {n: some((len(p), 1)).expand(p.shape) for n, p in matrices.items() if "q_proj" in n}
+    columns = {
+        n: some((1, p.shape[1])).expand(p.shape) for n, p in matrices.items() if "down_proj" in n
+    }
+    unused = some((400, 1), 0.5).expand(400, 16)
+    return {
+        "entries": {name: some(p.shape) for name, p in matrices.items()},
+        "rows and columns": {**rows, **columns},
+        "vocabulary": {"model.embed_tokens.weight": unused, "lm_head.weight": unused},
+    }
+
+
+@pytest.fixture(scope="module")
+def region_files(masks, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("regions")
+    for kind, of_kind in masks.items():
+        entries = {name: Entries.from_mask(mask) for name, mask in of_kind.items()}
+        Region(entries).save(folder / f"{kind}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fisher(parameters, tmp_path_factory):
+    """A folder of scores of two languages, and what they mean: of the blocks' weights only."""
+    folder, total = tmp_path_factory.mktemp("fisher"), {}
+    for number, (language, batches) in enumerate({"en": 2, "es": 8}.items()):
+        generator = torch.Generator().manual_seed(number)
+        scores = {
+            name: torch.rand(p.shape, generator=generator).pow(4)
+            for name, p in parameters.items()
+            if "layers" in name
+        }
+        made = {"method": "fisher", "batches": batches, "language": language}
+        Scores(scores, made=made).save(folder / f"{language}.safetensors")
+        for name, value in scores.items():
+            total[name] = total.get(name, 0) + value / batches
+    mean = torch.cat([value.flatten() for value in total.values()]).mean()
+    return folder, {name: value / mean for name, value in total.items()}
+
+
+def recipe_of(model_folder, optimization=None, **changes):
+    return TrainRecipe(
+        ModelSource(str(model_folder)),
+        languages=["zh"],
+        optimization=Optimization(**SETTINGS, **(optimization or {})),
+        watch=Watch(off=True),
+        workers=1,
+        **changes,
+    )
+
+
+REPLAY = Replay(languages=["en", "es"], share=0.5)
+CASES = {
+    "plain": ({}, {}),
+    "region": ({"region": "entries"}, {}),
+    "clamp": ({"region": "entries", "freeze": Freezing(clamp=0.0)}, {"clamp": 0.0}),
+    "rows and columns": ({"region": "rows and columns"}, {}),
+    "vocabulary": ({"region": "vocabulary"}, {}),
+    "EWC": ({"penalty": Penalty(2.0, "fisher")}, {"strength": 2.0, "fisher": "fisher"}),
+    "EWC, region": (
+        {"penalty": Penalty(2.0, "fisher"), "region": "entries"},
+        {"strength": 2.0, "fisher": "fisher"},
+    ),
+    "L2": ({"penalty": Penalty(2.0)}, {"strength": 2.0}),
+    # What is frozen away from the base is not pulled there.
+    "L2, clamp": (
+        {"penalty": Penalty(2.0), "region": "entries", "freeze": Freezing(clamp=0.25)},
+        {"strength": 2.0, "clamp": 0.25},
+    ),
+    "L2, frozen later": (
+        {"penalty": Penalty(2.0), "region": "entries", "freeze": Freezing(first_step=2)},
+        {"strength": 2.0, "first": 2},
+    ),
+    "EMA": ({"optimization": {"ema_decay": 0.8}}, {"ema": 0.8}),
+    "averaged": ({"average_with_base": 0.4}, {"share": 0.4}),
+    "averaged, region": ({"average_with_base": 0.4, "region": "entries"}, {"share": 0.4}),
+    "LoRA": ({"lora": Lora(4)}, {"adapters": MATRICES, "scale": 2.0}),
+    "LoRA of some": (
+        {"lora": Lora(2, alpha=3.0, targets=["q_proj", "mlp.down_proj"])},
+        {"adapters": ("q_proj", "down_proj"), "scale": 1.5},
+    ),
+    "replay": ({"replay": REPLAY}, {}),
+    "replay first": ({"replay": replace(REPLAY, until=0.1)}, {}),
+    "region, replay": ({"region": "entries", "replay": REPLAY}, {}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def told(model_folder, region_files, masks, fisher):
+    """A case's recipe and variant, with what they name filled in."""
+
+    def fill(case, **more):
+        changes, variant = ({**part} for part in CASES[case])
+        if "region" in changes:
+            variant["frozen"] = masks[changes["region"]]
+            changes["region"] = str(region_files / f"{changes['region']}.safetensors")
+        if "fisher" in variant:
+            variant["fisher"] = fisher[1]
+            changes["penalty"] = Penalty(changes["penalty"].strength, str(fisher[0]))
+        recipe = recipe_of(model_folder, **changes, **more)
+        if "adapters" in variant:
+            drawn = {
+                name.replace("lora_A.default.", ""): p.detach().clone()
+                for name, p in loader(recipe, "one").named_parameters()
+                if "lora_A" in name and name.split(".")[-4] in variant["adapters"]
+            }
+            assert len(drawn) == 2 * len(variant["adapters"])
+            variant["adapters"] = drawn
+        return recipe, Variant(**variant)
+
+    return fill
+
+
+def reference(recipe, variant, model_folder, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    return train(model, read_data(recipe, tokenizer).train_dataloader(), variant)
+
+
+@pytest.fixture(scope="module")
+def plain(told, model_folder, tokenizer):
+    return reference(*told("plain"), model_folder, tokenizer)
+
+
+def exported(folder):
+    held = WeightsFolder(folder / "model")
+    return {name: held[name] for name in held}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_trains_as_a_plain_loop(case, told, plain, parameters, model_folder, tokenizer, tmp_path):
+    recipe, variant = told(case)
+    run(recipe, tmp_path / "run", table=False, progress=False)
+    found, expected = (
+        exported(tmp_path / "run"),
+        reference(recipe, variant, model_folder, tokenizer),
+    )
+    assert found.keys() == expected.keys() == parameters.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, atol=2e-6, rtol=1e-5, msg=lambda m, n=name: n + m
+        )
+    for name, mask in variant.frozen.items() if not variant.first else ():
+        start = torch.full_like(parameters[name], variant.clamp or 0.0)
+        start = parameters[name] if variant.clamp is None else start
+        assert torch.equal(found[name][mask].view(torch.int32), start[mask].view(torch.int32))
+    unlike = max((expected[name] - value).abs().max().item() for name, value in plain.items())
+    assert (unlike > 1e-3) == (case != "plain")
+
+
+@pytest.mark.parametrize("case", ["EWC", "averaged", "LoRA"])
+def test_resumes_exactly(case, told, tmp_path, monkeypatch):
+    more = {"checkpoint_every": 2}
+    if case == "LoRA":
+        more["lora"] = Lora(4, dropout=0.2)
+    recipe = replace(told(case)[0], **more)
+    run(recipe, tmp_path / "whole", table=False, progress=False)
+    before = CausalLM.on_train_batch_start
+
+    def dies(module, batch, batch_idx):
+        if batch_idx == 3 * ACCUMULATE:
+            raise KeyError("the machine")
+        before(module, batch, batch_idx)
+
+    monkeypatch.setattr(CausalLM, "on_train_batch_start", dies)
+    with pytest.raises(KeyError, match="the machine"):
+        run(recipe, tmp_path / "run", table=False, progress=False)
+    monkeypatch.setattr(CausalLM, "on_train_batch_start", before)
+    results = run(recipe, tmp_path / "run", table=False, progress=False).results
+    assert results["resumed_from"] == "step=2.ckpt"
+    expected, found = exported(tmp_path / "whole"), exported(tmp_path / "run")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    shutil.rmtree(tmp_path / "run" / "model")  # killed as it was to be exported
+    run(recipe, tmp_path / "run", table=False, progress=False)
+    again = exported(tmp_path / "run")
+    assert all(torch.equal(again[name], value) for name, value in expected.items())
+
+
+def test_replay_is_where_it_is_told(told, tokenizer):
+    """In the batches that all compare: half of them, and half of the first step's alone."""
+    counts = {}
+    for case in ("plain", "replay", "replay first"):
+        data = read_data(told(case)[0], tokenizer)
+        languages = data.order.places(0, data.order.length)[0]
+        zh = data.order.languages.index("zh")
+        counts[case] = [int((part != zh).sum()) for part in np.split(languages, STEPS)]
+    assert (counts["plain"], counts["replay first"]) == ([0] * 4, [3, 0, 0, 0])
+    assert sum(counts["replay"]) == 12
+    assert min(counts["replay"]) > 0
+
+
+def test_says_nothing_where_no_progress_is_asked_for(told, tmp_path, capfd):
+    run(told("plain")[0], tmp_path / "run", table=False, progress=False)
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")

@@ -1,0 +1,171 @@
+"""What a comparison is told, and what it makes of it."""
+
+from pathlib import Path
+
+import pytest
+
+from freezetrain.errors import UserError
+from freezetrain.recipe import (
+    CompareRecipe,
+    Engine,
+    ModelSource,
+    Optimization,
+    Replay,
+    TextSource,
+    TrainRecipe,
+    Watch,
+)
+
+TEXTS = TextSource("texts", test_one_in=4)
+
+
+def recipe(**more) -> CompareRecipe:
+    train = TrainRecipe(
+        ModelSource("base"),
+        texts=TEXTS,
+        languages=["zh"],
+        optimization=Optimization(max_steps=7),
+        watch=Watch(TEXTS, ["zh", "en", "es"]),
+    )
+    return CompareRecipe(**{"train": train, "learning_rates": [1e-4, 1e-3], **more})
+
+
+def test_a_variant_is_the_recipe_with_its_changes():
+    replay = {"texts": {"folder": "texts", "test_one_in": 4}, "languages": ["en"], "share": 0.2}
+    told = recipe(
+        variants={"plain": {}, "core": {"region": "core", "changes": {"replay": replay}}},
+        regions={"core": {"kind": "core"}},
+    )
+    one = told.training("core", 1e-3, 5, "core.safetensors")
+    assert one.region == "core.safetensors"
+    assert one.replay == Replay(TEXTS, ["en"], share=0.2)
+    assert (one.optimization.learning_rate, one.optimization.seed) == (1e-3, 5)
+    assert one.optimization.max_steps == 7
+    assert one.watch.off
+    assert one.engine == Engine(devices=1)
+    plain = told.training("plain", 1e-4, 5)
+    assert plain.region is plain.replay is None
+    assert told.reads_old("core")
+    assert not told.reads_old("plain")
+
+
+def test_rates_and_seeds_of_a_variant_go_before_those_of_all():
+    told = recipe(variants={"plain": {}, "x": {"learning_rates": [1.0], "seeds": [2]}})
+    assert (told.rates_of("plain"), told.seeds_of("plain")) == ([1e-4, 1e-3], [0, 1, 2])
+    assert (told.rates_of("x"), told.seeds_of("x")) == ([1.0], [2])
+
+
+def test_regions_are_told_what_all_runs_share():
+    told = recipe(
+        regions={
+            "core": {"kind": "core", "scores": "wanda"},
+            "like": {"kind": "random", "like": "core"},
+            "any": {"kind": "random", "unit": "column", "ratio": 0.5},
+            "rare": {"kind": "vocabulary"},
+            "apart": {"kind": "expression", "expression": "en - zh", "scores": "taylor"},
+        },
+        scoring={"methods": ["taylor", "wanda"], "languages": ["en", "zh"]},
+    )
+    made = {name: told.selection(name, Path("regions"), "scores") for name in told.regions}
+    assert made["core"].scores == "scores/wanda"
+    assert made["core"].languages == ["en"]  # the target's scores are not what is to be kept
+    assert made["apart"].languages == []
+    assert made["like"].like == "regions/core.safetensors"
+    assert made["any"].model == ModelSource("base")
+    assert (made["rare"].language, made["rare"].texts) == ("zh", TEXTS)
+    scoring = told.scoring_recipe()
+    assert scoring.languages == ["en", "zh"]
+    assert (scoring.model, scoring.texts) == (ModelSource("base"), TEXTS)
+    assert recipe(regions={"core": {}}).scoring_recipe().languages == ["en", "es"]
+
+
+def test_a_random_region_like_one_by_scores_reads_no_old_text():
+    told = recipe(
+        variants={"plain": {}, "random": {"region": "like"}},
+        regions={"core": {"kind": "core"}, "like": {"kind": "random", "like": "core"}},
+    )
+    assert not told.reads_old("random")
+    assert told.needs_scores
+
+
+def test_fisher_names_the_scores_that_the_comparison_makes():
+    told = recipe(
+        variants={
+            "plain": {},
+            "EWC": {"changes": {"penalty": {"strength": 1.0, "fisher": "fisher"}}},
+        },
+        scoring={"methods": ["taylor", "fisher"]},
+    )
+    penalty = told.training("EWC", 1e-4, 0, scores="there").penalty
+    assert (penalty.fisher, penalty.languages) == ("there/fisher", None)  # the target is not scored
+    scoring = {"methods": ["fisher"], "languages": ["en", "zh", "es"]}
+    told = recipe(variants=told.variants, scoring=scoring)
+    assert told.training("EWC", 1e-4, 0).penalty.languages == ["en", "es"]
+    assert told.needs_scores
+    assert told.reads_old("EWC")
+
+
+def variants(**one):
+    return {"variants": {"plain": {}, "x": one}}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"variants": {"x": {}}}, "with one called plain"),
+        ({"variants": {"plain": {"region": "x"}}}, "variants.plain must be without region"),
+        ({"variants": {"plain": {}, "a b": {}, "a-b": {}}}, "told apart as folders"),
+        (variants(reion="x"), r"variants.x: unknown field 'reion' \(did you mean 'region'"),
+        (variants(region="cre"), "expected the name of a region at character 1 of 'cre'"),
+        (variants(changes={"optimization": {"seed": 1}}), "without what all variants share"),
+        (variants(changes={"watch": {}}), "without what all variants share"),
+        (variants(changes={"lora": {"rnk": 1}}), "variants.x: unknown field 'lora.rnk'"),
+        (variants(changes={"penalty": 0.1}), "changes.penalty must be a group of fields, got 0.1"),
+        (variants(changes={"optimization": 5}), "changes.optimization must be a group of fields"),
+        (
+            variants(changes={"replay": {"texts": {"folder": "texts", "test_one_in": 9}}}),
+            "variants.x: replay.texts and train.watch.texts read the same texts but split them",
+        ),
+        ({"regions": {"a": {}}, "scoring": {"texts": {"test_one_in": 0}}}, "scoring.texts and"),
+        ({"regions": {"a": {}}, "scoring": {"texts": "x"}}, "scoring.texts must be a group of"),
+        (
+            {"regions": {"a": {}}, "scoring": {"methods": "fisher"}},
+            "scoring.methods must be a list",
+        ),
+        ({"regions": {"a": {}}, "scoring": {"engine": {"devices": 2}}}, "run freezetrain score"),
+        ({"variants": {"plain": {}, "..": {}}}, "told apart as folders"),
+        (variants(learning_rates=[0.0]), "learning_rates must be numbers above 0"),
+        (variants(learning_rates=[1.0, 1.0]), "one or more, each once"),
+        (variants(seeds=[9]), "some of plain's"),
+        ({"regions": {"a/b": {}}}, "a region's name"),
+        ({"regions": {"a": {"kind": "cre"}}}, "regions.a: kind: expected one of 'core'"),
+        ({"regions": {"a": {"kind": "random", "like": "b"}}}, "the name of an earlier region"),
+        ({"regions": {"a": {"kind": "file"}}}, "kind: file and a path"),
+        ({"regions": {"a": {"scores": "wnda"}}}, "the methods of scoring are taylor"),
+        ({"regions": {"a": {}}, "scoring": {"sequnces": 1}}, "scoring: unknown field 'sequnces'"),
+        ({"scores": "there", "scoring": {"batch": 1}}, "left out where scores are given"),
+        ({"gain": -1.0}, "gain must be a number above 0"),
+        ({"runs_at_once": 0}, "runs_at_once must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(more, said):
+    with pytest.raises(UserError, match=said):
+        recipe(**more)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"languages": ["zh", "en"]}, "train.languages must be one, the target"),
+        ({"region": "x"}, "train.region must be left out"),
+        ({"from_scratch": True}, "train.from_scratch must be left out"),
+        ({"engine": Engine(devices=2)}, "train.engine.devices must be 1 or left out"),
+        ({"watch": Watch(TEXTS, off=True)}, "train.watch.off must be false"),
+        ({"watch": Watch(TEXTS, ["en", "es"])}, "with the target, zh"),
+        ({"watch": Watch(TEXTS, ["zh"])}, "two or more"),
+    ],
+)
+def test_what_all_runs_share_is_checked(change, said):
+    shared = {"model": ModelSource("base"), "texts": TEXTS, "languages": ["zh"]}
+    with pytest.raises(UserError, match=said):
+        CompareRecipe(TrainRecipe(**{**shared, **change}))
