@@ -1,16 +1,24 @@
-"""Prepare what recipes/quickstart_base.yaml trains on: texts, tokenizer and configuration.
+"""Prepare what a small multilingual base is pre-trained on: texts, tokenizer and configuration.
+
+For the base that quickstart starts from, of 4 million weights:
 
     python recipes/quickstart_base.py HELP_FOLDER OUT
     freezetrain train recipes/quickstart_base.yaml --model.path OUT/config --texts.folder OUT/texts
+
+For the base of docs/study.md, of 31 million, to which Turkish is nearly unknown as well:
+
+    python recipes/quickstart_base.py HELP_FOLDER OUT --targets zh tr --hidden 512 --inner 1344 \\
+        --layers 8 --heads 8
+    freezetrain train recipes/study_base.yaml --model.path OUT/config --texts.folder OUT/texts
 
 HELP_FOLDER holds <language>.jsonl.xz files of {"page": ..., "text": ...} made from the Debian
 packages libreoffice-help-* 4:7.4.7 (MPL-2.0) in en es ru de fr ja ko it zh pt vi tr. Their text is
 not shipped; the base that quickstart starts from is what this recipe made of it.
 """
 
+import argparse
 import json
 import lzma
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +29,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from freezetrain.corpora import read_languages
 from freezetrain.recipe import TextSource
 
-TARGET = "zh"
-TARGET_CHARACTERS = 60_000  # of the target language: nearly unseen, as Chinese is in LLaMA
+TARGET_CHARACTERS = 60_000  # of a target language: nearly unseen, as Chinese is in LLaMA
 VOCABULARY = 6144
 CONTEXT = 512
 
@@ -73,34 +80,44 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def main(help_folder: Path, out: Path) -> None:
-    texts = out / "texts"
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("help_folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--targets", nargs="+", default=["zh"], help="languages nearly unseen")
+    parser.add_argument("--hidden", type=int, default=192)
+    parser.add_argument("--inner", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=4)
+    told = parser.parse_args()
+    texts = told.out / "texts"
     texts.mkdir(parents=True)
     for_tokenizer: list[str] = []
-    for language, pages in help_pages(help_folder):
+    for language, pages in help_pages(told.help_folder):
         for_tokenizer += shortened(pages, 150_000)
-        if language == TARGET:
+        if language in told.targets:
             pages = shortened(pages, TARGET_CHARACTERS)
         write(texts / f"help-{language}.jsonl", pages)
     for name, language in read_languages(TextSource()).items():
-        for_tokenizer += language.train * 3
-        if name != TARGET:
-            write(texts / f"udhr-{name}.jsonl", language.train)
-    train_tokenizer(for_tokenizer).save_pretrained(out / "config")
+        articles = list(language.train)
+        for_tokenizer += articles * 3
+        if name not in told.targets:
+            write(texts / f"udhr-{name}.jsonl", articles)
+    train_tokenizer(for_tokenizer).save_pretrained(told.out / "config")
     LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=told.hidden,
+        intermediate_size=told.inner,
+        num_hidden_layers=told.layers,
+        num_attention_heads=told.heads,
+        num_key_value_heads=told.heads,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=2,
-    ).save_pretrained(out / "config")
+    ).save_pretrained(told.out / "config")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()

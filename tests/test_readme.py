@@ -12,7 +12,8 @@ import yaml
 from torch.utils.data import DataLoader
 
 from freezetrain.cli.verbs import VERBS, parse
-from freezetrain.recipe import TrainRecipe, yaml12
+from freezetrain.recipe import CompareRecipe, Lora, TrainRecipe, yaml12
+from freezetrain.recipe.changes import built
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,10 +70,11 @@ def test_table_names_every_verb():
 
 
 def test_recipe_example_is_valid():
-    (example,) = blocks("yaml")
-    told = yaml12.load(example)
-    assert told.keys() <= TrainRecipe.__dataclass_fields__.keys()
-    assert told["optimization"]["learning_rate"] == 5e-5
+    example, pilot = map(yaml12.load, blocks("yaml"))
+    assert example.keys() <= TrainRecipe.__dataclass_fields__.keys()
+    assert example["optimization"]["learning_rate"] == 5e-5
+    compared = built(CompareRecipe, pilot, "README")
+    assert compared.training("LoRA", 1e-3, 0).lora == Lora(rank=16)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from freezetrain.corpora import read_languages
 from freezetrain.evaluation import PAPER_SAMPLES
 from freezetrain.recipe import (
     PAPER_CORE,
+    CompareRecipe,
     ForgettingRecipe,
     PaperRecipe,
     TextSource,
@@ -37,6 +39,7 @@ def recipes_of(verb: str) -> dict[str, Path]:
 
 
 COMPARE = recipes_of("forgetting")
+VARIANTS = recipes_of("compare")
 RECIPES = recipes_of("train")
 TINY = {
     "vocab_size": 400, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
@@ -121,10 +124,10 @@ def localized(recipe: dict, folder: Path, tokenizer) -> dict:
 
 
 def text_files(folder: Path, languages) -> Path:
-    """A JSONL file of each language; of one of the built-in ones by what follows the hyphen."""
+    """A JSONL file of each language: of the built-in one after its hyphen, else of this name."""
     folder.mkdir()
     for name in languages:
-        built_in = name.partition("-")[2]
+        built_in = name.partition("-")[2] or name
         texts = read_languages(TextSource(), [built_in])[built_in].train
         lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
         (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -163,7 +166,7 @@ PROCESSES = {"paper_llama2_7b_zh.yaml": 2, "8b_zero3.yaml": 2}
 def test_all_recipes_are_here():
     named = {yaml12.load(path.read_text())["model"]["path"] for path in RECIPES.values()}
     assert named == MODELS.keys()
-    assert EVERY.keys() == {*RECIPES, *COMPARE, *recipes_of("paper")}
+    assert EVERY.keys() == {*RECIPES, *COMPARE, *VARIANTS, *recipes_of("paper")}
     assert PROCESSES.keys() <= RECIPES.keys()
 
 
@@ -273,6 +276,50 @@ def test_recipe_compares(name, tmp_path, tokenizer):
             assert list(run["benchmarks"]["tasks"]) == recipe["benchmarks"]["tasks"]
             for task, metric in recipe["benchmarks"]["metrics"].items():
                 assert run["benchmarks"]["tasks"][task]["metric"] == metric
+
+
+def test_compare_recipe_compares_variants(tmp_path, tokenizer):
+    """As it stands, with model and texts replaced by something tiny, and less of everything."""
+    path = VARIANTS["compare.yaml"]
+    told = parse(["compare", str(path)]).recipe
+    assert isinstance(told, CompareRecipe)
+    runs = [
+        (name, *one) for name in told.variants for one in product(told.learning_rates, told.seeds)
+    ]
+    assert len(runs) == 81
+    settings = told.training(*runs[0]).optimization
+    assert settings.steps(0) * settings.accumulate(1) * 4 * 1024 == pytest.approx(10e6, rel=0.02)
+    recipe = yaml12.load(path.read_text())
+    train, kept = recipe["train"], ["en", "es"]
+    train["model"]["path"] = str(tiny_model(train["model"]["path"], tmp_path / "base", tokenizer))
+    train["watch"] |= {"languages": ["sw", *kept], "documents": 2, "max_length": 32}
+    train["optimization"] |= {
+        "max_steps": 2, "sequence_length": 16, "micro_batch": 2, "batch_tokens": 64,
+        "warmup_steps": 1, "precision": "32-true",
+    }  # fmt: skip
+    train["workers"] = 1
+    recipe["scoring"] |= {"sequences": 4, "sequence_length": 16, "workers": 1}
+    recipe |= {"learning_rates": recipe["learning_rates"][:2], "seeds": [0]}
+    for variant in recipe["variants"].values():
+        if "learning_rates" in variant:
+            variant["learning_rates"] = variant["learning_rates"][:2]
+    replay = recipe["variants"]["replay 5%"]["changes"]["replay"]
+    replay["languages"] = kept
+    for source in (train, train["watch"], replay):
+        source["texts"] |= {"folder": str(tmp_path / "texts"), "test_one_in": 4}
+    text_files(tmp_path / "texts", ["sw", *kept])
+    (tmp_path / "recipe.yaml").write_text(yaml12.dump(recipe), encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", "recipe.yaml", "--out", "out"])
+    assert stopped.value.code == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["variants"].keys() == told.variants.keys()
+    assert len(results["runs"]) == 2 * len(told.variants)
+    for name, about in results["variants"].items():
+        assert (about["frozen"] is not None) == (told.variant(name).region is not None)
+        assert about["trained_on_old"] == (0.05 if "replay" in name else 0)
+    assert {*results["languages"]} == {"sw", *kept}
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_paper_recipe_looks_at_the_model(tmp_path, tokenizer):
