@@ -104,7 +104,9 @@ def localized(recipe: dict, folder: Path, tokenizer) -> dict:
         if "hub" in source:
             source["hub"] = str(hub_layout(folder / f"hub-{number}", source["names"]))
         if "folder" in source:
-            source["folder"] = str(text_files(folder / "texts", recipe.get("weights", ["en", "zh"])))
+            source["folder"] = str(
+                text_files(folder / "texts", recipe.get("weights", ["en", "zh"]))
+            )
     if "region" in recipe:
         live = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
         recipe["region"] = str(folder / "region.safetensors")
