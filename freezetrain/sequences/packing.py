@@ -1,13 +1,9 @@
 """A stream of tokens → sequences of fixed length, without padding and with nothing lost."""
 
-from collections.abc import Sequence
-
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from freezetrain.errors import UserError
 from freezetrain.nll import NO_LABEL
-from freezetrain.sequences.encoding import encode
 from freezetrain.sequences.token_store import TokenStore
 
 
@@ -79,9 +75,3 @@ def require_sequence(tokens: int, sequence_length: int, what: str) -> None:
             f"{what} has {tokens} tokens, fewer than one sequence of {sequence_length}; give "
             "it more text or lower sequence_length"
         )
-
-
-def token_stream(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """The texts' tokens in one int32 array in memory, documents separated as in a TokenStore."""
-    parts = [np.array(ids, dtype=np.int32) for ids in encode(texts, tokenizer)]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from freezetrain.errors import UserError
-from freezetrain.sequences.packing import Packed, token_stream
+from freezetrain.sequences.packing import Packed
 
 DOCUMENTS = [
     [0, 5, 6, 7, 1],
@@ -85,11 +85,3 @@ def test_too_little_text_is_refused(make_store):
         UserError, match=r"language 'xx' has 4 tokens, fewer than one sequence of 5"
     ):
         Packed(make_store([[0, 1], [2, 3]]), 5, what="language 'xx'")
-
-
-def test_a_stream_in_memory_is_that_of_a_store(udhr, tokenizer):
-    texts = udhr["zh"].train
-    flat = []
-    for text in texts:
-        flat += [0, *tokenizer(text, add_special_tokens=False)["input_ids"], 1]
-    assert token_stream(texts, tokenizer).tolist() == flat
