@@ -85,7 +85,12 @@ SHORT = {"--model": "--model.path", "--texts": "--texts.folder"}
 SPELLINGS = {"--dry-run": "--dry_run", "--print-config": "--print_config"}
 
 
-def build_parser() -> ArgumentParser:
+def build_parser(asked: str | None = None) -> ArgumentParser:
+    """The parser of all verbs, of which ``asked`` alone has its options.
+
+    Fields of a recipe are found by introspection, which takes a while; help on all verbs shows
+    nothing of them.
+    """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     set_loader("yaml", yaml12.load, exceptions=(YAMLError,))
     parser = ArgumentParser(
@@ -96,45 +101,52 @@ def build_parser() -> ArgumentParser:
     )
     verbs = parser.add_subcommands(dest="verb")
     for name, verb in VERBS.items():
-        words = " ".join(part.split(".")[0].upper() for part in verb.positional)
-        if verb.trailing:
-            word = verb.trailing.split(".")[0].removesuffix("s").upper()
-            words = f"{words} {word} [{word} ...]".lstrip()
-        about = " ".join((verb.recipe.__doc__ or "").split())
-        short = [
-            f"{word} X is short for {full} X."
-            for word, full in SHORT.items()
-            if _is_group(verb, word)
-        ]
-        of_verb = ArgumentParser(
-            prog=f"freezetrain {name}",
-            usage=f"freezetrain {name} {words.replace('CONFIG', '[RECIPE.yaml]')} [options]",
-            description=" ".join([about, *short]),
-            exit_on_error=False,
-            print_config=None,  # jsonargparse's own would print --out too, which is no recipe's
-        )
-        of_verb.add_argument(
-            "--config", action=ActionConfigFile, help="A recipe: a YAML file of the fields below."
-        )
-        of_verb.add_argument(
-            "--out",
-            type=str | None,
-            default=None,
-            help="Folder for all that the verb leaves; new or empty. Default: runs/<verb>-<time>.",
-        )
-        of_verb.add_argument(
-            "--print_config",
+        of_verb = _parser_of(name) if name == asked else ArgumentParser()
+        verbs.add_subcommand(name, of_verb, help=_about(verb))
+    return parser
+
+
+def _about(verb: Verb) -> str:
+    return " ".join((verb.recipe.__doc__ or "").split())
+
+
+def _parser_of(name: str) -> ArgumentParser:
+    verb = VERBS[name]
+    words = " ".join(part.split(".")[0].upper() for part in verb.positional)
+    if verb.trailing:
+        word = verb.trailing.split(".")[0].removesuffix("s").upper()
+        words = f"{words} {word} [{word} ...]".lstrip()
+    short = [
+        f"{word} X is short for {full} X." for word, full in SHORT.items() if _is_group(verb, word)
+    ]
+    parser = ArgumentParser(
+        prog=f"freezetrain {name}",
+        usage=f"freezetrain {name} {words.replace('CONFIG', '[RECIPE.yaml]')} [options]",
+        description=" ".join([_about(verb), *short]),
+        exit_on_error=False,
+        print_config=None,  # jsonargparse's own would print --out too, which is no recipe's
+    )
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="A recipe: a YAML file of the fields below."
+    )
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="Folder for all that the verb leaves; new or empty. Default: runs/<verb>-<time>.",
+    )
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="Print the recipe with all fields filled in, and do nothing else.",
+    )
+    if verb.dry:
+        parser.add_argument(
+            "--dry_run",
             action="store_true",
-            help="Print the recipe with all fields filled in, and do nothing else.",
+            help="Print what would run, with the memory it takes, and do nothing else.",
         )
-        if verb.dry:
-            of_verb.add_argument(
-                "--dry_run",
-                action="store_true",
-                help="Print what would run, with the memory it takes, and do nothing else.",
-            )
-        of_verb.add_class_arguments(verb.recipe)
-        verbs.add_subcommand(name, of_verb, help=about)
+    parser.add_class_arguments(verb.recipe)
     return parser
 
 
@@ -180,7 +192,7 @@ def parse(arguments: Sequence[str]) -> Told:
             )
             raise UserError(f"{wrong}; verbs: {', '.join(VERBS)}")
     try:
-        parser = build_parser()
+        parser = build_parser(arguments[0])
         told = parser.instantiate(parser.parse_args(_spelled_out(arguments)))
     except (ArgumentError, ValueError, TypeError, UserError) as error:
         raise UserError(one_sentence(error, arguments, VERBS[arguments[0]].recipe)) from error
