@@ -17,9 +17,10 @@ def on_gpu(make_model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_frozen_entries_keep_their_bits_under_fused_adamw(on_gpu, dtype):
+@pytest.mark.parametrize("ratio", [0.01, 0.1, 0.3])  # held as indices, bits made indices, bits
+def test_frozen_entries_keep_their_bits_under_fused_adamw(on_gpu, dtype, ratio):
     model = on_gpu.to(dtype)
-    region = Region.random(model, 0.1, seed=0)
+    region = Region.random(model, ratio, seed=0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1, fused=True)
     with freezetrain.freeze(model, optimizer, region):

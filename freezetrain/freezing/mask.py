@@ -89,7 +89,8 @@ class GradientMask:
         if isinstance(gradient, DTensor) and here.device.type == "cpu" and here.is_pinned():
             # Offloaded by FSDP2: older torch calls hooks while this copy is still under way.
             torch.accelerator.current_stream().synchronize()
-        entries = self._entries[shard.number] = self._entries[shard.number].to(here.device)
+        entries = self._entries[shard.number].for_training(here.device)
+        self._entries[shard.number] = entries
         entries.fill(here, 0.0)
         self.fired.add(shard.number)
         self.seconds += perf_counter() - start

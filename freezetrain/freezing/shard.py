@@ -96,8 +96,8 @@ class Shard:
         self.entries.write(here, values.to(here.device, here.dtype))
 
     def on_its_device(self) -> "Shard":
-        """With the entries beside the values, so that no step has to move them."""
-        return replace(self, entries=self.entries.to(self.of(self.owner).device))
+        """With the entries beside the values, so that no step has to move or unpack them."""
+        return replace(self, entries=self.entries.for_training(self.of(self.owner).device))
 
     def digest(self, dtype: torch.dtype | None = None) -> Tensor:
         """Digest of the frozen values, first rounded to ``dtype`` if one is given."""

@@ -1,5 +1,7 @@
 """A bool mask as one bit an entry, in the order of ``numpy.packbits(bitorder="little")``."""
 
+from math import prod
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +22,11 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 def unpack_bits(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Undo :func:`pack_bits`: a bool mask of ``shape``, on the device of ``bits``."""
-    places = torch.tensor([1 << place for place in range(8)], dtype=torch.uint8, device=bits.device)
-    mask = (bits.unsqueeze(1) & places).bool().flatten()
-    return mask[: torch.Size(shape).numel()].view(shape)
+    numel = prod(shape)
+    if bits.device.type == "cpu":
+        unpacked = np.unpackbits(bits.numpy(), count=numel, bitorder="little")
+        return torch.from_numpy(unpacked).view(torch.bool).view(shape)
+    # Made there: a constant of the host's would have each call wait for its copy.
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    mask = ((bits.unsqueeze(1) >> places) & 1).bool().flatten()
+    return mask[:numel].view(shape)

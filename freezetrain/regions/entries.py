@@ -16,6 +16,7 @@ from torch import Tensor
 from freezetrain.errors import UserError
 from freezetrain.regions.bits import bits_nbytes, pack_bits, unpack_bits
 from freezetrain.regions.canonical import (
+    INT32_MAX,
     candidate_slices,
     fit_as_indices,
     may_be_slices,
@@ -159,7 +160,24 @@ class Entries:
         """The same set with ``data`` on ``device``."""
         if self.data is None or self.data.device == torch.device(device):
             return self
-        return Entries(self.shape, self.kind, self.data.to(device))
+        return self._held_as(self.kind, self.data.to(device))
+
+    def for_training(self, device: torch.device | str) -> "Entries":
+        """The same set on ``device``, held so that every step can read and write it quickly.
+
+        Bits become indices, of at most 4 bytes an entry: on a CPU all of them, elsewhere those of
+        at most an eighth of the entries. So the kind may not be the one of the fewest bytes.
+        """
+        few = torch.device(device).type == "cpu" or 8 * self.count <= self.numel
+        if self.kind == "bits" and few and self.numel <= INT32_MAX:
+            return self._held_as("indices", self.indices().int().to(device))
+        return self.to(device)
+
+    def _held_as(self, kind: Kind, data: Tensor) -> "Entries":
+        held = Entries(self.shape, kind, data)
+        if "count" in self.__dict__:  # else a GPU would be waited for to count again
+            held.__dict__["count"] = self.count
+        return held
 
     @torch.no_grad()
     def read(self, tensor: Tensor) -> Tensor:
@@ -172,14 +190,15 @@ class Entries:
             return tensor.clone(memory_format=torch.contiguous_format).view(-1)
         if self.kind == "bits":
             return tensor.masked_select(self.to(tensor.device).mask())
-        index = self._index(tensor.device)
+        assert self.data is not None
+        index = self.data.to(tensor.device)  # reading, unlike writing, takes int32 as it is
         if self.kind == "rows":
             return tensor.index_select(0, index).reshape(-1)
         if self.kind == "columns":
             return tensor.index_select(-1, index).reshape(-1)
         if tensor.is_contiguous():
             return tensor.view(-1).index_select(0, index)
-        return tensor[torch.unravel_index(index, self.shape)]
+        return tensor[torch.unravel_index(index.long(), self.shape)]
 
     @torch.no_grad()
     def write(self, tensor: Tensor, values: Tensor) -> None:
@@ -244,8 +263,10 @@ class Entries:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Entries):
             return NotImplemented
-        if (self.shape, self.kind) != (other.shape, other.kind):
+        if self.shape != other.shape:
             return False
+        if self.kind != other.kind:  # as for_training() may have made one of them
+            return self.count == other.count and torch.equal(self.mask().cpu(), other.mask().cpu())
         if self.data is None or other.data is None:
             return True
         return torch.equal(self.data.cpu(), other.data.cpu())

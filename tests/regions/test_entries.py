@@ -110,8 +110,11 @@ def layouts(array: np.ndarray) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8])
 @pytest.mark.parametrize("mask", CASES)
-def test_read_write_fill_touch_the_entries_alone_for_any_strides(mask, dtype):
+@pytest.mark.parametrize("held", ["smallest", "for training"])
+def test_read_write_fill_touch_the_entries_alone_for_any_strides(mask, dtype, held):
     entries = Entries.from_mask(torch.from_numpy(mask))
+    if held == "for training":
+        entries = entries.for_training("cpu")
     before = (np.arange(mask.size, dtype=np.int64) % 100 + 1).astype(dtype).reshape(mask.shape)
     for tensor in layouts(before).values():
         read = entries.read(tensor)
@@ -183,6 +186,24 @@ def test_narrow_parts_of_every_kind_put_together_are_the_whole():
             entries = Entries.from_mask(torch.from_numpy(mask))
             found = [narrow(entries, s, min(40, mask.size - s)) for s in range(0, mask.size, 40)]
             assert torch.equal(torch.cat([part.mask() for part in found]), entries.mask().flatten())
+
+
+@pytest.mark.parametrize("mask", CASES)
+def test_for_training_a_set_holds_no_bits_and_is_still_itself(mask):
+    entries = Entries.from_mask(torch.from_numpy(mask))
+    held = entries.for_training("cpu")
+    assert held.kind == ("indices" if entries.kind == "bits" else entries.kind)
+    assert held.nbytes <= 4 * held.count == 4 * entries.count
+    assert held == entries
+    assert entries == held
+    assert held != Entries.from_mask(torch.from_numpy(np.asarray(~mask)))
+    np.testing.assert_array_equal(held.mask().numpy(), mask)
+
+
+def test_where_memory_is_dear_only_few_bits_become_indices():
+    for share, kind in [(0.1, "indices"), (0.2, "bits")]:
+        mask = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) < share
+        assert Entries.from_mask(mask).for_training("meta").kind == kind
 
 
 def test_tensors_without_entries():
