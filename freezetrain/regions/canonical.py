@@ -49,7 +49,9 @@ def sorted_unique(values: Tensor | Sequence[int], limit: int, what: str) -> Tens
             f"expected one dimension of integers as {what}, "
             f"got shape {list(index.shape)} of dtype {index.dtype}"
         )
-    index = index.to(torch.int64).sort().values
+    index = index.to(torch.int64)
+    if not bool((index[1:] > index[:-1]).all()):  # sorting takes long also where all is sorted
+        index = index.sort().values
     first, last = int(index[0]), int(index[-1])
     if first < 0 or last >= limit:
         offender = first if first < 0 else last

@@ -18,7 +18,7 @@ def taylor(weight: Tensor, gradient_sum: Tensor) -> Tensor:
     released code of Zhang et al. 2024 (arXiv 2402.14700) computes; the criterion is Molchanov
     et al. 2017 (arXiv 1611.06440).
     """
-    return (weight * gradient_sum).abs()
+    return (weight * gradient_sum).abs_()
 
 
 def taylor_abs(weight: Tensor, gradient: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def taylor_abs(weight: Tensor, gradient: Tensor) -> Tensor:
 
     Sensitivity of Zhang et al. 2022 (PLATON, arXiv 2206.12562), without its smoothing.
     """
-    return (weight * gradient).abs()
+    return (weight * gradient).abs_()
 
 
 def fisher(gradient: Tensor) -> Tensor:

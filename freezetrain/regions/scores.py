@@ -183,8 +183,9 @@ def _checked(name: str, tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         raise UserError(f"expected floating scores of {name!r}, got {tensor.dtype}")
     tensor = tensor.detach().to("cpu", torch.float32)
-    # The extremes are NaN if anything is, and cost no copy of the tensor.
-    if tensor.numel() and not all(torch.isfinite(extreme) for extreme in tensor.aminmax()):
+    # A finite sum has finite parts, and is quick; sums of finite ones may overflow. The extremes
+    # are NaN if anything is. Neither costs a copy of the tensor.
+    if not tensor.sum().isfinite() and not all(e.isfinite() for e in tensor.aminmax()):
         raise UserError(f"expected finite scores, got NaN or infinity in {name!r}")
     return tensor
 

@@ -1,7 +1,7 @@
 """From scores to a region: which entries, rows, columns or tensors score highest or lowest."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from math import prod
@@ -15,7 +15,7 @@ from freezetrain.regions.coverage import layer_of
 from freezetrain.regions.entries import Entries
 from freezetrain.regions.region import Region
 from freezetrain.regions.scores import FOR_SELECTION, Scores, check_alike
-from freezetrain.regions.threshold import Threshold, Which
+from freezetrain.regions.threshold import Read, Threshold, Which, few_of_many
 
 Per = Literal["tensor", "layer", "model"]
 Unit = Literal["entry", "row", "column", "tensor"]
@@ -36,7 +36,8 @@ def select(
     Of n units, ``int(ratio * n + 0.5)`` are taken. Ties go to the lower flat index, across tensors
     to the name that sorts first, so that the same scores give the same region on every machine.
     Memory: the region, and a few copies of the scores of one tensor; where entries compete beyond
-    their tensor, each tensor is read three times for it.
+    their tensor, each tensor is read a few times for it, and of the few entries in 100 that may be
+    taken, scores and places are held.
 
     Args:
         ratio: more than 0, at most 1. 0.01, 0.03 and 0.05 in Zhang et al. 2024 (arXiv 2402.14700).
@@ -224,12 +225,19 @@ def _compete(
         name: torch.Size(1 if dim in own else size for dim, size in enumerate(scores.shape(name)))
         for name, own in dims.items()
     }
-    reads: list[Callable[[], np.ndarray]]
-    reads = [partial(_unit_scores, scores, name, own) for name, own in dims.items()]
+    reads: list[Read] = [partial(_unit_scores, scores, name, own) for name, own in dims.items()]
     if len(reads) == 1 or any(dims.values()):  # small enough to be kept, so that it is read once
         reads = [_kept(read()) for read in reads]
-    count = sum(place.numel() for place in places.values())
-    threshold = Threshold(reads, int(ratio * count + 0.5), which)
+    sizes = [place.numel() for place in places.values()]
+    count = int(ratio * sum(sizes) + 0.5)
+    if not any(dims.values()):
+        few = few_of_many(reads, sizes, count, which)
+        if few is not None:
+            return {
+                name: Entries.from_indices(place, torch.from_numpy(index))
+                for (name, place), index in zip(places.items(), few, strict=True)
+            }
+    threshold = Threshold(reads, count, which)
     entries = {}
     for (name, place), read in zip(places.items(), reads, strict=True):
         taken = torch.from_numpy(threshold.take(read()))
@@ -246,7 +254,7 @@ def _unit_scores(scores: Scores, name: str, dims: tuple[int, ...]) -> np.ndarray
     return values.flatten().numpy()
 
 
-def _kept(values: np.ndarray) -> Callable[[], np.ndarray]:
+def _kept(values: np.ndarray) -> Read:
     return lambda: values
 
 

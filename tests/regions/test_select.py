@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from freezetrain.errors import UserError
+from freezetrain.regions import threshold
 from freezetrain.regions.base import Base
 from freezetrain.regions.region import Region
 from freezetrain.regions.scores import Scores
@@ -111,6 +112,22 @@ def test_top_one_percent_of_each_tensor_is_the_default() -> None:
     for name in region.names:
         inside, mask = scores[name], region.masks()[name]
         assert inside[mask].min() > inside[~mask].max()
+
+
+@pytest.mark.parametrize("per", ["tensor", "layer", "model"])
+@pytest.mark.parametrize("which", ["top", "bottom"])
+def test_a_few_of_many_are_what_a_stable_sort_selects(per: str, which: str, monkeypatch) -> None:
+    monkeypatch.setattr(threshold, "_SAMPLE", 256)
+    rng = np.random.default_rng(0)
+    shapes = {"blocks.0.up": (64, 50), "blocks.0.down": (41, 31), "blocks.1.up": (2, 600, 3)}
+    tensors = {
+        name: torch.from_numpy(rng.integers(0, 3000, shape).astype(np.float32))
+        for name, shape in shapes.items()
+    }
+    scores = Scores(tensors, made=MADE)
+    for ratio in (0.003, 0.01, 0.03):
+        expected = reference(scores, ratio, which, per, "entry", norms=False)
+        assert select(scores, ratio, which=which, per=per) == expected
 
 
 def test_ties_go_to_the_first_index_of_the_first_name_whatever_the_order() -> None:
