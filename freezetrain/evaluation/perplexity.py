@@ -1,7 +1,7 @@
 """The NLL of documents of uneven length in many languages, in one pass over a model."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +19,10 @@ from freezetrain.freezing.fsdp import reshard
 from freezetrain.nll import NO_LABEL
 
 Progress = Callable[[int, int], None]
+
+# Enough to keep a CPU busy; with more its caches, and memory that is at hand, no longer hold what
+# one operation leaves for the next.
+_TOKENS_ON_CPU = 1024
 
 
 def evaluate(
@@ -59,11 +63,13 @@ def evaluate_documents(
 
     A document of more than ``max_length`` tokens is cut into :func:`windows`, which share at least
     ``overlap`` of them: each token is predicted once. Windows of all languages are sorted by length
-    and batched so that a batch holds at most ``batch_tokens`` tokens (a longer window is a batch of
-    its own) and next to no padding. Under torch.distributed each process takes every world-th
-    window and the sums are reduced: all processes must call this and all get the same. They make
-    as many forward passes each, so that ``model`` may be one that they hold together (under FSDP2
-    or DeepSpeed ZeRO). ``progress(done, total)`` is told this process's predicted tokens.
+    and batched so that a batch holds at most ``batch_tokens`` tokens, on a CPU at most 1,024 (a
+    longer window is a batch of its own), and next to no padding. Logits of places before the first
+    predicted token of all rows are not computed, by a model that takes ``logits_to_keep``. Under
+    torch.distributed each process takes every world-th window and the sums are reduced: all
+    processes must call this and all get the same. They make as many forward passes each, so that
+    ``model`` may be one that they hold together (under FSDP2 or DeepSpeed ZeRO).
+    ``progress(done, total)`` is told this process's predicted tokens.
 
     Dropout is off and no random number is drawn; the train/eval mode of every submodule is put
     back. Raises ``UserError`` for a language without documents or a ``max_length`` that the model
@@ -78,8 +84,12 @@ def evaluate_documents(
         for number, document in enumerate(every)
         for window in windows(number, document, max_length, overlap)
     ]
-    # Longest first: what does not fit into memory fails at once. The sort is stable.
-    cut.sort(key=lambda window: -len(window.ids))
+    # Longest first: what does not fit into memory fails at once. Among equals those that predict
+    # most, so that where little is predicted a whole batch does without the other logits.
+    cut.sort(key=lambda window: (-len(window.ids), -window.predicted))
+    device = next(model.parameters()).device
+    if device.type == "cpu":
+        batch_tokens = min(batch_tokens, _TOKENS_ON_CPU)
     parts = [cut]
     if dist.is_available() and dist.is_initialized():
         world = dist.get_world_size()
@@ -90,23 +100,23 @@ def evaluate_documents(
     passes = max(sum(1 for _ in batches(part, batch_tokens)) for part in parts)
     spare = (own or [parts[0][-1:]])[-1]
 
-    device = next(model.parameters()).device
     metric = DocumentNLL(documents)
     if device.type != "mps":  # which has no fp64
         metric.to(device)  # NCCL reduces on the device only
     none = torch.zeros(0, dtype=torch.int64)
     metric.update(none, none.double(), none)  # a rank may have no window
+    taken = _taken(model)
     total, done = sum(window.predicted for window in cut), 0
     # Not inference_mode: what a model keeps from this forward (rotary tables) must stay trainable.
     with _eval_mode(model), torch.no_grad():
         for batch in own:
-            nll, _, correct = _window_sums(model, batch, device)
+            nll, _, correct = _window_sums(model, batch, device, taken)
             metric.update(torch.tensor([window.document for window in batch]), nll, correct)
             done += sum(window.predicted for window in batch)
             if progress is not None:
                 progress(done, total)
         for _ in range(passes - len(own)):
-            _window_sums(model, spare, device)
+            _window_sums(model, spare, device, taken)
     reshard(model)
     return metric.document_sums()
 
@@ -144,10 +154,22 @@ def _check(
         )
 
 
+def _taken(model: nn.Module) -> set[str]:
+    """Which of the options of transformers' models ``model`` takes."""
+    parameters = inspect.signature(model.forward).parameters
+    names = set(parameters)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        names |= {"attention_mask", "use_cache"}
+    return names
+
+
 def _window_sums(
-    model: nn.Module, batch: Sequence[Window], device: torch.device
+    model: nn.Module, batch: Sequence[Window], device: torch.device, taken: Set[str]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``label_sums`` gives for each window's predicted tokens, [B] each, on the device."""
+    """What ``label_sums`` gives for each window's predicted tokens, [B] each, on the device.
+
+    ``taken``: names of options that the model takes.
+    """
     lengths = torch.tensor([len(window.ids) - 1 for window in batch])
     input_ids = torch.zeros(len(batch), int(lengths.max()), dtype=torch.int64)
     labels = torch.full_like(input_ids, NO_LABEL)
@@ -157,12 +179,15 @@ def _window_sums(
         input_ids[row, :end] = ids[:-1]
         labels[row, end - window.predicted : end] = ids[1 + end - window.predicted :]
     mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
+    # What stands before is context in every row; a model that computes all logits does no harm.
+    first = min(len(window.ids) - 1 - window.predicted for window in batch)
+    labels = labels[:, first:]
     options = {"attention_mask": mask.long().to(device), "use_cache": False}
-    taken = inspect.signature(model.forward).parameters.values()
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
-        names = {parameter.name for parameter in taken}
-        options = {name: value for name, value in options.items() if name in names}
-    return label_sums(model(input_ids=input_ids.to(device), **options).logits, labels)
+    if first:
+        options["logits_to_keep"] = labels.shape[1]
+    options = {name: value for name, value in options.items() if name in taken}
+    logits = model(input_ids=input_ids.to(device), **options).logits
+    return label_sums(logits[:, -labels.shape[1] :], labels)
 
 
 @contextmanager

@@ -107,6 +107,16 @@ def test_long_documents_are_cut_into_windows_that_overlap(max_length, overlap):
         assert value.correct == correct
 
 
+def test_logits_of_context_alone_are_not_computed():
+    model, computed = llama(), []
+    model.lm_head.register_forward_hook(lambda _, given, __: computed.append(given[0].shape[:2]))
+    long = documents({"en": [101, 31], "de": [40]})
+    evaluate(model, long, max_length=24, overlap=20, batch_tokens=24)
+    first, later = [(1, 24)] * 3, [(1, 5)] * (15 + 1 + 3)
+    last = [(1, 1)] * 2  # of the 100 and of the 30 tokens one is left
+    assert sorted(map(tuple, computed)) == sorted(first + later + last)
+
+
 def test_each_document_has_its_own_sums_in_its_own_order():
     model, texts = llama(), documents()
     found = evaluate_documents(model, texts, max_length=11, overlap=4, batch_tokens=30)
