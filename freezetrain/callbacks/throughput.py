@@ -58,6 +58,7 @@ class Throughput(L.Callback):
         self._evaluating_logged = self._evaluating_ended = 0.0
         self._frozen: dict[str, float] = {}
         self._peak: float | None = None  # FLOP/s of all devices
+        self._flops: tuple[int, float | None] | None = None  # of a token, for this length
         self._model: nn.Module | None = None
         self._data.seconds = 0.0
         self._memory = 0.0
@@ -129,9 +130,11 @@ class Throughput(L.Callback):
     def _speed(self, tokens: int, seconds: float, world: int) -> dict[str, float]:
         rate = tokens / max(seconds, 1e-9)
         speed = {"tokens_per_second": rate, "tokens_per_second_per_device": rate / world}
-        flops = None if self._model is None else flops_per_token(self._model, self._length)
-        if flops is not None and self._peak is not None:
-            speed["flops_utilization"] = rate * flops / self._peak
+        if self._model is not None and self._peak is not None:
+            if self._flops is None or self._flops[0] != self._length:
+                self._flops = self._length, flops_per_token(self._model, self._length)
+            if self._flops[1] is not None:
+                speed["flops_utilization"] = rate * self._flops[1] / self._peak
         return speed
 
     def _shares(self, trainer: L.Trainer) -> dict[str, float]:

@@ -35,8 +35,9 @@ class CausalLM(L.LightningModule):
     The loss of an optimizer step is the sum of NLL, computed in fp32, of all labels that its
     micro-batches have on all ranks, divided by their number: each token weighs the same, however
     many of them a sequence, a micro-batch or a rank has. Logs it for each step (nats per token),
-    with the gradient norm before clipping, the learning rate and the tokens seen. What is not
-    finite is found on all ranks alike, before it reaches a checkpoint, see BadSteps.
+    and, at the trainer's log interval, the gradient norm before clipping, the learning rate and
+    the tokens seen. What is not finite is found on all ranks alike, before it reaches a
+    checkpoint, see BadSteps.
     """
 
     def __init__(self, model: PreTrainedModel | Load, settings: Optimization, steps: int) -> None:
@@ -76,7 +77,14 @@ class CausalLM(L.LightningModule):
         # resumed run repeats it exactly.
         number = batch_idx * self.trainer.world_size + self.global_rank
         seeds = np.random.SeedSequence([self.settings.seed, number])
-        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+        seed = int(seeds.generate_state(1, np.uint64)[0])
+        # Not torch.manual_seed, which formats the call stack for each kind of accelerator that
+        # this machine does not have.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device.type != "cpu":
+            torch.manual_seed(seed)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         logits = self._logits(batch["input_ids"], batch.get("position_ids"))
@@ -165,6 +173,9 @@ class CausalLM(L.LightningModule):
     def _log_step(self, optimizer: Optimizer, loss: Tensor, norm: Tensor) -> None:
         self.log("train/loss", loss, prog_bar=True)
         self._nll = torch.zeros_like(self._nll)
+        step, every = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not every or step % every:
+            return  # nobody would read them, and Lightning takes its time for each
         self.log("train/gradient_norm", norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
-        self.log("train/tokens", float((self.global_step + 1) * self.settings.step_tokens))
+        self.log("train/tokens", float(step * self.settings.step_tokens))

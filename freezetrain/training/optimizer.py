@@ -72,8 +72,8 @@ def build_optimizer(
     """AdamW over the model's trainable parameters, and its schedule, a tick an optimizer step.
 
     ``device``: where it will step, if that is not where the parameters are now: DeepSpeed moves
-    them later, and an offloaded optimizer steps on the CPU. On GPUs PyTorch's fused kernel is
-    used, on CPUs its default.
+    them later, and an offloaded optimizer steps on the CPU. On GPUs and CPUs PyTorch's fused
+    kernel is used, one pass over each weight, its gradient and its moments; its default elsewhere.
     """
     groups = parameter_groups(model, settings.weight_decay)
     kinds = {p.device.type for group in groups for p in group["params"]}
@@ -83,6 +83,6 @@ def build_optimizer(
         groups,
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
-        fused=True if kinds == {"cuda"} else None,
+        fused=True if kinds in ({"cuda"}, {"cpu"}) else None,
     )
     return optimizer, LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, settings))

@@ -161,7 +161,7 @@ def test_optimizer_takes_the_recipe(model):
     assert optimizer.param_groups[0]["lr"] == pytest.approx(3e-4)
 
 
-def test_fused_where_it_steps_on_a_gpu(model, monkeypatch):
+def test_fused_where_it_steps_on_a_gpu_or_cpu(model, monkeypatch):
     built = []
 
     class Recorded(torch.optim.AdamW):
@@ -179,7 +179,8 @@ def test_fused_where_it_steps_on_a_gpu(model, monkeypatch):
     )
     build_optimizer(model, settings, 10)
     build_optimizer(model, settings, 10, torch.device("cpu"))
-    assert built == [None, True, True, None]
+    build_optimizer(model, settings, 10, torch.device("meta"))
+    assert built == [True, True, True, True, None]
 
 
 class OnGPU(nn.Parameter):
