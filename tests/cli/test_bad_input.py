@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from freezetrain.cli import main
+from freezetrain.cli import main, verbs
 from freezetrain.cli.verbs import VERBS
 from freezetrain.regions import Region
 
@@ -340,6 +340,20 @@ def test_help_does_not_import_torch():
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_only_the_parser_of_the_verb_that_is_asked_for_is_made(monkeypatch, capsys):
+    made = []
+    monkeypatch.setenv("COLUMNS", "300")  # nothing is wrapped
+    parser_of = verbs._parser_of
+    monkeypatch.setattr(verbs, "_parser_of", lambda name: [made.append(name), parser_of(name)][1])
+    for arguments in (["--help"], ["info", "--help"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+    assert made == ["info"]
+    said = " ".join(capsys.readouterr().out.split())
+    for name, verb in VERBS.items():
+        assert f"{name} {' '.join(verb.recipe.__doc__.split())}" in said
 
 
 def test_a_disk_that_is_full_while_training(refused, model_folder, tmp_path, monkeypatch):
