@@ -1,0 +1,100 @@
+"""All benchmarks, or some: ``python -m benchmarks``. See benchmarks/README.md.
+
+Each runs in a process of its own. What it finds goes to ``benchmarks/results/<device>.json`` as
+soon as it is done; the tables of benchmarks/README.md are made from these files.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import date
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import CLI
+
+from benchmarks import table
+from benchmarks.harness import Options
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+# Modules with TITLE, `measure(options) -> Found` and `rows(found) -> list[Row]`; their docstring's
+# first paragraph stands above the table. In the order of the README.
+PARTS = ("freezing", "freezing_memory", "engines", "scoring", "selecting", "loading", "throughput",
+         "startup", "evaluation", "scale")  # fmt: skip
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Where and when, as the tables show it."""
+    import torch
+
+    if device == "cuda":
+        what = torch.cuda.get_device_name()
+    else:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        what = f"{torch.get_num_threads()} cores of {found[1] if found else platform.processor()}"
+    return {"device": what, "torch": f"torch {torch.__version__}", "date": f"{date.today()}"}
+
+
+def _run(part: str, options: Options) -> None:
+    """Run one benchmark in this process and add it to the file of its device."""
+    module = import_module(f"benchmarks.{part}")
+    found = {"machine": machine(options.device), "found": module.measure(options)}
+    path = RESULTS / f"{options.device}.json"
+    RESULTS.mkdir(exist_ok=True)
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    known[part] = found
+    path.write_text(json.dumps({p: known[p] for p in PARTS if p in known}, indent=1) + "\n")
+
+
+def _readme() -> None:
+    sections = []
+    for path in sorted(RESULTS.glob("*.json")):
+        for part, result in json.loads(path.read_text()).items():
+            module = import_module(f"benchmarks.{part}")
+            about = (module.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+            title = module.TITLE if path.stem == "cpu" else f"{module.TITLE} ({path.stem})"
+            rows = module.rows(result["found"])
+            sections.append(table.section(title, about, result["machine"], rows))
+    table.write(HERE / "README.md", sections)
+
+
+def main(only: Sequence[str] = (), device: str = "cpu", rounds: int = 9) -> None:
+    """Run the benchmarks and write the tables.
+
+    Args:
+        only: names of those to run; all of them by default, none but the tables with ``[none]``.
+        device: cpu or cuda.
+        rounds: timed turns of each way.
+    """
+    if list(only) == ["none"]:
+        return _readme()
+    unknown = set(only) - set(PARTS)
+    if unknown:
+        sys.exit(f"no benchmark {sorted(unknown)[0]!r}: expected of {', '.join(PARTS)}")
+    failed = []
+    for part in only or PARTS:
+        print(f"{part} ...", file=sys.stderr, flush=True)
+        words = [sys.executable, "-c", _CHILD, part, device, str(rounds)]
+        if subprocess.run(words, cwd=HERE.parent, env=dict(os.environ)).returncode:
+            failed.append(part)
+    _readme()
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; the others are in {RESULTS}")
+    return None
+
+
+_CHILD = """
+import sys
+from benchmarks.__main__ import _run
+from benchmarks.harness import Options
+_run(sys.argv[1], Options(device=sys.argv[2], rounds=int(sys.argv[3])))
+"""
+
+if __name__ == "__main__":
+    CLI(main, as_positional=False)
