@@ -101,8 +101,8 @@ def scoring(shape: Mapping[str, int], weight_bytes: int, world: int = 1) -> dict
 def selecting(shape: Mapping[str, int], ratio: float, languages: int) -> dict[str, float]:
     """MB: some copies of one matrix's scores, and the region, of 4 bytes an entry.
 
-    The sum of the languages is made in fp64 and rounded to fp32; the copy in which the largest are
-    looked for is partitioned in place.
+    The sum of the languages is made in fp64 and rounded to fp32; a copy in which all values compete
+    is needed only where few_of_many does not do, so that this is an upper bound.
     """
     of = sizes(shape)
     matrix = of["largest"] * (8 + 4 + (4 if languages else 0) + 4)

@@ -45,7 +45,7 @@ def zero(wrapper: Any, inner: Sequence[Optimizer], resolved: Sequence[Resolved])
 
     Each rank guards and audits the part of the region that lies in its own fp32 partition.
     Gradients are masked where DeepSpeed first sees them, whole and not reduced yet, so every rank
-    also keeps the region's entries (4 bytes an entry, or 1 bit a weight where that is less): with
+    also keeps the region's entries (as :meth:`~freezetrain.regions.Entries.for_training`): with
     an offloaded optimizer DeepSpeed takes the norm while it reduces, so that masking shards
     afterwards would be too late.
 

@@ -113,7 +113,7 @@ class EvaluationTexts:
     """Tokens that the windows of a longer document share, each predicted once: more gives the later
     windows more context and takes more time."""
     batch_tokens: int = 4096
-    """Tokens in one evaluation batch."""
+    """Tokens in one evaluation batch; on a CPU at most 1,024."""
 
     def __post_init__(self) -> None:
         few = self.documents is None or self.documents >= 1

@@ -19,6 +19,15 @@ def fit_as_indices(shape: tuple[int, ...], count: int) -> bool:
     return numel <= INT32_MAX and 4 * count <= bits_nbytes(numel)
 
 
+def quick_as_indices(shape: tuple[int, ...], count: int, device: torch.device | str) -> bool:
+    """Whether a set kept as bits is read and written as indices while training on ``device``.
+
+    On a CPU always, where that is many times faster; on others while bits save little memory.
+    """
+    numel, on_cpu = prod(shape), torch.device(device).type == "cpu"
+    return numel <= INT32_MAX and (on_cpu or 8 * count <= numel)
+
+
 def may_be_slices(shape: tuple[int, ...], count: int) -> bool:
     """Whether ``count`` entries can make up whole rows or whole columns."""
     numel = prod(shape)

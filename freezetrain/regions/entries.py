@@ -16,10 +16,10 @@ from torch import Tensor
 from freezetrain.errors import UserError
 from freezetrain.regions.bits import bits_nbytes, pack_bits, unpack_bits
 from freezetrain.regions.canonical import (
-    INT32_MAX,
     candidate_slices,
     fit_as_indices,
     may_be_slices,
+    quick_as_indices,
     sliceable,
     sorted_unique,
 )
@@ -165,13 +165,19 @@ class Entries:
     def for_training(self, device: torch.device | str) -> "Entries":
         """The same set on ``device``, held so that every step can read and write it quickly.
 
-        Bits become indices, of at most 4 bytes an entry: on a CPU all of them, elsewhere those of
-        at most an eighth of the entries. So the kind may not be the one of the fewest bytes.
+        Bits become indices, 4 bytes an entry: on a CPU all of them, elsewhere those of at most an
+        eighth of the entries.
         """
-        few = torch.device(device).type == "cpu" or 8 * self.count <= self.numel
-        if self.kind == "bits" and few and self.numel <= INT32_MAX:
+        if self._quick_as_indices(device):
             return self._held_as("indices", self.indices().int().to(device))
         return self.to(device)
+
+    def nbytes_for_training(self, device: torch.device | str) -> int:
+        """Bytes that :meth:`for_training` takes on ``device``."""
+        return 4 * self.count if self._quick_as_indices(device) else self.nbytes
+
+    def _quick_as_indices(self, device: torch.device | str) -> bool:
+        return self.kind == "bits" and quick_as_indices(self.shape, self.count, device)
 
     def _held_as(self, kind: Kind, data: Tensor) -> "Entries":
         held = Entries(self.shape, kind, data)

@@ -270,19 +270,23 @@ def _gathered(shapes: _Shapes, model: PreTrainedModel) -> Part:
 
 def _region(shapes: _Shapes, recipe: TrainRecipe, region: Region, on_gpu: bool) -> list[Part]:
     """What a freeze keeps: entries to mask gradients with, entries and values to guard masters."""
-    whole, share = region.nbytes, 4 * region.count / shapes.world
+    device = "cuda" if on_gpu else "cpu"
+    # A CPU's are those of the region as it was loaded, but for bits, which become indices.
+    kept = [entries for entries in region.values() if on_gpu or entries.kind == "bits"]
+    whole = sum(entries.nbytes_for_training(device) for entries in kept)
+    share = 4 * region.count / shapes.world
     if shapes.zero:  # gradients are masked whole; masters, and at stage 3 weights, are split
         entries = whole + share * (2 if shapes.zero == 3 else 1)
         held = 4 * region.count / shapes.world
     elif shapes.kind == "fsdp2":
         entries, held = share, shapes.held * region.count / shapes.world
     else:
-        entries, held = (whole if on_gpu else 0), shapes.held * region.count
+        entries, held = whole, shapes.held * region.count
     audited = held if recipe.freeze.audit_every else 0
     return [
         Part("region: entries", entries),
         Part("region: values, and gradients when audited", held + audited, ("step",)),
-        Part("region: as it was loaded, and values of the start", 0, host=whole + audited),
+        Part("region: as it was loaded, and values of the start", 0, host=region.nbytes + audited),
     ]
 
 

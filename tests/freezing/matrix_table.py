@@ -34,14 +34,14 @@ uneven or empty, the optimizer is AdamW.
 _COSTS = """\
 ## What it costs
 
-- One device, DDP: each rank keeps the region's entries (4 bytes an entry, or 1 bit a weight of
-  the parameter where that is less), and during a step one value for each. With audits, which are
-  on by default, the values of the start stay in the CPU's memory.
+- One device, DDP: each rank keeps the region's entries (4 bytes an entry; on a GPU 1 bit a weight
+  of a parameter of which more than an eighth is frozen), and during a step one value for each.
+  With audits, which are on by default, the values of the start stay in the CPU's memory.
 - FSDP2: each rank masks, guards and audits its own shards, with the entries that lie there; all of
   it falls with the number of ranks.
 - ZeRO-1, 2 and 3, offloaded or not: each rank guards and audits its own fp32 partition, which
   falls with the number of ranks. For the gradient mask each rank keeps all of the region's entries
-  (4 bytes an entry, or 1 bit a weight where that is less): DeepSpeed takes the norm while it
+  (as many bytes as on one device): DeepSpeed takes the norm while it
   reduces, so that masking shards afterwards would be too late. At stages 1 and 2 an audit also
   reads the region in the weights of the forward pass, which every rank has.
 - FSDP2 and ZeRO gather each parameter of the region once, one at a time, when the freeze starts.

@@ -131,6 +131,17 @@ def test_the_region_adds_its_entries_and_values(model, weights):
     assert without.region == 0
 
 
+def test_bits_count_as_what_training_holds_of_them(model, weights):
+    live = AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32)
+    for ratio, held in ((0.1, "indices"), (0.3, "bits")):  # kept as bits, both
+        region = Region.random(live, ratio, seed=0)
+        indices = 4 * region.count
+        on_gpu = indices if held == "indices" else region.nbytes
+        for gpu, entries in ((True, on_gpu), (False, indices)):
+            found = parts(estimate(model, recipe("ddp"), 1, region, on_gpu=gpu))
+            assert found["region: entries"] == entries
+
+
 def test_offloaded_state_is_in_cpu_memory(model, weights):
     on_gpu = estimate(model, recipe("zero-3", "bf16-mixed"), WORLD)
     optimizer = estimate(model, recipe("zero-3", "bf16-mixed", offload="optimizer"), WORLD)
