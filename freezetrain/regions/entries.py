@@ -23,6 +23,7 @@ from freezetrain.regions.canonical import (
     sliceable,
     sorted_unique,
 )
+from freezetrain.regions.put import put
 
 Kind = Literal["all", "rows", "columns", "indices", "bits"]
 
@@ -229,10 +230,8 @@ class Entries:
             tensor.index_copy_(0, index, values.view(-1, *self.shape[1:]))
         elif self.kind == "columns":
             tensor.index_copy_(-1, index, values.view(*self.shape[:-1], -1))
-        elif tensor.is_contiguous():
-            tensor.view(-1).index_copy_(0, index, values)
         else:
-            tensor.index_put_(torch.unravel_index(index, self.shape), values)
+            put(tensor, index, values)
 
     @torch.no_grad()
     def fill(self, tensor: Tensor, value: float) -> None:
@@ -249,11 +248,8 @@ class Entries:
             tensor.index_fill_(0, index, value)
         elif self.kind == "columns":
             tensor.index_fill_(-1, index, value)
-        elif tensor.is_contiguous():
-            tensor.view(-1).index_fill_(0, index, value)
         else:
-            where = torch.unravel_index(index, self.shape)
-            tensor.index_put_(where, tensor.new_full((), value))
+            put(tensor, index, value)
 
     def _index(self, device: torch.device | None = None) -> Tensor:
         """``data`` as int64, which indexing in place needs; widened for each call to stay small."""
