@@ -19,6 +19,7 @@ from freezetrain.regions.resolve import (
     about,
     all_parameters,
     find_submodule,
+    full_shape,
     match_parameters,
     plain_name,
     resolve,
@@ -80,9 +81,9 @@ class Region(Mapping[str, Entries]):
             raise UserError(f"ratio must lie in 0 to 1, got {ratio}")
         entries = {}
         for name, parameter in match_parameters(model, parameters).items():
-            count = int(ratio * parameter.numel() + 0.5)
-            drawn = draw_indices(parameter.numel(), count, seed, name)
-            entries[name] = Entries.from_indices(parameter.shape, drawn)
+            whole = Entries.whole(full_shape(parameter))
+            drawn = draw_indices(whole.numel, int(ratio * whole.numel + 0.5), seed, name)
+            entries[name] = Entries.from_indices(whole.shape, drawn)
         return cls(entries, base, {"operation": "random", "ratio": ratio, "seed": seed})
 
     @classmethod
@@ -122,7 +123,7 @@ class Region(Mapping[str, Entries]):
                     f"the model has no parameter {name!r}" + near_misses(name, parameters)
                 )
             with about(name):
-                entries[name] = build(parameters[name].shape, index)
+                entries[name] = build(full_shape(parameters[name]), index)
         return cls(entries, base, {"operation": operation})
 
     @classmethod
@@ -131,7 +132,7 @@ class Region(Mapping[str, Entries]):
     ) -> "Region":
         """Whole parameters, by names or glob patterns (UserError if one matches nothing)."""
         matched = match_parameters(model, patterns)
-        entries = {name: Entries.whole(parameter.shape) for name, parameter in matched.items()}
+        entries = {name: Entries.whole(full_shape(found)) for name, found in matched.items()}
         return cls(entries, base, {"operation": "tensors", "patterns": list(patterns)})
 
     @classmethod

@@ -11,7 +11,7 @@ from freezetrain.errors import UserError, near_misses
 from freezetrain.regions.base import Base
 from freezetrain.regions.entries import Entries
 from freezetrain.regions.region import Region
-from freezetrain.regions.resolve import all_parameters
+from freezetrain.regions.resolve import all_parameters, full_shape
 from freezetrain.regions.scores import Scores
 
 
@@ -72,9 +72,10 @@ def region_of(model: nn.Module, weights: Iterable[Weight], base: Base | None = N
             raise UserError(
                 f"the model has no parameter {weight.name!r}{near_misses(weight.name, parameters)}"
             )
-        flat[weight.name].append(_flat(weight, tuple(parameters[weight.name].shape)))
+        flat[weight.name].append(_flat(weight, full_shape(parameters[weight.name])))
     entries = {
-        name: Entries.from_indices(parameters[name].shape, places) for name, places in flat.items()
+        name: Entries.from_indices(full_shape(parameters[name]), places)
+        for name, places in flat.items()
     }
     return Region(entries, base, {"operation": "weights"})
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from freezetrain.errors import UserError
 from freezetrain.regions import Base, Entries, Region
+from freezetrain.regions.weights import Weight, region_of
 
 SHAPES = {"layers.0.w": (30, 20), "layers.0.b": (30,), "layers.2.w": (4, 5, 6), "head": (11,)}
 
@@ -156,6 +157,26 @@ def test_rows_columns_and_tensors_of_a_model():
     assert Region.tensors(net, ["layers.*.bias"]).names == [f"layers.{i}.bias" for i in range(3)]
     assert Region.tensors(net, ["head.weight"]).names == ["embed.weight"]  # tied
     assert Region.tensors(net, ["*"]).count == sum(p.numel() for p in net.parameters())
+
+
+def test_regions_of_a_partitioned_model_are_those_of_the_whole():
+    """ZeRO-3 leaves parameters empty and notes their shape."""
+
+    def regions(net: nn.Module) -> list[Region]:
+        return [
+            Region.rows(net, {"embed.weight": [7, 3]}),
+            Region.columns(net, {"layers.0.weight": [9]}),
+            Region.tensors(net, ["layers.*"]),
+            Region.random(net, 0.3, seed=5),
+            region_of(net, [Weight("layers.1.weight", (2, 3))]),
+        ]
+
+    partitioned = model()
+    for parameter in partitioned.parameters():
+        parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
+    for found, whole in zip(regions(partitioned), regions(model()), strict=True):
+        assert found.count
+        assert found == whole
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.01, 0.25, 0.5, 0.99, 1.0])
