@@ -192,8 +192,6 @@ def freeze_cost(training: Training, frozen: Frozen, machine: Machine) -> Cost:
     whole = frozen.whole(machine, shape)
     # DDP guards what it masks. A part of a tensor, flat, has no columns: single entries then.
     guarded = whole if training.engine == "DDP" else frozen.held(machine, own)
-    # ZeRO-3 also audits its shards of the 16-bit weights, which have entries of their own.
-    copies = guarded if training.engine == "ZeRO-3" else 0.0
     shared = guarded if training.engine == "DDP" else 0.0
     values = frozen.ratio * own * training.master
 
@@ -209,7 +207,7 @@ def freeze_cost(training: Training, frozen: Frozen, machine: Machine) -> Cost:
     # one to read the values and two to put them back.
     indices, values_moved = whole, 2 * guarded + 2 * values
     return Cost(
-        entries=whole + guarded + copies - shared,
+        entries=whole + guarded - shared,
         guarded=guarded,
         values=values,
         mask_moved=2 * gradients + indices,

@@ -176,7 +176,7 @@ def _memory(what: str, way: dict[str, Any]) -> Row:
     if not met:
         note = (
             f"{stored:.2f} the region, whole on every rank, as the mask needs it; {guarded:.2f} "
-            f"the entries of this rank's masters; {each - stored - guarded:.2f} other forms of "
-            "both: packed bits made into indices, the shards of ZeRO-3's 16-bit weights"
+            f"the entries of this rank's masters; {each - stored - guarded:.2f} indices made from "
+            "packed bits"
         )
     return Row(what, figure, "at most 4 bytes", met, note)

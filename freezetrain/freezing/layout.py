@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 from freezetrain.errors import CheckError, UserError
 from freezetrain.freezing.digest import combined, value_digest
 from freezetrain.freezing.shard import Shard
-from freezetrain.regions import Resolved
+from freezetrain.regions import Entries, Resolved
 
 
 def _itself(parameter: nn.Parameter) -> Tensor:
@@ -47,13 +48,20 @@ class Layout:
     """The whole of a parameter, gathered where it is split: call it on every rank."""
 
     def on_device(self) -> "Layout":
-        """With the entries of every shard beside its values."""
-        moved: dict[int, Shard] = {}  # one object stays one, so that entries are held once
+        """With all entries beside the values, so that no step has to move or unpack them."""
+        # One object stays one, so that entries are held once.
+        moved: dict[int, Shard] = {}
+        held: dict[tuple[int, torch.device], Entries] = {}
 
         def move(shards: Sequence[Shard]) -> list[Shard]:
             for shard in shards:
-                if id(shard) not in moved:
-                    moved[id(shard)] = shard.on_its_device()
+                if id(shard) in moved:
+                    continue
+                device = shard.of(shard.owner).device
+                key = id(shard.entries), device
+                if key not in held:
+                    held[key] = shard.entries.for_training(device)
+                moved[id(shard)] = replace(shard, entries=held[key])
             return [moved[id(shard)] for shard in shards]
 
         masters, copies = move(self.masters), move(self.copies)

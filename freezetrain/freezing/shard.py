@@ -74,6 +74,10 @@ class Shard:
             count_before(resolved.entries, first),
         )
 
+    def held_by(self, owner: Tensor, start: int) -> "Shard":
+        """The same part of the parameter, with the same entries, in a flat ``owner``."""
+        return replace(self, owner=owner, span=(start, self.entries.numel))
+
     @torch.no_grad()
     def of(self, tensor: Tensor) -> Tensor:
         """The part of ``tensor``, laid out like ``owner``, that ``entries`` are about: a view."""
@@ -94,10 +98,6 @@ class Shard:
         """Set the frozen values [count]; rounded to the owner's dtype."""
         here = self.of(self.owner)
         self.entries.write(here, values.to(here.device, here.dtype))
-
-    def on_its_device(self) -> "Shard":
-        """With the entries beside the values, so that no step has to move or unpack them."""
-        return replace(self, entries=self.entries.for_training(self.of(self.owner).device))
 
     def digest(self, dtype: torch.dtype | None = None) -> Tensor:
         """Digest of the frozen values, first rounded to ``dtype`` if one is given."""

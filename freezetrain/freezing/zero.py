@@ -113,7 +113,7 @@ def _stage_3(wrapper: Any, inner: Sequence[Optimizer], resolved: Sequence[Resolv
             continue
         group, start, _ = wrapper.grad_position[wrapper.get_param_id(parameter)]
         owner = wrapper.fp32_partitioned_groups_flat[group]
-        masters.append(Shard.part(frozen, number, owner, first, (length,), start))
+        masters.append(copy.held_by(owner, start))  # so that its entries are held once
 
     return Layout(
         engine="DeepSpeed ZeRO-3",

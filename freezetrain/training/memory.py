@@ -276,7 +276,7 @@ def _region(shapes: _Shapes, recipe: TrainRecipe, region: Region, on_gpu: bool) 
     whole = sum(entries.nbytes_for_training(device) for entries in kept)
     share = 4 * region.count / shapes.world
     if shapes.zero:  # gradients are masked whole; masters, and at stage 3 weights, are split
-        entries = whole + share * (2 if shapes.zero == 3 else 1)
+        entries = whole + share
         held = 4 * region.count / shapes.world
     elif shapes.kind == "fsdp2":
         entries, held = share, shapes.held * region.count / shapes.world

@@ -35,12 +35,12 @@ def test_what_two_ranks_hold(measured):
     assert way["count"] == region.count
     assert way["region"] == 4 * region.count
     assert len(way["held"]) == 2
-    # The mask: the region, int32, whole on each rank. The guard: each rank its half, once more for
-    # the weights of the forward pass. The audit: their values.
+    # The mask: the region, int32, whole on each rank. The guard: each rank its half, which is also
+    # that of the weights of the forward pass. The audit: their values.
     assert sum(rank["guarded"] for rank in way["held"]) == 4 * region.count
     assert sum(rank["values"] for rank in way["held"]) == 4 * region.count
     for rank in way["held"]:
-        assert rank["entries"] == 4 * region.count + 2 * rank["guarded"]
+        assert rank["entries"] == 4 * region.count + rank["guarded"]
 
 
 def test_the_cost_model_says_the_same(measured):

@@ -65,6 +65,12 @@ def test_entries_are_held_once() -> None:
     assert list(map(id, layout.gradients)) == list(map(id, layout.copies))
     one = plain("one device", [], mixed_region(model).resolve(model), replicated=False).on_device()
     assert list(map(id, one.gradients)) == list(map(id, one.masters))
+    # As under ZeRO-3, where masters and copies are the same part of a parameter.
+    apart = plain("one device", [], mixed_region(model).resolve(model), replicated=False)
+    split = replace(apart, copies=[replace(shard) for shard in apart.masters]).on_device()
+    for master, copy in zip(split.masters, split.copies, strict=True):
+        assert master is not copy
+        assert master.entries is copy.entries
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

@@ -10,7 +10,6 @@ from frozen_reference import TinyLM
 from zero_checkpoint_cells import uneven_region
 from zero_fault_cells import (
     CELLS,
-    COPIES,
     COPY,
     MASTER,
     NOT_MASKED,
@@ -59,7 +58,7 @@ def assert_names_the_entry(message: str, cell: Cell) -> None:
         assert what == "the gradient of "
         assert "not zero" in happened
     else:
-        assert what == (COPY_OF[cell.dtype] if cell.fault in (COPY, COPIES) else "")
+        assert what == (COPY_OF[cell.dtype] if cell.fault == COPY else "")
         assert "frozen and changed from" in happened
     if cell.fault in (COPY, MASTER):
         assert (rank, name, int(index)) == ("1", *WRITTEN)

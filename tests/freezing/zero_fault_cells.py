@@ -11,7 +11,6 @@ NOT_MASKED = "mask writes nothing from step 2 on"
 NOT_PUT_BACK = "guard writes nothing back"
 FIRST = "shards begin one entry further in their parameters"
 START = "shards begin one entry further in the flat partition"
-COPIES = "shards of the copies begin one entry further"
 COPY = "copy written to on one rank"
 MASTER = "master written to"
 RANKS_DIFFER = "ranks start with other values"
@@ -22,7 +21,6 @@ STEPS = {
     NOT_PUT_BACK: 3,
     FIRST: 0,
     START: 0,
-    COPIES: 2,
     COPY: 3,
     MASTER: 3,
     RANKS_DIFFER: 0,
@@ -44,5 +42,5 @@ CELLS = [
     *(Cell("ZeRO-2", dtype, fault) for dtype in ("fp32", "bf16") for fault in _ZERO),
     *(Cell("DDP", "fp32", f) for f in (SKIPPED, NOT_MASKED, NOT_PUT_BACK, MASTER, RANKS_DIFFER)),
     *(Cell("FSDP2", "fp32", f) for f in (SKIPPED, NOT_MASKED, NOT_PUT_BACK, FIRST, MASTER)),
-    *(Cell("ZeRO-3", d, f) for d in ("fp32", "bf16") for f in (*_ZERO, COPIES)),
+    *(Cell("ZeRO-3", d, f) for d in ("fp32", "bf16") for f in _ZERO),
 ]

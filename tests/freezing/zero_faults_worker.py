@@ -24,7 +24,6 @@ from zero_checkpoint_cells import uneven_region
 from zero_fault_cells import (
     AUDIT_EVERY,
     CELLS,
-    COPIES,
     COPY,
     FIRST,
     LOADED,
@@ -103,11 +102,16 @@ def nothing(*_: Any) -> None:
     pass
 
 
-def shifted(fault: str) -> Callable[..., Shard]:
-    """``Shard.part`` with shards one entry further, or before, that still lie within bounds."""
-    part = Shard.part
+def moved(start: int, length: int, owner: Tensor) -> int:
+    """One entry further, or before, within bounds."""
+    return start + 1 if start + 1 + length <= owner.numel() else max(start - 1, 0)
 
-    def broken(
+
+def shifted(fault: str) -> dict[str, Callable[..., Shard]]:
+    """Methods of ``Shard`` that make shards one entry further, or before, within bounds."""
+    part, held_by = Shard.part, Shard.held_by
+
+    def broken_part(
         resolved: Resolved,
         number: int,
         owner: Tensor,
@@ -117,21 +121,25 @@ def shifted(fault: str) -> Callable[..., Shard]:
     ) -> Shard:
         length = prod(shape)
         if fault == START and start is not None:
-            fits = start + 1 + length <= owner.numel()
-            start = start + 1 if fits else max(start - 1, 0)
-        elif length < resolved.entries.numel and (fault == FIRST or hasattr(owner, "ds_numel")):
+            start = moved(start, length, owner)
+        elif fault == FIRST and length < resolved.entries.numel:
             first += 1 if first + 1 + length <= resolved.entries.numel else -1
         return part(resolved, number, owner, first, shape, start)
 
-    return broken
+    def broken_held_by(shard: Shard, owner: Tensor, start: int) -> Shard:
+        if fault == START:
+            start = moved(start, shard.entries.numel, owner)
+        return held_by(shard, owner, start)
+
+    return {"part": broken_part, "held_by": broken_held_by}
 
 
 def broken(fault: str) -> AbstractContextManager[object]:
     """While the freeze begins."""
     if fault == SKIPPED:
         return patch.object(GradientMask, "_mask", nothing)
-    if fault in (FIRST, START, COPIES):
-        return patch.object(Shard, "part", shifted(fault))
+    if fault in (FIRST, START):
+        return patch.multiple(Shard, **shifted(fault))
     return nullcontext()
 
 

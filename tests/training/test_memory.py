@@ -119,7 +119,7 @@ def test_the_region_adds_its_entries_and_values(model, weights):
     for kind, entries, values in (
         ("ddp", 4, 8),
         ("zero-2", 4 + 4 / WORLD, 8 / WORLD),
-        ("zero-3", 4 + 8 / WORLD, 8 / WORLD),
+        ("zero-3", 4 + 4 / WORLD, 8 / WORLD),
         ("fsdp2", 4 / WORLD, 8 / WORLD),
     ):
         found = parts(estimate(model, recipe(kind), WORLD, region))
