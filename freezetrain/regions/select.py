@@ -13,6 +13,7 @@ import torch
 from freezetrain.errors import UserError, near_misses
 from freezetrain.regions.coverage import layer_of
 from freezetrain.regions.entries import Entries
+from freezetrain.regions.one_ahead import one_ahead
 from freezetrain.regions.region import Region
 from freezetrain.regions.scores import FOR_SELECTION, Scores, check_alike
 from freezetrain.regions.threshold import Read, Threshold, Which, few_of_many
@@ -35,9 +36,9 @@ def select(
 
     Of n units, ``int(ratio * n + 0.5)`` are taken. Ties go to the lower flat index, across tensors
     to the name that sorts first, so that the same scores give the same region on every machine.
-    Memory: the region, and a few copies of the scores of one tensor; where entries compete beyond
-    their tensor, each tensor is read a few times for it, and of the few entries in 100 that may be
-    taken, scores and places are held.
+    Memory: the region, a few copies of the scores of one tensor, and those of the next; where
+    entries compete beyond their tensor, each tensor is read a few times for it, and of the few
+    entries in 100 that may be taken, scores and places are held.
 
     Args:
         ratio: more than 0, at most 1. 0.01, 0.03 and 0.05 in Zhang et al. 2024 (arXiv 2402.14700).
@@ -76,9 +77,11 @@ def select(
             f"nothing to select from: no scored parameter is left with {parameters=}, {norms=} "
             f"and {unit=}"
         )
+    groups = [{name: dims[name] for name in group} for group in _groups(dims, per)]
     entries: dict[str, Entries] = {}
-    for group in _groups(dims, per):
-        entries |= _compete(scores, {name: dims[name] for name in group}, ratio, which)
+    read = one_ahead(partial(_reads, scores), groups)  # from the disk while others compete
+    for group in groups:
+        entries |= _compete(scores, group, next(read), ratio, which)
     made = {
         "operation": "select",
         "ratio": ratio,
@@ -139,7 +142,7 @@ def monolingual(
     entries: dict[str, dict[str, Entries]] = {language: {} for language in wanted}
     for name in _candidates(first, None, norms):
         tops = {
-            language: _compete(part, {name: ()}, ratio, "top")[name]
+            language: _compete(part, {name: ()}, _reads(part, {name: ()}), ratio, "top")[name]
             for language, part in scores.items()
         }
         holders = torch.zeros(prod(first.shape(name)), dtype=torch.int16)  # languages, per entry
@@ -214,8 +217,20 @@ def _transposed(scores: Scores, name: str) -> bool:
     return name in scores.made.get("transposed", ())
 
 
+def _reads(scores: Scores, dims: Mapping[str, tuple[int, ...]]) -> list[Read]:
+    """Of each parameter how its units' scores are read; ``dims`` as for :func:`_compete`."""
+    reads: list[Read] = [partial(_unit_scores, scores, name, own) for name, own in dims.items()]
+    if len(reads) == 1 or any(dims.values()):  # small enough to be kept, so that it is read once
+        return [_kept(read()) for read in reads]
+    return reads
+
+
 def _compete(
-    scores: Scores, dims: Mapping[str, tuple[int, ...]], ratio: float, which: Which
+    scores: Scores,
+    dims: Mapping[str, tuple[int, ...]],
+    reads: Sequence[Read],
+    ratio: float,
+    which: Which,
 ) -> dict[str, Entries]:
     """The entries of the ``ratio`` of units with the largest (smallest) scores in some parameters.
 
@@ -225,9 +240,6 @@ def _compete(
         name: torch.Size(1 if dim in own else size for dim, size in enumerate(scores.shape(name)))
         for name, own in dims.items()
     }
-    reads: list[Read] = [partial(_unit_scores, scores, name, own) for name, own in dims.items()]
-    if len(reads) == 1 or any(dims.values()):  # small enough to be kept, so that it is read once
-        reads = [_kept(read()) for read in reads]
     sizes = [place.numel() for place in places.values()]
     count = int(ratio * sum(sizes) + 0.5)
     if not any(dims.values()):

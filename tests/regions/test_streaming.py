@@ -115,13 +115,13 @@ def test_every_read_is_checked() -> None:
     ],
 )
 @pytest.mark.parametrize("parts", [1, 3])
-def test_selecting_holds_one_tensor_at_a_time(per: str, unit: str, parts: int) -> None:
+def test_selecting_holds_one_tensor_at_a_time_and_the_next(per: str, unit: str, parts: int) -> None:
     alive = Alive()
     wanted = select(Scores.sum([held(seed) for seed in range(parts)]), 0.3, per=per, unit=unit)
     each = [lazy(seed, alive) for seed in range(parts)]
     scores = each[0] if parts == 1 else Scores.sum(each)
     assert select(scores, 0.3, per=per, unit=unit) == wanted
-    assert alive.most == 1
+    assert alive.most <= (1 if per == "model" else 2)
     times = 1 if per == "tensor" or unit != "entry" else 3
     read = [name for name in alive.reads if name == "blocks.1.up"]
     # A layer with a single parameter needs no second look, as a tensor.
