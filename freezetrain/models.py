@@ -3,19 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 from transformers.utils import cached_file, is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
@@ -23,8 +16,11 @@ from freezetrain.errors import UserError
 from freezetrain.freezing.folder import WeightsFolder
 from freezetrain.recipe import Dtype, ModelSource
 
+if TYPE_CHECKING:  # importing these takes seconds, of which a job without a model has no use
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-def on_gpu(model: PreTrainedModel) -> PreTrainedModel:
+
+def on_gpu(model: "PreTrainedModel") -> "PreTrainedModel":
     """Move the model to the GPU if there is one, to score or evaluate; training moves it itself."""
     if torch.cuda.is_available():
         nn.Module.to(model, "cuda")
@@ -67,7 +63,7 @@ def _torch_dtype(dtype: Dtype) -> torch.dtype | str:
     return "auto" if dtype == "stored" else getattr(torch, dtype)
 
 
-def _attention(source: ModelSource, config: PretrainedConfig, in_16_bits: bool) -> str | None:
+def _attention(source: ModelSource, config: "PretrainedConfig", in_16_bits: bool) -> str | None:
     """What transformers is told about attention; None: it chooses."""
     there = is_flash_attn_2_available()  # looks for a GPU too
     if source.attention == "flash_attention_2" and not (there and in_16_bits):
@@ -78,15 +74,15 @@ def _attention(source: ModelSource, config: PretrainedConfig, in_16_bits: bool) 
         )
     if source.attention != "auto":
         return source.attention
-    known = AutoModelForCausalLM._model_mapping
+    known = transformers.AutoModelForCausalLM._model_mapping
     model = known.get(type(config), None)
     has_flash = getattr(model, "_supports_flash_attn", False)
     return "flash_attention_2" if there and in_16_bits and has_flash else None
 
 
-def _new(source: ModelSource, config: PretrainedConfig, in_16_bits: bool) -> PreTrainedModel:
+def _new(source: ModelSource, config: "PretrainedConfig", in_16_bits: bool) -> "PreTrainedModel":
     """With weights as they are initialized."""
-    return AutoModelForCausalLM.from_config(
+    return transformers.AutoModelForCausalLM.from_config(
         config,
         dtype=config.dtype if source.dtype == "stored" else _torch_dtype(source.dtype),
         attn_implementation=_attention(source, config, in_16_bits),
@@ -96,7 +92,7 @@ def _new(source: ModelSource, config: PretrainedConfig, in_16_bits: bool) -> Pre
 
 def load_model(
     source: ModelSource, random_weights: bool = False, in_16_bits: bool | None = None
-) -> PreTrainedModel:
+) -> "PreTrainedModel":
     """The model in eval mode on the CPU, or a new one of its configuration with random weights.
 
     ``in_16_bits``: whether it will compute in 16 bits, which flash attention needs; None: whether
@@ -113,7 +109,7 @@ def load_model(
         if random_weights:
             return _new(source, config, in_16_bits)
         with without_progress_bars():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 source.path,
                 dtype=_torch_dtype(source.dtype),
                 attn_implementation=_attention(source, config, in_16_bits),
@@ -132,7 +128,7 @@ def load_model(
     return model.eval()
 
 
-def meta_model(source: ModelSource, in_16_bits: bool | None = None) -> PreTrainedModel:
+def meta_model(source: ModelSource, in_16_bits: bool | None = None) -> "PreTrainedModel":
     """The model without weights (on the meta device): names, shapes and types, in seconds.
 
     Its folder needs a config.json only. Raises UserError as load_model does.
@@ -147,11 +143,11 @@ def meta_model(source: ModelSource, in_16_bits: bool | None = None) -> PreTraine
         raise _not_loaded("model", source, error) from error
 
 
-def load_config(source: ModelSource) -> PretrainedConfig:
+def load_config(source: ModelSource) -> "PretrainedConfig":
     """The model's configuration. Raises UserError if it cannot be found or read."""
     _check_path(source)
     try:
-        return AutoConfig.from_pretrained(
+        return transformers.AutoConfig.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
     except (OSError, ValueError, ImportError) as error:
@@ -180,11 +176,11 @@ def local_folder(source: ModelSource) -> Path:
     return Path(config).parent
 
 
-def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":
     """The model's tokenizer. Raises UserError if it cannot be found or loaded."""
     _check_path(source)
     try:
-        return AutoTokenizer.from_pretrained(
+        return transformers.AutoTokenizer.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
@@ -192,7 +188,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def check_fit(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sequence_length: int
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", sequence_length: int
 ) -> None:
     """UserError if the tokenizer has tokens, or a sequence has places, that the model lacks."""
     rows = int(cast(Tensor, model.get_input_embeddings().weight).shape[0])
@@ -204,7 +200,7 @@ def check_fit(
     check_length(model, sequence_length)
 
 
-def check_length(model: PreTrainedModel, sequence_length: int) -> None:
+def check_length(model: "PreTrainedModel", sequence_length: int) -> None:
     """UserError if a sequence has places that the model lacks."""
     if sequence_length > (context := context_length(model, otherwise=sequence_length)):
         raise UserError(
@@ -213,6 +209,6 @@ def check_length(model: PreTrainedModel, sequence_length: int) -> None:
         )
 
 
-def context_length(model: PreTrainedModel, otherwise: int = 1024) -> int:
+def context_length(model: "PreTrainedModel", otherwise: int = 1024) -> int:
     """Tokens that the model was built for, or ``otherwise`` where its configuration is silent."""
     return getattr(model.config, "max_position_embeddings", None) or otherwise

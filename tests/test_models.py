@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from freezetrain import models
 from freezetrain.errors import UserError
@@ -76,7 +76,7 @@ def flash_is_there(monkeypatch) -> list[str | None]:
         return torch.nn.Identity()
 
     monkeypatch.setattr(models, "is_flash_attn_2_available", lambda: True)
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_config", from_config)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", from_config)
     return told
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from rich.markup import escape
 from rich.table import Table
-from transformers import PreTrainedTokenizerBase
 
 from freezetrain.errors import UserError
 from freezetrain.jobs.outcome import Outcome
@@ -22,6 +22,9 @@ from freezetrain.regions.layers import layers_region
 from freezetrain.regions.magnitude import magnitude_scores
 from freezetrain.regions.random_scores import random_scores
 from freezetrain.sequences.tokens import default_cache, default_workers, tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _READ = 2**22  # tokens counted at once
 CORE = "core"  # in an expression: the region of all languages together
@@ -55,7 +58,7 @@ def make_region(recipe: SelectRecipe) -> Region:
 
 
 def _token_counts(
-    texts: TextSource, language: str, tokenizer: PreTrainedTokenizerBase
+    texts: TextSource, language: str, tokenizer: "PreTrainedTokenizerBase"
 ) -> torch.Tensor:
     """How often each token stands in the language's training documents, int64 [V]."""
     store = tokenize(texts, language, tokenizer, default_cache(), default_workers())

@@ -1,10 +1,10 @@
 """A model whose weights are read from its files one at a time, where that is possible."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from freezetrain.errors import UserError
 from freezetrain.freezing.folder import WeightsFolder
@@ -12,10 +12,13 @@ from freezetrain.models import load_model, local_folder, meta_model
 from freezetrain.recipe import ModelSource
 from freezetrain.regions.resolve import plain_name
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Read = Callable[[nn.Parameter], Tensor]
 
 
-def stored_model(source: ModelSource) -> tuple[PreTrainedModel, Read | None]:
+def stored_model(source: ModelSource) -> tuple["PreTrainedModel", Read | None]:
     """The model without weights, and a function that reads those of one of its parameters.
 
     transformers stores some models under other names or shapes than they have in memory (fused

@@ -10,14 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
-from transformers import PreTrainedTokenizerBase
 
 from freezetrain.corpora import Language, Texts, read_languages
 from freezetrain.disk import require_space
@@ -25,6 +24,9 @@ from freezetrain.errors import UserError
 from freezetrain.recipe import TextSource
 from freezetrain.sequences.encoding import encode, tokenizer_digest
 from freezetrain.sequences.token_store import TokenStore, piece_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _VERSION = 1  # of what is kept on disk
 _LARGEST_PIECE = 64 * 2**20  # bytes of text; what a kill loses of one worker's time
@@ -48,7 +50,7 @@ def default_workers() -> int:
 def tokenize(
     source: TextSource,
     language: str,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     cache: Path,
     workers: int,
 ) -> TokenStore:
@@ -76,7 +78,7 @@ def tokenize(
 def _found_or_made(
     texts: Language,
     source: TextSource,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     cache: Path,
     workers: int,
 ) -> TokenStore:
@@ -124,7 +126,11 @@ def _content(rows: datasets.Dataset, cache: Path) -> str:
 
 
 def _prepare(
-    folder: Path, language: Language, tokenizer: PreTrainedTokenizerBase, workers: int, digest: str
+    folder: Path,
+    language: Language,
+    tokenizer: "PreTrainedTokenizerBase",
+    workers: int,
+    digest: str,
 ) -> None:
     texts = language.train
     next(encode(["a"], tokenizer))  # complains of a tokenizer that cannot do it
@@ -161,7 +167,7 @@ def _prepare(
 
 def _write_piece(
     texts: Texts,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     folder: Path,
     bounds: Sequence[int],
     dtype: type,
@@ -224,7 +230,7 @@ def _finish(folder: Path, language: Language, pieces: int, digest: str) -> None:
     _write(folder / "facts.json", json.dumps(kept, indent=1))  # last: it says that all is there
 
 
-def _tokens_expected(texts: Texts, total: int, tokenizer: PreTrainedTokenizerBase) -> int:
+def _tokens_expected(texts: Texts, total: int, tokenizer: "PreTrainedTokenizerBase") -> int:
     """About how many tokens ``total`` bytes of text have, from documents all over them."""
     sample = [text[:2000] for text in texts[:: max(1, len(texts) // _SAMPLED)][:_SAMPLED]]
     tokens = sum(len(ids) for ids in encode(sample, tokenizer))

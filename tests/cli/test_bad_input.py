@@ -342,6 +342,16 @@ def test_help_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_jobs_that_run_no_model_do_not_import_what_runs_them():
+    jobs = ("convert", "info", "overlap", "report", "select")
+    code = (
+        f"import sys\nfrom freezetrain.jobs import {', '.join(jobs)}\n"
+        "assert 'torchmetrics' not in sys.modules and 'lightning' not in sys.modules\n"
+        "assert 'transformers.modeling_utils' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_only_the_parser_of_the_verb_that_is_asked_for_is_made(monkeypatch, capsys):
     made = []
     monkeypatch.setenv("COLUMNS", "300")  # nothing is wrapped
