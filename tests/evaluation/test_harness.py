@@ -4,6 +4,7 @@ import builtins
 import json
 import math
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from freezetrain.evaluation.benchmarks import Score
 from freezetrain.evaluation.harness import Harness, scores_of
 from freezetrain.recipe import Benchmarks
 
-pytest.importorskip("lm_eval", reason="the extra benchmarks is not installed")
+TaskManager = pytest.importorskip(
+    "lm_eval.tasks", reason="the extra benchmarks is not installed"
+).TaskManager
 
 STEPS = 4  # tokens generated
 CHOICE = """
@@ -46,6 +49,12 @@ group: {name}
 task: [local_choice, local_words]
 {more}
 """
+
+
+@pytest.fixture
+def read_once(monkeypatch):
+    """The harness's own task files, thousands, are read once for a folder."""
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", cache(TaskManager))
 
 
 @torch.no_grad()
@@ -139,6 +148,7 @@ def test_scores_are_those_of_plain_loops(folder, questions, make_model, tokenize
     assert {0.0, 0.5} < seen  # of words; and other figures of choices
 
 
+@pytest.mark.usefixtures("read_once")
 def test_limit_and_groups(folder, questions, make_model, tokenizer):
     model = make_model()
     scores = Harness(told(folder, "local_choice", limit=5)).scores(model, tokenizer)
@@ -184,11 +194,12 @@ def test_a_figure_past_the_float_range_is_refused(tmp_path, make_model, tokenize
         Harness(told(tmp_path, "rolling")).scores(make_model(), tokenizer)
 
 
+@pytest.mark.usefixtures("read_once")
 def test_unknown_tasks_and_folders_without_tasks(folder, tmp_path):
     with pytest.raises(UserError, match=r"no task 'local_chois' \(did you mean 'local_choice'"):
         Harness(told(folder, "local_chois"))
     with pytest.raises(UserError, match=r"no task 'arc_eazy' \(did you mean 'arc_easy'"):
-        Harness(Benchmarks(tasks=["arc_eazy"]))
+        Harness(told(folder, "arc_eazy"))
     with pytest.raises(UserError, match="nowhere, there is no such folder"):
         Harness(told(tmp_path / "nowhere", "local_choice"))
     with pytest.raises(UserError, match="found none"):

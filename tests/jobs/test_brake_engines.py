@@ -84,15 +84,29 @@ def brake(recipe, tmp_path_factory) -> dict:
     return {"limits": {"en": (lost[2] + lost[3]) / 2}, "action": "roll_back"}
 
 
+SPLIT = ("zero-2", "zero-3")
+
+
+def in_16_bits(recipe: dict, brake: dict, kind: str) -> dict:
+    """Rolled back to the base."""
+    return {
+        "engine": {"kind": kind},
+        "optimization": {**recipe["optimization"], "precision": "bf16-mixed"},
+        "brake": {**brake, "limits": {"worst": 1e-6}},
+    }
+
+
 @pytest.fixture(scope="module")
 def together(recipe, brake, tmp_path_factory) -> Path:
-    """Two ranks: four steps without a brake; and until they are rolled back to those."""
+    """Two ranks: four steps without a brake; until they are rolled back to those; in 16 bits."""
     folder = tmp_path_factory.mktemp("together")
     runs = []
     for kind in ENGINES:
         engine = {"kind": kind}
         runs.append(words(of_four_steps(recipe), folder, f"{kind}-four", engine=engine))
         runs.append(words(recipe, folder, kind, engine=engine, brake=brake))
+    for kind in SPLIT:
+        runs.append(words(recipe, folder, f"{kind}-16", **in_16_bits(recipe, brake, kind)))
     two_ranks(folder, runs)
     return folder
 
@@ -120,7 +134,10 @@ def test_the_last_step_is_in_the_checkpoint_all_the_same(together, kind):
 
 @pytest.fixture(scope="module")
 def resumed(recipe, brake, tmp_path_factory) -> Path:
-    """One rank keeps step 4 and is stopped after 5; two go on, and back to what it has kept."""
+    """One rank keeps step 4 and is stopped after 5; two go on, and back to what it has kept.
+
+    ``early``: one is stopped after 3, and it is two that keep step 4.
+    """
     folder = tmp_path_factory.mktemp("resumed")
     alone, both = [], []
     for kind in ENGINES:
@@ -128,6 +145,10 @@ def resumed(recipe, brake, tmp_path_factory) -> Path:
         alone.append(words(of_four_steps(recipe), folder, f"{kind}-four", engine=engine))
         alone.append(words(recipe, folder, kind, 5, engine=engine, brake=brake))
         both.append(words(recipe, folder, kind, engine=engine, brake=brake))
+    for kind in SPLIT:
+        changes = {"engine": {"kind": kind}, "brake": brake}
+        alone.append(words(recipe, folder, f"{kind}-early", 3, **changes))
+        both.append(words(recipe, folder, f"{kind}-early", **changes))
     one_rank(alone)
     two_ranks(folder, both)
     return folder
@@ -141,36 +162,23 @@ def test_rolled_back_to_what_another_number_of_ranks_has_kept(resumed, kind):
     assert not differ(weights(resumed, f"{kind}-four"), weights(resumed, kind))
 
 
-@pytest.mark.parametrize("kind", ["zero-2", "zero-3"])
-def test_rolled_back_to_what_two_ranks_kept_after_one_had_begun(
-    recipe, brake, tmp_path, together, kind
-):
+@pytest.mark.parametrize("kind", SPLIT)
+def test_rolled_back_to_what_two_ranks_kept_after_one_had_begun(resumed, together, kind):
     """The engine was made for a converted checkpoint, and what is gone back to is none."""
-    changes = {"engine": {"kind": kind}, "brake": brake}
-    one_rank([words(recipe, tmp_path, "run", 3, **changes)])
-    two_ranks(tmp_path, [words(recipe, tmp_path, "run", **changes)])
-    told = results(tmp_path, "run")
+    told = results(resumed, f"{kind}-early")
     check_told(told)
     assert told["resumed_from"] == "step=3.ckpt"
+    found = weights(resumed, f"{kind}-early")
     for name, value in weights(together, f"{kind}-four").items():
-        found = weights(tmp_path, "run")[name]
-        torch.testing.assert_close(found, value, rtol=1e-4, atol=2e-5, msg=name)
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=2e-5, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["zero-2", "zero-3"])
-def test_frozen_entries_are_the_bases_also_where_masters_were_rounded(
-    recipe, brake, base, tmp_path, kind
-):
+@pytest.mark.parametrize("kind", SPLIT)
+def test_frozen_entries_are_the_bases_also_where_masters_were_rounded(together, recipe, base, kind):
     """Back to the base, which DeepSpeed's masters hold exactly only once the freeze has begun."""
-    changes = {
-        "engine": {"kind": kind},
-        "optimization": {**recipe["optimization"], "precision": "bf16-mixed"},
-        "brake": {**brake, "limits": {"worst": 1e-6}},
-    }
-    two_ranks(tmp_path, [words(recipe, tmp_path, "run", **changes)])
-    told = results(tmp_path, "run")["brake"]
+    told = results(together, f"{kind}-16")["brake"]
     assert (told["ended_at_step"], told["model_step"]) == (2, 0)
     region = Region.load(recipe["region"])
     before = load_file(base / "model" / "model.safetensors")
-    compared = compare_weights(before, weights(tmp_path, "run"), region)
+    compared = compare_weights(before, weights(together, f"{kind}-16"), region)
     assert (compared.moved, compared.checked) == (0, region.count)
