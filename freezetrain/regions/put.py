@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 ONE_THREAD = 32_768
-"""Entries below which index_fill_ and index_copy_ stay on one thread of a CPU, unlike index_put_:
-waiting for memory at each entry, threads share the waiting."""
+"""Entries below which index_fill_ and index_copy_ stay on one thread of a CPU: torch's usual grain.
+index_put_ has threads share the waiting for memory from 3,000 on (``cpu_index_kernel``)."""
 
 
 def put(tensor: Tensor, index: Tensor, values: Tensor | float) -> None:
