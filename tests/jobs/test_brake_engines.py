@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from worker_runs import ENGINES, one_rank, two_ranks, words
+from worker_runs import one_rank, two_ranks, words
 
 from freezetrain.freezing import compare_weights
 from freezetrain.freezing.folder import WeightsFolder
@@ -84,6 +84,7 @@ def brake(recipe, tmp_path_factory) -> dict:
     return {"limits": {"en": (lost[2] + lost[3]) / 2}, "action": "roll_back"}
 
 
+ENGINES = ("ddp", "fsdp2", "zero-2", "zero-3")  # zero-1 goes the way of zero-2
 SPLIT = ("zero-2", "zero-3")
 
 
