@@ -176,7 +176,8 @@ def _memory(what: str, way: dict[str, Any]) -> Row:
     if not met:
         note = (
             f"{stored:.2f} the region, whole on every rank, as the mask needs it; {guarded:.2f} "
-            f"the entries of this rank's masters; {each - stored - guarded:.2f} indices made from "
-            "packed bits"
+            f"the entries of this rank's masters"
         )
+        if each - stored - guarded >= 0.005:
+            note += f"; {each - stored - guarded:.2f} indices made from packed bits"
     return Row(what, figure, "at most 4 bytes", met, note)
