@@ -47,9 +47,9 @@ _COSTS = """\
 - FSDP2 and ZeRO gather each parameter of the region once, one at a time, when the freeze starts.
 - The handle holds the region that it was given, in the CPU's memory of every rank.
 - Audits read each rank's frozen values and gather one digest a rank; see `audit_every`. One took
-  5 ms where a step took 1.13 s: 2 CPU cores, 22 million weights, 2,048 tokens a step, 188,752
-  frozen entries (`benchmarks/audit_cost.py`, `docs/audit_cost.json`). At the default of one in 100
-  steps that is 0.005% of the time. Nothing was measured on a GPU.
+  12 ms where a step took 1.67 s: 2 CPU cores, 21 million weights, 2,048 tokens a step, 170,380
+  frozen entries (`benchmarks/freezing.py`, table in `benchmarks/README.md`). At the default of one
+  in 100 steps that is 0.007% of the time. Nothing was measured on a GPU.
 """
 
 
