@@ -43,8 +43,7 @@ def measure(options: Options) -> Found:
     """Packed sequences, on a CPU with a smaller and a larger model, and documents."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        cases = jobs(options, folder)
-        return {"cases": [side_by_side(job, TURNS * options.rounds) for job in cases]}
+        return {"cases": [side_by_side(job, job.turns - 1) for job in jobs(options, folder)]}
 
 
 def jobs(options: Options, folder: Path) -> list[Job]:

@@ -115,15 +115,13 @@ class Region(Mapping[str, Entries]):
         build: Callable[..., Entries],
         base: Base | None,
     ) -> "Region":
-        parameters = all_parameters(model)
+        known = all_parameters(model)
         entries = {}
         for name, index in slices.items():
-            if name not in parameters:
-                raise UserError(
-                    f"the model has no parameter {name!r}" + near_misses(name, parameters)
-                )
+            if name not in known:
+                raise UserError(f"the model has no parameter {name!r}{near_misses(name, known)}")
             with about(name):
-                entries[name] = build(full_shape(parameters[name]), index)
+                entries[name] = build(full_shape(known[name]), index)
         return cls(entries, base, {"operation": operation})
 
     @classmethod

@@ -227,7 +227,7 @@ def count_down(monkeypatch, left: int) -> None:
 def test_killed_at_any_point_it_comes_to_the_same(
     make_model, base, tmp_path, limit, monkeypatch, action, every, first
 ):
-    """At every third point, so that those of the four tests together leave out none."""
+    """At every third point, from the first, second or third on: each point takes two runs."""
 
     def run(name: str):
         brakes = Brakes(make_model, base, tmp_path / name)

@@ -194,12 +194,11 @@ def test_a_figure_past_the_float_range_is_refused(tmp_path, make_model, tokenize
         Harness(told(tmp_path, "rolling")).scores(make_model(), tokenizer)
 
 
-@pytest.mark.usefixtures("read_once")
 def test_unknown_tasks_and_folders_without_tasks(folder, tmp_path):
     with pytest.raises(UserError, match=r"no task 'local_chois' \(did you mean 'local_choice'"):
         Harness(told(folder, "local_chois"))
     with pytest.raises(UserError, match=r"no task 'arc_eazy' \(did you mean 'arc_easy'"):
-        Harness(told(folder, "arc_eazy"))
+        Harness(Benchmarks(tasks=["arc_eazy"]))
     with pytest.raises(UserError, match="nowhere, there is no such folder"):
         Harness(told(tmp_path / "nowhere", "local_choice"))
     with pytest.raises(UserError, match="found none"):
