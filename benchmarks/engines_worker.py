@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.harness import alternate
-from freezetrain import Region, freeze
-from freezetrain.freezing import Freeze
+from freezetrain.freezing import Freeze, freeze
+from freezetrain.regions import Region
 
 MATRICES = ["model.layers.*_proj.weight"]
 # Attributes of a freeze's objects that hold weights.

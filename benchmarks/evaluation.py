@@ -31,9 +31,9 @@ from transformers import (
 
 import freezetrain
 from benchmarks.harness import Found, Options, Row, alternate, ratios, shown
-from freezetrain.corpora import read_languages
+from freezetrain.data.texts import read_languages
 from freezetrain.evaluation import Figures, encode_documents, evaluate
-from freezetrain.recipe import TextSource
+from freezetrain.recipe.sources import TextSource
 
 TITLE = "Evaluation"
 OURS = "evaluate"

@@ -18,9 +18,9 @@ from torch.optim import AdamW
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import competitors
-from freezetrain import Region, freeze
-from freezetrain.freezing import Freeze
-from freezetrain.regions.draw import draw_indices
+from freezetrain.freezing import Freeze, freeze
+from freezetrain.regions import Region
+from freezetrain.regions.entries import draw_indices
 
 RATE = 1e-25
 """Learning rate; times any weight's update it is less than half of the last bit of that weight."""

@@ -23,9 +23,8 @@ from torch import nn
 
 from benchmarks.harness import Found, Options, Row, alternate, ratios, shown, spread
 from benchmarks.selecting import BLOCKS, HIDDEN, INNER, KEY_VALUE, shapes
-from freezetrain.regions.draw import draw_indices
-from freezetrain.regions.entries import Entries
-from freezetrain.regions.region import Region
+from freezetrain.regions import Entries, Region
+from freezetrain.regions.entries import draw_indices
 from freezetrain.regions.storage import read_safetensors
 
 TITLE = "Loading a region"

@@ -14,7 +14,7 @@ def make_model(folder: Path, hidden_size: int, rows: int, **more: int) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from freezetrain import Region
+    from freezetrain.regions import Region
 
     torch.manual_seed(0)
     heads = max(1, hidden_size // 64)

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.engines_worker import held_bytes, make_engine, make_model, make_region, train
 from benchmarks.harness import finish
-from freezetrain import freeze
+from freezetrain.freezing import freeze
 
 APART = 101  # entries between two that are touched: as with 1%, about; no power of two
 

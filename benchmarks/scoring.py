@@ -16,9 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.harness import Found, Options, Row, alternate, finish, ratios, shown
 from freezetrain.nll import token_nll
-from freezetrain.regions.score_methods import METHODS
-from freezetrain.regions.scored_parameters import scored_parameters
-from freezetrain.regions.scoring import Scoring
+from freezetrain.scoring.compute import Scoring
+from freezetrain.scoring.methods import METHODS, scored_parameters
 
 TITLE = "Scoring"
 GOAL = 1.05  # of forward and backward alone

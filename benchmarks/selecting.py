@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Found, Options, Row, alternate, ratios, shown, spread
-from freezetrain.regions.scores import Scores
-from freezetrain.regions.select import select
 from freezetrain.regions.storage import SafetensorsWriter, read_safetensors
+from freezetrain.scoring import Scores, select
 
 TITLE = "Selecting"
 RATIO = 0.01

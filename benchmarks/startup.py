@@ -35,7 +35,7 @@ def measured(rounds: int, only: tuple[str, ...] = ()) -> Found:
     """Seconds of each command; of all, or ``only`` those."""
     import torch
 
-    from freezetrain import Region
+    from freezetrain.regions import Region
 
     with TemporaryDirectory() as folder:
         region, out = Path(folder) / "region.safetensors", Path(folder) / "out"

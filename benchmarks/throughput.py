@@ -25,7 +25,7 @@ import freezetrain
 from benchmarks.harness import Found, Options, Row, alternate, ratios, shown
 from benchmarks.random_model_runs import make_model
 from benchmarks.throughput_ways import FREEZETRAIN, FROZEN, TRAINER, Job, process
-from freezetrain import Region
+from freezetrain.regions import Region
 
 TITLE = "Training throughput"
 WAYS = (TRAINER, FREEZETRAIN, FROZEN)

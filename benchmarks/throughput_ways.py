@@ -120,7 +120,9 @@ def loss_of(model: torch.nn.Module, job: Job) -> float:
 
 def recipe(job: Job, folder: Path, frozen: bool = False) -> Any:
     """Of ``freezetrain train``: all languages of the package's texts, no evaluation."""
-    from freezetrain.recipe import Engine, ModelSource, Optimization, TrainRecipe, Watch
+    from freezetrain.recipe.optimization import Engine, Optimization
+    from freezetrain.recipe.sources import ModelSource
+    from freezetrain.training.recipe import TrainRecipe, Watch
 
     return TrainRecipe(
         model=ModelSource(str(job.model)),
@@ -143,7 +145,7 @@ def recipe(job: Job, folder: Path, frozen: bool = False) -> Any:
 
 def freezetrain_train(way: str, job: Job, folder: Path, turns: Turns) -> None:
     """The job of the verb, with a clock in the place where it measures its own speed."""
-    from freezetrain.jobs import train
+    from freezetrain.training import train
 
     class Clocked(train.Throughput):
         def on_train_batch_end(
@@ -213,8 +215,8 @@ def hf_trainer(way: str, job: Job, folder: Path, turns: Turns) -> None:
 
 def documents(tokenizer: Any, length: int) -> list[dict[str, Any]]:
     """The package's training documents with BOS and EOS, cut to ``length`` tokens."""
-    from freezetrain.corpora import read_languages
-    from freezetrain.recipe import TextSource
+    from freezetrain.data.texts import read_languages
+    from freezetrain.recipe.sources import TextSource
 
     texts = [text for found in read_languages(TextSource(), []).values() for text in found.train]
     first, last = [tokenizer.bos_token_id], [tokenizer.eos_token_id]

@@ -13,10 +13,10 @@ from transformers.utils import cached_file, is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from freezetrain.errors import UserError
-from freezetrain.freezing.folder import WeightsFolder
-from freezetrain.recipe import Dtype, ModelSource
+from freezetrain.freezing.weights_folder import WeightsFolder
+from freezetrain.recipe.sources import Dtype, ModelSource
 
-if TYPE_CHECKING:  # importing these takes seconds, of which a job without a model has no use
+if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from freezetrain.corpora import read_languages
-from freezetrain.recipe import TextSource
+from freezetrain.data.texts import read_languages
+from freezetrain.recipe.sources import TextSource
 
 TARGET_CHARACTERS = 60_000  # of a target language: nearly unseen, as Chinese is in LLaMA
 VOCABULARY = 6144

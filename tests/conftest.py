@@ -14,11 +14,27 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from freezetrain.corpora import read_languages
-from freezetrain.recipe import TextSource
-from freezetrain.sequences.token_store import TokenStore
+from freezetrain.data.packing import TokenStore
+from freezetrain.data.texts import read_languages
+from freezetrain.recipe.sources import TextSource
 
 LANGUAGES = ("en", "es", "zh")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--exhaustive",
+        action="store_true",
+        help="run the tests marked exhaustive, and no others",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """The default run leaves out what is marked exhaustive; ``--exhaustive`` runs just that."""
+    exhaustive = config.getoption("--exhaustive")
+    chosen = [item for item in items if bool(item.get_closest_marker("exhaustive")) == exhaustive]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
 
 
 @pytest.fixture(scope="session", autouse=True)

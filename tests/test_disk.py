@@ -5,8 +5,8 @@ from collections import namedtuple
 
 import pytest
 
-from freezetrain.disk import readable, require_space
 from freezetrain.errors import UserError
+from freezetrain.files import readable, require_space
 
 
 def test_too_little_room_names_what_and_how_much(tmp_path, monkeypatch):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import freezetrain
-from freezetrain import Region
 from freezetrain.evaluation import Document, evaluate
-from freezetrain.regions import compute_scores, select
+from freezetrain.regions import Region
+from freezetrain.scoring import compute_scores, select
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -12,7 +12,7 @@ from lightning.fabric.plugins.environments import (
 )
 
 from freezetrain.errors import UserError
-from freezetrain.launch import Launch, current_launch
+from freezetrain.ranks import Launch, current_launch
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {
@@ -83,7 +83,7 @@ def test_lightning_is_told_the_same(monkeypatch):
 
 
 def test_a_process_ends_with_the_one_that_started_it(tmp_path):
-    child = "from freezetrain.launch import end_with_parent as e; import time; e(); time.sleep(60)"
+    child = "from freezetrain.ranks import end_with_parent as e; import time; e(); time.sleep(60)"
     parent = (
         "import subprocess, sys, time\n"
         f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from freezetrain.cli.verbs import VERBS, parse
-from freezetrain.recipe import CHANGEABLE
+from freezetrain.run_folder import CHANGEABLE
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()

@@ -8,10 +8,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from freezetrain import models
 from freezetrain.errors import UserError
-from freezetrain.jobs import dry_run, train
-from freezetrain.launch import Launch
 from freezetrain.models import check_fit, load_model, meta_model
-from freezetrain.recipe import ModelSource, Optimization, TrainRecipe
+from freezetrain.ranks import Launch
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import ModelSource
+from freezetrain.training import dry_run, train
+from freezetrain.training.recipe import TrainRecipe
 
 
 @pytest.fixture

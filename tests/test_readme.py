@@ -12,8 +12,10 @@ import yaml
 from torch.utils.data import DataLoader
 
 from freezetrain.cli.verbs import VERBS, parse
-from freezetrain.recipe import CompareRecipe, Lora, TrainRecipe, yaml12
+from freezetrain.compare.recipe import CompareRecipe
+from freezetrain.recipe import yaml12
 from freezetrain.recipe.changes import built
+from freezetrain.training.recipe import Lora, TrainRecipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,18 +15,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from freezetrain.cli import main
 from freezetrain.cli.verbs import parse
-from freezetrain.corpora import read_languages
+from freezetrain.compare.recipe import CompareRecipe
+from freezetrain.data.texts import read_languages
 from freezetrain.evaluation import PAPER_SAMPLES
-from freezetrain.recipe import (
-    PAPER_CORE,
-    CompareRecipe,
-    ForgettingRecipe,
-    PaperRecipe,
-    TextSource,
-    TrainRecipe,
-    yaml12,
-)
+from freezetrain.measuring.recipe import ForgettingRecipe
+from freezetrain.paper.recipe import PAPER_CORE, PaperRecipe
+from freezetrain.recipe import yaml12
+from freezetrain.recipe.sources import TextSource
 from freezetrain.regions import Region
+from freezetrain.training.recipe import TrainRecipe
 
 ROOT = Path(__file__).parent.parent
 EVERY = {path.name: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}

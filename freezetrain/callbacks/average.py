@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import load
 from torch.distributed.tensor import DTensor
 
-from freezetrain.callbacks.freeze import RegionFreeze
-from freezetrain.callbacks.trained import trained, wide
+from freezetrain.callbacks.near_base import trained, wide
+from freezetrain.callbacks.region_freeze import RegionFreeze
 from freezetrain.errors import UserError
 from freezetrain.freezing.fsdp import reshard
 

@@ -8,9 +8,9 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from freezetrain.callbacks.brake import ForgettingBrake
-from freezetrain.callbacks.forgetting import ForgettingTracker
+from freezetrain.callbacks.tracker import ForgettingTracker
 from freezetrain.errors import UserError
-from freezetrain.report.plots.plane import plane_figure
+from freezetrain.report.run_plots import plane_figure
 
 _WIDTH = 640  # pixels of the plane
 

@@ -9,16 +9,16 @@ import lightning as L
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 
-from freezetrain.callbacks import whole_checkpoint
+from freezetrain.callbacks import checkpoint_files as whole_checkpoint
 from freezetrain.callbacks.average import WeightAverage
-from freezetrain.callbacks.base_average import BaseAverage
-from freezetrain.callbacks.forgetting import ForgettingTracker
-from freezetrain.callbacks.freeze import RegionFreeze
+from freezetrain.callbacks.near_base import BaseAverage
+from freezetrain.callbacks.region_freeze import RegionFreeze
 from freezetrain.callbacks.stopping import save_step, saver_of
+from freezetrain.callbacks.tracker import ForgettingTracker
 from freezetrain.errors import UserError
+from freezetrain.evaluation import Evaluation
 from freezetrain.evaluation.brake import Brake
-from freezetrain.evaluation.history import Evaluation
-from freezetrain.recipe.brake import Action, Measure
+from freezetrain.evaluation.limits import Action, Measure
 
 
 class ForgettingBrake(L.Callback):

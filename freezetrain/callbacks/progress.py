@@ -8,8 +8,8 @@ from rich.console import Console, RenderableType
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from freezetrain.callbacks.forgetting import ForgettingTracker
-from freezetrain.evaluation.history import Evaluation
+from freezetrain.callbacks.tracker import ForgettingTracker
+from freezetrain.evaluation import Evaluation
 from freezetrain.evaluation.watch import TABLE_ROWS
 
 _OTHER_LINES = 12  # of the table without held-out languages, and the bar below it

@@ -13,9 +13,9 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor, nn
 
-from freezetrain.callbacks.forgetting import ForgettingTracker
-from freezetrain.callbacks.freeze import RegionFreeze
+from freezetrain.callbacks.region_freeze import RegionFreeze
 from freezetrain.callbacks.stopping import TimeLimit
+from freezetrain.callbacks.tracker import ForgettingTracker
 from freezetrain.regions.resolve import full_shape
 
 # How configurations say that only some of a layer's weights act on each token.

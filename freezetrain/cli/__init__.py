@@ -15,7 +15,7 @@ from pathlib import Path
 
 from freezetrain.cli.verbs import VERBS, Told, parse
 from freezetrain.errors import CheckError, Preempted, UserError
-from freezetrain.launch import OUT, Launch, current_launch, end_with_parent, run_folder
+from freezetrain.ranks import OUT, Launch, current_launch, end_with_parent, run_folder
 from freezetrain.recipe import yaml12
 
 __all__ = ["main"]
@@ -37,12 +37,12 @@ def _run(arguments: Sequence[str], launch: Launch) -> int:
         return 0
     if told.dry_run:
         if launch.rank == 0:
-            from freezetrain.jobs import dry_run
-            from freezetrain.jobs.outcome import default_folder
+            from freezetrain.run_folder import default_folder
+            from freezetrain.training import dry_run
 
             _show(dry_run.run(told.recipe, launch, told.out or default_folder(told.verb)).display)
         return 0
-    from freezetrain.jobs.outcome import default_folder
+    from freezetrain.run_folder import default_folder
 
     folder = run_folder(launch, told.out, default_folder(told.verb))
     if launch.rank == 0:
@@ -56,7 +56,7 @@ def _run(arguments: Sequence[str], launch: Launch) -> int:
 
 def _lead(told: Told, folder: Path, launch: Launch) -> int:
     """Run the job on rank 0, which alone owns the folder, writes results and prints them."""
-    from freezetrain.jobs.outcome import claimed, write_outcome
+    from freezetrain.run_folder import claimed, write_outcome
 
     verb = VERBS[told.verb]
     with claimed(folder, told.recipe, verb.resumable, verb.grows) as folder:

@@ -12,10 +12,26 @@ from jsonargparse import ActionConfigFile, ArgumentParser, set_loader, set_parsi
 from yaml import YAMLError
 
 import freezetrain
-from freezetrain import recipe
+from freezetrain.analysis.recipe import (
+    AblateRecipe,
+    ConvertRecipe,
+    InfoRecipe,
+    OverlapRecipe,
+    PerturbRecipe,
+    ScoreRecipe,
+    SelectRecipe,
+    VerifyRecipe,
+)
+from freezetrain.compare.recipe import GROWS, CompareRecipe
 from freezetrain.errors import UserError, near_misses
+from freezetrain.measuring.recipe import ForgettingRecipe
+from freezetrain.paper.recipe import PaperRecipe
+from freezetrain.quickstart.recipe import QuickstartRecipe
 from freezetrain.recipe import yaml12
 from freezetrain.recipe.complaint import one_sentence
+from freezetrain.report.recipe import ReportRecipe
+from freezetrain.training.recipe import TrainRecipe
+from freezetrain.vocabulary.recipe import ExtendRecipe
 
 
 @dataclass(frozen=True)
@@ -42,46 +58,48 @@ class Told:
 
 
 VERBS = {
-    "quickstart": Verb(recipe.QuickstartRecipe, "freezetrain.jobs.quickstart"),
+    "quickstart": Verb(QuickstartRecipe, "freezetrain.quickstart.quickstart"),
     "paper": Verb(
-        recipe.PaperRecipe, "freezetrain.jobs.paper", ("config",), resumable=True, parallel=True
+        PaperRecipe, "freezetrain.paper.paper", ("config",), resumable=True, parallel=True
     ),
     "score": Verb(
-        recipe.ScoreRecipe, "freezetrain.jobs.score", ("config",), resumable=True, parallel=True
+        ScoreRecipe, "freezetrain.analysis.score", ("config",), resumable=True, parallel=True
     ),
-    "select": Verb(recipe.SelectRecipe, "freezetrain.jobs.select", ("config",)),
-    "ablate": Verb(recipe.AblateRecipe, "freezetrain.jobs.ablate", ("config",)),
-    "perturb": Verb(recipe.PerturbRecipe, "freezetrain.jobs.perturb", ("config",)),
-    "overlap": Verb(recipe.OverlapRecipe, "freezetrain.jobs.overlap", trailing="regions"),
-    "convert": Verb(recipe.ConvertRecipe, "freezetrain.jobs.convert", ("source",)),
-    "extend": Verb(recipe.ExtendRecipe, "freezetrain.jobs.extend", ("config",)),
+    "select": Verb(SelectRecipe, "freezetrain.analysis.select", ("config",)),
+    "ablate": Verb(AblateRecipe, "freezetrain.analysis.ablate", ("config",)),
+    "perturb": Verb(PerturbRecipe, "freezetrain.analysis.perturb", ("config",)),
+    "overlap": Verb(OverlapRecipe, "freezetrain.analysis.overlap", trailing="regions"),
+    "convert": Verb(ConvertRecipe, "freezetrain.analysis.convert", ("source",)),
+    "extend": Verb(ExtendRecipe, "freezetrain.vocabulary.extend", ("config",)),
     "train": Verb(
-        recipe.TrainRecipe,
-        "freezetrain.jobs.train",
+        TrainRecipe,
+        "freezetrain.training.train",
         ("config",),
         resumable=True,
         parallel=True,
         dry=True,
     ),
     "compare": Verb(
-        recipe.CompareRecipe,
-        "freezetrain.jobs.compare",
+        CompareRecipe,
+        "freezetrain.compare.compare",
         ("config",),
         resumable=True,
-        grows=recipe.GROWS,
+        grows=GROWS,
     ),
     "forgetting": Verb(
-        recipe.ForgettingRecipe,
-        "freezetrain.jobs.forgetting",
+        ForgettingRecipe,
+        "freezetrain.measuring.forgetting",
         ("base.path",),
         trailing="models.path",
     ),
-    "verify": Verb(recipe.VerifyRecipe, "freezetrain.jobs.verify", ("base", "adapted", "region")),
-    "report": Verb(recipe.ReportRecipe, "freezetrain.jobs.report", trailing="runs"),
-    "info": Verb(recipe.InfoRecipe, "freezetrain.jobs.info", ("path",)),
+    "verify": Verb(VerifyRecipe, "freezetrain.analysis.verify", ("base", "adapted", "region")),
+    "report": Verb(ReportRecipe, "freezetrain.report.runs", trailing="runs"),
+    "info": Verb(InfoRecipe, "freezetrain.analysis.info", ("path",)),
 }
+
 # `--model X` reads better than `--model.path X`; in a recipe both are groups of fields.
 SHORT = {"--model": "--model.path", "--texts": "--texts.folder"}
+
 SPELLINGS = {"--dry-run": "--dry_run", "--print-config": "--print_config"}
 
 

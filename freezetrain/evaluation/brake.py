@@ -8,7 +8,7 @@ from typing import Any
 from freezetrain.errors import UserError
 from freezetrain.evaluation.figures import finite_or_none, safe_exp
 from freezetrain.evaluation.history import Evaluation
-from freezetrain.recipe.brake import TOGETHER, Braking
+from freezetrain.evaluation.limits import TOGETHER, Braking
 
 _UNITS: dict[str, tuple[float, str]] = {  # of what is lost, what is written after it
     "relative": (100, "% of the base's NLL per byte"),

@@ -1,8 +1,11 @@
-"""Texts as token ids with the one context token that lets the first token be predicted."""
+"""Documents as token ids, and the windows in which a model looks at them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from freezetrain.errors import UserError
 
@@ -71,3 +74,53 @@ def encode_documents(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase")
             )
         documents.append(Document(ids=context + list(ids), bytes=len(text.encode("utf-8"))))
     return documents
+
+
+def fingerprint(document: Document) -> str:
+    """Hash of a document's ids, the same on every machine."""
+    ids = np.asarray(document.ids, dtype="<i8")
+    return blake2b(ids.tobytes(), digest_size=8).hexdigest()
+
+
+def digests(documents: Mapping[str, Sequence[Document]]) -> dict[str, str]:
+    """Language -> a hash of its documents in their order."""
+    return {
+        language: blake2b("".join(map(fingerprint, texts)).encode(), digest_size=8).hexdigest()
+        for language, texts in documents.items()
+    }
+
+
+@dataclass(frozen=True)
+class Window:
+    """A piece of a document: the last ``predicted`` of ``ids`` are predicted."""
+
+    document: int
+    ids: list[int]
+    predicted: int
+
+
+def windows(number: int, document: Document, max_length: int, overlap: int = 1) -> Iterator[Window]:
+    """Windows in which each token of the document is predicted once.
+
+    A window has at most ``max_length`` tokens that the model is given, and one more, predicted from
+    them all. Each but the first predicts those that the one before it left, from at least
+    ``overlap`` tokens that are predicted no more; the last one reaches as far back as it may. With
+    an ``overlap`` of 1 these are the windows of lm-evaluation-harness's ``loglikelihood_rolling``
+    (``get_rolling_token_windows`` with ``context_len=overlap``,
+    https://github.com/EleutherAI/lm-evaluation-harness).
+    """
+    done = min(max_length, document.tokens)
+    yield Window(number, document.ids[: done + 1], done)
+    while done < document.tokens:
+        predicted = min(document.tokens - done, max_length - overlap + 1)
+        done += predicted
+        yield Window(number, document.ids[done - max_length : done + 1], predicted)
+
+
+def batches(longest_first: Sequence[Window], batch_tokens: int) -> Iterator[list[Window]]:
+    """Consecutive windows, such that rows × longest row <= ``batch_tokens``, or a single one."""
+    start = 0
+    while start < len(longest_first):
+        rows = max(1, batch_tokens // (len(longest_first[start].ids) - 1))
+        yield list(longest_first[start : start + rows])
+        start += rows

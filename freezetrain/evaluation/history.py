@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from freezetrain.errors import UserError
-from freezetrain.evaluation.figures import Figures
-from freezetrain.evaluation.forgetting import Forgetting, Found, forgetting
-from freezetrain.evaluation.sums import DocumentSums, as_figures
+from freezetrain.evaluation.figures import DocumentSums, Figures, as_figures
+from freezetrain.evaluation.losses import Forgetting, Found, forgetting
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from torchmetrics import Metric
 
 from freezetrain.errors import CheckError, UserError
 from freezetrain.evaluation.documents import Document
-from freezetrain.evaluation.figures import Figures, StandardErrors
+from freezetrain.evaluation.figures import DocumentSums, Figures, StandardErrors
 from freezetrain.evaluation.ratio import standard_error_of_moments
-from freezetrain.evaluation.sums import DocumentSums
 
 _SUMS = ("documents", "tokens", "bytes", "correct")  # int64
+
 # What over what, as in StandardErrors: NLL per byte, NLL per token, accuracy.
 _RATIOS = (("nll", "bytes"), ("nll", "tokens"), ("correct", "tokens"))
 

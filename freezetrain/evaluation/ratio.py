@@ -11,7 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from freezetrain.errors import UserError
 
 RESAMPLES = 1000
+
 LEVEL = 0.95
+
 _AT_ONCE = 2**22  # drawn numbers in memory
 
 

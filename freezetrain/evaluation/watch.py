@@ -1,10 +1,12 @@
 """Watch the held-out languages in any training loop: the base first, then whenever it is due."""
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,19 +15,17 @@ from rich.table import Table
 from torch import nn
 
 from freezetrain.errors import UserError, near_misses
-from freezetrain.evaluation.documents import Document
-from freezetrain.evaluation.figures import Figures
-from freezetrain.evaluation.fingerprints import digests
+from freezetrain.evaluation.documents import Document, digests
+from freezetrain.evaluation.figures import DocumentSums, Figures
 from freezetrain.evaluation.history import Evaluation, History
-from freezetrain.evaluation.own_results import write_own
 from freezetrain.evaluation.perplexity import evaluate_documents
-from freezetrain.evaluation.ranks import from_first_rank, is_first_rank
-from freezetrain.evaluation.schedule import Schedule, Trained
-from freezetrain.evaluation.sums import DocumentSums
-from freezetrain.evaluation.table import forgetting_table
-from freezetrain.evaluation.time_share import TimeShare
+from freezetrain.evaluation.schedule import Schedule, TimeShare, Trained
+from freezetrain.evaluation.tables import forgetting_table
+from freezetrain.files import write_results
+from freezetrain.ranks import from_first_rank, is_first_rank
 
 TABLE_ROWS = 8  # held-out languages in the terminal; the results file has all
+
 _KEPT = ("target", "max_length", "overlap", "time_share")  # a run is resumed with the same
 
 
@@ -300,3 +300,37 @@ class ForgettingWatch:
         with console.capture() as text:
             console.print(self.latest_table())
         return text.get().rstrip("\n")
+
+
+def write_own(
+    path: str | os.PathLike[str] | None, results: Any, may_replace: bool, base: Evaluation | None
+) -> None:
+    """Have rank 0 write ``results``, if it has a ``path``; every rank must call this.
+
+    Unless it ``may_replace`` what is there, a file whose first evaluation is not ``base`` is of
+    another run. Raises ``UserError``, on all ranks, for that and for a path that cannot be written.
+    """
+    refusal = None
+    if path is not None and is_first_rank():
+        try:
+            if not may_replace and Path(path).exists() and not _begins_with(base, Path(path)):
+                raise UserError(
+                    f"the results file {str(path)!r} exists, of another run; choose another path, "
+                    "or give overwrite=True"
+                )
+            write_results(path, results)
+        except UserError as error:
+            refusal = str(error)
+    refusal = from_first_rank(refusal)
+    if refusal is not None:
+        raise UserError(refusal)
+
+
+def _begins_with(base: Evaluation | None, path: Path) -> bool:
+    if base is None:
+        return False
+    try:
+        first = json.loads(path.read_text(encoding="utf-8"))["evaluations"][0]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return json.dumps(first) == json.dumps(base.to_dict())

@@ -1,18 +1,8 @@
-"""Freezing a region exactly, in pure PyTorch, and proving it."""
+"""Freezing a region exactly, in pure PyTorch, and proving it.
 
-from freezetrain.freezing.freeze import Freeze, freeze
-from freezetrain.freezing.verify import (
-    Comparison,
-    Offender,
-    compare_checkpoints,
-    compare_weights,
-)
+The public names stand in ``__init__.pyi``; each is loaded on first use.
+"""
 
-__all__ = [
-    "Comparison",
-    "Freeze",
-    "Offender",
-    "compare_checkpoints",
-    "compare_weights",
-    "freeze",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

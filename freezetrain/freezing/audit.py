@@ -9,12 +9,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from freezetrain.errors import CheckError
-from freezetrain.freezing.digest import as_hex, combined
 from freezetrain.freezing.engines import own_master
 from freezetrain.freezing.guard import StepGuard, in_step
 from freezetrain.freezing.layout import Layout
 from freezetrain.freezing.mask import GradientMask
-from freezetrain.freezing.shard import Shard
+from freezetrain.freezing.shard import Shard, as_hex, combined
 
 
 class _Report(NamedTuple):

@@ -19,7 +19,9 @@ _MODELS = {
     "FullyShardedDataParallel": "it flattens parameters anew at every step (use FSDP2)",
     "PipelineEngine": "it splits the model's layers over ranks",
 }
+
 _PARAMETERS = {"FlatParameter": "it flattens parameters anew at every step (use FSDP2)"}
+
 _OPTIMIZERS = {
     "ZeroRedundancyOptimizer": "it splits the optimizer over ranks and sends parameters back",
     "PostLocalSGDOptimizer": "it averages parameters over ranks outside the step",
@@ -30,11 +32,14 @@ _OPTIMIZERS = {
     "Onebit": "it sends compressed momentum, in which no entry stays zero",
     "ZeroOneAdam": "it sends compressed momentum, in which no entry stays zero",
 }
+
 # Each maps zeros to zeros, entry by entry. Low-rank and quantizing ones do not.
 _COMMUNICATION_HOOKS = ("allreduce_hook", "fp16_compress_hook", "bf16_compress_hook")
+
 _HOOK_MODULES = "torch.distributed.algorithms.ddp_comm_hooks."
 
 _ENGINE = "train on one device, or under DistributedDataParallel, FSDP2 or DeepSpeed ZeRO"
+
 _OPTIMIZER = "use an optimizer that changes weights in its step alone, such as AdamW"
 
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from freezetrain.errors import CheckError, UserError
-from freezetrain.freezing.digest import combined, value_digest
-from freezetrain.freezing.shard import Shard
+from freezetrain.freezing.shard import Shard, combined, value_digest
 from freezetrain.regions import Entries, Resolved
 
 

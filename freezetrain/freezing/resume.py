@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from freezetrain.errors import CheckError, UserError
-from freezetrain.freezing.freeze import Freeze, freeze
+from freezetrain.freezing.handle import Freeze, freeze
 from freezetrain.regions import Region
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from freezetrain.errors import UserError, near_misses
-from freezetrain.freezing.folder import WeightsFolder
+from freezetrain.freezing.weights_folder import WeightsFolder
 from freezetrain.regions import Entries, Region
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
+
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -25,6 +25,7 @@ from freezetrain.freezing.shard import Shard
 from freezetrain.regions import Resolved
 
 _KNOWN = (BF16_Optimizer, DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3)
+
 # Attributes of the wrapper that say so.
 _FEATURES = {
     "mpu": "model parallelism (mpu)",
@@ -37,6 +38,7 @@ _FEATURES = {
     ),
     "zenflow": "ZenFlow",
 }
+
 _INSTEAD = "use ZeRO stage 1, 2 or 3, with or without offload_optimizer to the CPU"
 
 

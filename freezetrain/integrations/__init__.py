@@ -1,1 +1,1 @@
-"""Freezing in trainers of other libraries: one file a library."""
+"""Callbacks for trainers of other libraries."""

@@ -12,11 +12,11 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from freezetrain.errors import UserError
+from freezetrain.evaluation import Evaluation
 from freezetrain.evaluation.brake import Brake
-from freezetrain.evaluation.history import Evaluation
-from freezetrain.evaluation.ranks import from_first_rank
+from freezetrain.evaluation.limits import Action, Measure
 from freezetrain.integrations.hf_forgetting import ForgettingTrackerCallback
-from freezetrain.recipe.brake import Action, Measure
+from freezetrain.ranks import from_first_rank
 
 _BASE = "brake-base"  # in the output folder
 

@@ -10,8 +10,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from freezetrain.errors import UserError
-from freezetrain.evaluation.history import Evaluation
-from freezetrain.evaluation.watch import ForgettingWatch
+from freezetrain.evaluation import Evaluation, ForgettingWatch
 
 _KEY = "freezetrain.forgetting"  # in trainer_state.json, among the states of callbacks
 

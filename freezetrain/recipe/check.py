@@ -1,5 +1,6 @@
-"""A value of a recipe that cannot work, said in a sentence."""
+"""Checks of the values of a recipe, and names as names of files."""
 
+import re
 from collections.abc import Mapping
 
 from freezetrain.errors import UserError
@@ -25,3 +26,8 @@ def check_shares(name: str, shares: Mapping[str, float]) -> None:
     total = sum(shares.values())
     sums = not shares or abs(total - 1) < 1e-3
     check(sums, name, "shares that sum to 1", f"{dict(shares)}, which sum to {total:g}")
+
+
+def file_name(name: str) -> str:
+    """Letters, digits and ``_ . + -`` of ``name``, all else as one hyphen: ``core-5``."""
+    return re.sub(r"[^\w.+]+", "-", name).strip("-")

@@ -8,7 +8,9 @@ from freezetrain.errors import UserError
 from freezetrain.recipe.check import check
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true"]
+
 Schedule = Literal["cosine", "wsd", "constant"]
+
 Kind = Literal["auto", "ddp", "fsdp2", "zero-1", "zero-2", "zero-3"]
 
 
@@ -124,36 +126,6 @@ class Optimization:
             return self.max_steps
         tokens = self.max_tokens or sequences * self.sequence_length
         return max(1, -(-tokens // self.step_tokens))
-
-
-@dataclass
-class Freezing:
-    """How a region is frozen."""
-
-    clamp: float | None = None
-    """Set the region to this value first; 0 is the paper's second variant. None: as it is."""
-    first_step: int = 0
-    """Optimizer steps before the freeze begins."""
-    last_step: int | None = None
-    """Optimizer steps after which the freeze ends. None: it lasts."""
-    audit_every: int = 100
-    """Optimizer steps between checks that nothing frozen moved; the first step is checked too.
-    0: only when a checkpoint is written and at the end."""
-
-    def __post_init__(self) -> None:
-        check(self.clamp is None or math.isfinite(self.clamp), "clamp", "finite", self.clamp)
-        check(self.first_step >= 0, "first_step", "0 or more", self.first_step)
-        after = self.last_step is None or self.last_step > self.first_step
-        check(after, "last_step", "after first_step", self.last_step)
-        check(self.audit_every >= 0, "audit_every", "0 or more", self.audit_every)
-
-    def check_steps(self, steps: int) -> None:
-        """UserError if a run of ``steps`` optimizer steps would not freeze as is told."""
-        first, last = self.first_step, self.last_step
-        expected = f"below the {steps} steps of the run: nothing would be frozen"
-        check(first < steps, "freeze.first_step", expected, first)
-        expected = f"below the {steps} steps of the run, or left out to freeze to the end"
-        check(last is None or last < steps, "freeze.last_step", expected, last)
 
 
 @dataclass

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from math import prod
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from freezetrain.errors import UserError
-from freezetrain.regions.bits import bits_nbytes
 
 INT32_MAX = 2**31 - 1
 
@@ -69,3 +69,28 @@ def sorted_unique(values: Tensor | Sequence[int], limit: int, what: str) -> Tens
     if len(repeated):
         raise UserError(f"{what} must not repeat, got {int(repeated[0])} more than once")
     return index
+
+
+def bits_nbytes(numel: int) -> int:
+    """Bytes that ``numel`` entries take as bits."""
+    return (numel + 7) // 8
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Pack a bool mask of any shape into uint8 [ceil(numel / 8)], on the CPU.
+
+    Entry ``i`` of the flattened mask is bit ``i % 8`` of byte ``i // 8``; spare bits are zero.
+    """
+    return torch.from_numpy(np.packbits(mask.flatten().cpu().numpy(), bitorder="little"))
+
+
+def unpack_bits(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Undo :func:`pack_bits`: a bool mask of ``shape``, on the device of ``bits``."""
+    numel = prod(shape)
+    if bits.device.type == "cpu":
+        unpacked = np.unpackbits(bits.numpy(), count=numel, bitorder="little")
+        return torch.from_numpy(unpacked).view(torch.bool).view(shape)
+    # Made there: a constant of the host's would have each call wait for its copy.
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    mask = ((bits.unsqueeze(1) >> places) & 1).bool().flatten()
+    return mask[:numel].view(shape)

@@ -1,9 +1,6 @@
-"""Which entries of one tensor belong to a region, kept in the fewest bytes.
+"""Which entries of one tensor belong to a region, kept in the fewest bytes."""
 
-The same set of entries always has the same kind and the same data, so that two sets are equal
-exactly when their kinds and data are, and one digest names one set.
-"""
-
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,16 +11,17 @@ import torch
 from torch import Tensor
 
 from freezetrain.errors import UserError
-from freezetrain.regions.bits import bits_nbytes, pack_bits, unpack_bits
 from freezetrain.regions.canonical import (
+    bits_nbytes,
     candidate_slices,
     fit_as_indices,
     may_be_slices,
+    pack_bits,
     quick_as_indices,
     sliceable,
     sorted_unique,
+    unpack_bits,
 )
-from freezetrain.regions.put import put
 
 Kind = Literal["all", "rows", "columns", "indices", "bits"]
 
@@ -39,7 +37,7 @@ class Entries:
     - ``columns``: the same for the last dimension. Both need a tensor of two dimensions or more.
     - ``indices``: ``data`` holds indices into the flattened tensor of at most 2^31 - 1 entries.
       The empty set is always ``indices`` of length 0.
-    - ``bits``: ``data`` is a packed bool mask, see :mod:`freezetrain.regions.bits`.
+    - ``bits``: ``data`` is a packed bool mask, see :mod:`freezetrain.regions.canonical`.
 
     Indices are int32, sorted and unique; bits are uint8. The class methods leave ``data`` on the
     CPU; ``read``, ``write`` and ``fill`` take tensors of any device, without a copy of ``data``
@@ -294,3 +292,91 @@ class Entries:
                 f"got {list(self.shape)} and {list(other.shape)}"
             )
         return Entries.from_mask(operation(self.mask().cpu(), other.mask().cpu()))
+
+
+ONE_THREAD = 32_768
+"""Entries below which index_fill_ and index_copy_ stay on one thread of a CPU: torch's usual grain.
+index_put_ has threads share the waiting for memory from 3,000 on (``cpu_index_kernel``)."""
+
+
+def put(tensor: Tensor, index: Tensor, values: Tensor | float) -> None:
+    """Write ``values``, [count] or one number, to ``index`` [count] of the flattened ``tensor``.
+
+    ``index`` is int64 and unique, on the device of ``tensor``, which may have any strides.
+    """
+    if not tensor.is_contiguous():
+        where, target = torch.unravel_index(index, tensor.shape), tensor
+    elif tensor.device.type == "cpu" and len(index) < ONE_THREAD:
+        where, target = (index,), tensor.view(-1)
+    elif isinstance(values, Tensor):
+        tensor.view(-1).index_copy_(0, index, values)
+        return
+    else:
+        tensor.view(-1).index_fill_(0, index, values)
+        return
+    target.index_put_(where, values if isinstance(values, Tensor) else tensor.new_full((), values))
+
+
+def narrow(entries: Entries, start: int, length: int) -> Entries:
+    """The entries among the ``length`` flat ones from ``start`` on, as a set of shape [length]."""
+    if entries.data is None:
+        return Entries.whole((length,))
+    if entries.kind == "rows":  # of the rows that the range touches: the tensor may be large
+        width = prod(entries.shape[1:])
+        first, last = start // width, -(-(start + length) // width)
+        held = torch.zeros(last - first, dtype=torch.bool)
+        rows = entries.data.cpu().long()
+        held[rows[(rows >= first) & (rows < last)] - first] = True
+        offset = start - first * width
+        return Entries.from_mask(held.repeat_interleave(width)[offset : offset + length])
+    if entries.kind != "indices":
+        return Entries.from_mask(entries.mask().flatten()[start : start + length])
+    index = entries.indices()
+    bounds = torch.tensor([start, start + length], device=index.device)
+    first, last = torch.searchsorted(index, bounds).tolist()
+    return Entries.from_indices((length,), index[first:last] - start)
+
+
+def count_before(entries: Entries, stop: int) -> int:
+    """How many of the entries lie among the first ``stop`` flat ones."""
+    if entries.data is None:
+        return stop
+    if entries.kind == "bits":
+        return int(entries.mask().flatten()[:stop].count_nonzero())
+    index = entries.data.long()
+    if entries.kind == "indices":
+        return int((index < stop).count_nonzero())
+    width = prod(entries.shape[1:]) if entries.kind == "rows" else entries.shape[-1]
+    row, rest = divmod(stop, width)
+    if entries.kind == "columns":
+        return row * len(index) + int((index < rest).count_nonzero())
+    return int((index < row).count_nonzero()) * width + rest * int((index == row).any())
+
+
+def draw_indices(numel: int, count: int, seed: int, name: str) -> Tensor:
+    """``count`` of the flat indices 0 to numel - 1, uniformly without replacement, int64, sorted.
+
+    The draw depends on ``seed`` and the parameter's ``name`` alone, not on what is drawn for
+    other parameters. Memory grows with ``count``, not with ``numel``, below one half.
+    """
+    generator = generator_of(seed, name)
+    if count <= numel // 2:
+        return _draw(numel, count, generator)
+    kept = torch.ones(numel, dtype=torch.bool)
+    return kept.index_fill_(0, _draw(numel, numel - count, generator), False).nonzero().flatten()
+
+
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """Random numbers on the CPU for the parameter ``name``, others for every seed and name."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _draw(numel: int, count: int, generator: torch.Generator) -> Tensor:
+    """Draw again for each repeated index: by symmetry every subset is equally likely."""
+    drawn = torch.zeros(0, dtype=torch.int64)
+    while len(drawn) < count:
+        # Draws below 2^62 because torch's own reduction to a smaller range is visibly biased.
+        more = torch.randint(2**62, (count - len(drawn),), generator=generator) % numel
+        drawn = torch.cat([drawn, more]).unique()
+    return drawn

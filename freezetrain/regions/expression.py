@@ -14,8 +14,11 @@ _OPERATORS: tuple[dict[str, Callable[[Region, Region], Region]], ...] = (
     {"&": lambda a, b: a & b},
     {"-": lambda a, b: a - b},
 )
+
 _BARE = r"[\w.+@]+"  # a name that needs no quotes
+
 _TOKEN = re.compile(rf"""\s*(?:(?P<sign>[|^&()-])|(?P<quoted>"[^"]*"|'[^']*')|(?P<name>{_BARE}))""")
+
 _IN_QUOTES = "; put a name with other signs in quotes"
 
 

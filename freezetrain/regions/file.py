@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from freezetrain.errors import UserError
 from freezetrain.regions.base import Base
-from freezetrain.regions.bits import bits_nbytes, unpack_bits
+from freezetrain.regions.canonical import bits_nbytes, unpack_bits
 from freezetrain.regions.entries import Entries
 from freezetrain.regions.region import Region
 from freezetrain.regions.resolve import about

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.regions.base import Base, common_base, fingerprint
-from freezetrain.regions.coverage import Coverage, coverage
-from freezetrain.regions.draw import draw_indices
-from freezetrain.regions.entries import Entries
+from freezetrain.regions.entries import Entries, draw_indices
 from freezetrain.regions.resolve import (
+    Coverage,
     Resolved,
     about,
     all_parameters,
+    coverage,
     find_submodule,
     full_shape,
     match_parameters,

@@ -1,33 +1,213 @@
-"""Safetensors files with a JSON header: written whole or not at all, read with suspicion."""
+"""Safetensors files with a JSON header: written whole or not at all, checked when read."""
 
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from freezetrain.errors import UserError
-from freezetrain.regions.writer import (
-    DTYPES,
-    KEY,
-    MAX_SHARD_BYTES,
-    SafetensorsWriter,
-    Shape,
-    index_name,
-    what_of,
-)
 
-__all__ = [
-    "MAX_SHARD_BYTES",
-    "SafetensorsWriter",
-    "StoredTensors",
-    "read_safetensors",
-    "stored_what",
-    "write_safetensors",
-]
+MAX_SHARD_BYTES = 4_000_000_000
+
+Shape = tuple[tuple[int, ...], torch.dtype]
+
+KEY = "freezetrain"  # where the header stands in the safetensors metadata
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+class SafetensorsWriter:
+    """Writes tensors to ``path`` one by one; a context manager, which holds none of them.
+
+    ``header`` is JSON-able; its ``"format"`` is ``"freezetrain-WHAT/VERSION"``. ``shapes`` gives
+    the shape and dtype of every tensor that will be added. Up to ``max_shard_bytes`` of tensors
+    become one file; more become a folder at ``path`` of ``WHAT-00001-of-0000N.safetensors`` and
+    ``WHAT.safetensors.index.json``, the layout of sharded Hugging Face checkpoints. Everything
+    is written beside ``path``, in a hidden folder that ends in ``.unfinished``, and renamed into
+    place at a clean exit, so that ``path`` never holds half a file.
+
+    UserError when ``path`` exists and ``overwrite`` is False, when it is a folder that holds no
+    such index (never replaced, even with ``overwrite``), and when it cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        header: Mapping[str, Any],
+        shapes: Mapping[str, Shape],
+        *,
+        overwrite: bool = False,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+    ) -> None:
+        self.path = Path(path)
+        self._header = dict(header)
+        self._what = what_of(str(header["format"]))
+        self._shapes = dict(shapes)
+        self._overwrite = overwrite
+        sizes = {name: prod(shape) * dtype.itemsize for name, (shape, dtype) in shapes.items()}
+        self._total = sum(sizes.values())
+        self._shards = split_into_shards(sizes, max_shard_bytes)
+        self._files: dict[str, Path] = {}
+        self._offsets: dict[str, int] = {}  # of a tensor's data in its file, in bytes
+        self._missing = set(shapes)
+
+    def __enter__(self) -> Self:
+        _check_target(self.path, self._what, self._overwrite)
+        try:
+            self._scratch = Path(
+                tempfile.mkdtemp(".unfinished", f".{self.path.name}.", self.path.parent)
+            )
+            try:
+                self._begin(self._scratch / "new")
+            except BaseException:
+                shutil.rmtree(self._scratch, ignore_errors=True)
+                raise
+        except OSError as error:
+            raise self._cannot(error) from error
+        return self
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Write one tensor; they may come in any order."""
+        if name not in self._missing or self._shapes[name] != (tuple(tensor.shape), tensor.dtype):
+            raise ValueError(f"unexpected: {name!r}, {tensor.dtype} of {list(tensor.shape)}")
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        try:
+            with open(self._files[name], "r+b") as file:
+                file.seek(self._offsets[name])
+                file.write(data.data)
+        except OSError as error:
+            raise self._cannot(error) from error
+        self._missing.remove(name)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish(self._scratch / "new")
+        except OSError as found:
+            raise self._cannot(found) from found
+        finally:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _begin(self, new: Path) -> None:
+        """Make the files, with their headers and room for all data."""
+        sharded = len(self._shards) > 1
+        if sharded:
+            new.mkdir()
+        for number, names in enumerate(self._shards, start=1):
+            filename = f"{self._what}-{number:05}-of-{len(self._shards):05}.safetensors"
+            file = new / filename if sharded else new
+            head, places = _layout({name: self._shapes[name] for name in names}, self._header)
+            self._files |= dict.fromkeys(names, file)
+            self._offsets |= {name: len(head) + start for name, (start, _) in places.items()}
+            with open(file, "wb") as out:
+                out.write(head)
+                out.truncate(len(head) + max((end for _, end in places.values()), default=0))
+        if sharded:
+            index = {
+                "metadata": {"total_size": self._total, KEY: self._header},
+                "weight_map": {name: file.name for name, file in self._files.items()},
+            }
+            (new / index_name(self._what)).write_text(json.dumps(index, indent=1))
+
+    def _finish(self, new: Path) -> None:
+        if self._missing:
+            raise ValueError(f"never added: {min(self._missing)!r}")
+        for file in new.iterdir() if new.is_dir() else [new]:
+            _flush(file)
+        if self.path.is_dir() or (new.is_dir() and self.path.exists()):
+            self.path.rename(self._scratch / "old")  # a rename cannot replace a folder
+        os.replace(new, self.path)
+
+    def _cannot(self, error: Exception) -> UserError:
+        return UserError(f"cannot write {self.path}: {error}")
+
+
+def split_into_shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in order, in as few lists as hold at most ``limit`` bytes each, or one tensor."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, more in sizes.items():
+        if shards[-1] and size + more > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += more
+    return shards
+
+
+def what_of(format_name: str) -> str:
+    """``"region"`` of ``"freezetrain-region/1"``."""
+    return format_name.removeprefix(f"{KEY}-").partition("/")[0]
+
+
+def index_name(what: str) -> str:
+    return f"{what}.safetensors.index.json"
+
+
+def _layout(
+    shapes: Mapping[str, Shape], header: Mapping[str, Any]
+) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """What stands before the data of a file, and where each tensor's data starts and ends in it.
+
+    The format is described at github.com/huggingface/safetensors: the length of a JSON text as 8
+    bytes, the text, padded so that data is aligned, and the data without holes.
+    """
+    places: dict[str, tuple[int, int]] = {}
+    end = 0
+    # The widest dtypes first, as the library does, so that each tensor is aligned.
+    for name in sorted(shapes, key=lambda name: -shapes[name][1].itemsize):
+        shape, dtype = shapes[name]
+        start, end = end, end + prod(shape) * dtype.itemsize
+        places[name] = start, end
+    described: dict[str, Any] = {"__metadata__": {KEY: json.dumps(header)}}
+    for name, place in places.items():
+        shape, dtype = shapes[name]
+        described[name] = {"dtype": _CODES[dtype], "shape": shape, "data_offsets": place}
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, places
+
+
+def _check_target(path: Path, what: str, overwrite: bool) -> None:
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise UserError(f"{path} exists; choose another path or pass overwrite")
+    if path.is_dir() and not (path / index_name(what)).is_file():
+        raise UserError(f"{path} is a folder that holds no {what}; choose another path")
+
+
+def _flush(path: Path) -> None:
+    """Force a file to disk, so that a rename after a power cut never reveals an empty one."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 class StoredTensors(Mapping[str, Tensor]):

@@ -1,16 +1,19 @@
 """What all pages share: templates, plots for wide and narrow windows, writing the file."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from freezetrain.evaluation.results import write_whole
-from freezetrain.report.languages import language_name
+from freezetrain.files import write_whole
 from freezetrain.report.style import to_svg
+from freezetrain.report.text import language_name
+
+Draw = Callable[[float], Figure]  # width in pixels of the page → figure
+
 
 WIDTHS = {"wide": 760, "narrow": 350}  # px; the page shows one of them, by the window's width
 
@@ -39,3 +42,14 @@ def drawn(name: str, draw: Callable[..., Figure], *values: Any) -> dict[str, Mar
         size: Markup(to_svg(draw(*values, width), f"{name}-{size}"))
         for size, width in WIDTHS.items()
     }
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"model": {"path": "x"}}`` as ``{"model.path": "x"}``."""
+    found: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found

@@ -5,13 +5,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from freezetrain.report.comparison import beyond_noise
-from freezetrain.report.languages import language_name
-from freezetrain.report.losses import model_evaluation
-from freezetrain.report.numbers import brief, count, signed_percent
+from freezetrain.report.run import model_evaluation
 from freezetrain.report.run_tables import measured
-from freezetrain.report.words import counted, listed, quoted
+from freezetrain.report.text import (
+    brief,
+    count,
+    counted,
+    language_name,
+    listed,
+    quoted,
+    signed_percent,
+)
 
 Run = Mapping[str, Any]
+
 _ACTIONS = {
     "warn": "a limit that is exceeded is told, and training goes on",
     "stop": "training ends where a limit is exceeded",

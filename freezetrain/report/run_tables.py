@@ -4,17 +4,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from freezetrain.report.languages import language_and_code
-from freezetrain.report.losses import NATS, has_courses, model_evaluation
-from freezetrain.report.numbers import (
+from freezetrain.report.run import NATS, has_courses, model_evaluation
+from freezetrain.report.tables import Cell, Table, share_cell
+from freezetrain.report.text import (
     count,
     fixed,
+    language_and_code,
     percent,
+    quoted,
     signed,
     signed_percent,
 )
-from freezetrain.report.tables import Cell, Table, share_cell
-from freezetrain.report.words import quoted
 
 Run = Mapping[str, Any]
 

@@ -1,167 +1,150 @@
-"""The page of one or several runs, side by side: what they gained, and what they forgot."""
+"""`freezetrain report`: runs side by side in one page, and as tables for other programs."""
 
-import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
+import yaml
+from rich.markup import escape
+from rich.table import Table
 
 from freezetrain.errors import UserError
-from freezetrain.report import plots, run_sentences, run_tables
-from freezetrain.report.comparison import comparison_rows
-from freezetrain.report.language_table import languages_table
-from freezetrain.report.languages import language_name
-from freezetrain.report.losses import (
-    UNITS,
-    has_courses,
-    interval,
-    limit,
-    losses,
-    measure_of,
-    model_evaluation,
-)
-from freezetrain.report.page import drawn, write_page
-from freezetrain.report.style import MOST, marks, to_svg
+from freezetrain.evaluation import History
+from freezetrain.files import write_whole
+from freezetrain.recipe import yaml12
+from freezetrain.report.comparison import MEAN, comparison_rows, to_markdown, write_csv
+from freezetrain.report.page import flat
+from freezetrain.report.recipe import ReportRecipe
+from freezetrain.report.runs_page import render_runs
+from freezetrain.report.text import shortest_endings, signed, signed_percent
+from freezetrain.run_folder import Outcome
 
-OPEN = 24  # languages whose panels are shown at once; the others unfold
-Run = Mapping[str, Any]
+FORGETTING = "forgetting.json"
+
+PAGE = "report.html"
+
+Run = dict[str, Any]
 
 
-def render_runs(runs: Sequence[Run], path: str | os.PathLike[str]) -> None:
-    """Write the page of ``runs`` to ``path``, whole or not at all; an older one is replaced.
+def run(recipe: ReportRecipe, folder: Path) -> Outcome:
+    """Leaves report.html, forgetting.csv and forgetting.md."""
+    places = [Path(path).resolve() for path in recipe.runs]
+    names = recipe.names or shortest_endings(
+        [str(place.parent if place.name == FORGETTING else place) for place in places]
+    )
+    if len(names) != len(recipe.runs):
+        raise UserError(
+            f"expected a name for each of {len(recipe.runs)} runs, got {len(names)}; give as many, "
+            "or none"
+        )
+    runs: list[Run] = []
+    for path, name in zip(recipe.runs, names, strict=True):
+        found = runs_at(Path(path), name)
+        if len(found) > 1 and len(recipe.runs) > 1:
+            found = [{**one, "name": f"{name}: {one['name']}"} for one in found]
+        runs += found
+    render_runs(runs, folder / PAGE)
+    rows = comparison_rows(runs)
+    write_csv(rows, folder / "forgetting.csv")
+    write_whole(folder / "forgetting.md", to_markdown(rows))
+    return Outcome({"runs": runs}, [_table(rows), f"report: {folder / PAGE}"])
 
-    A run is a mapping of ``name``; ``history``, as ``forgetting.json`` holds it; and, where known,
-    ``settings`` (label → plain value), ``region`` (as ``jobs.region_facts`` gives it), ``texts``
-    (what was read of each language), ``brake`` and ``benchmarks``. The page loads nothing. The same
-    runs give the same bytes.
 
-    Raises ``UserError`` for no run, more runs than can be told apart, two of one name, a run
-    without an evaluation after its base's, or a path that cannot be written to.
+def train_run(
+    folder: Path, name: str, settings: Mapping[str, Any], results: Mapping[str, Any]
+) -> Run:
+    """The run that ``train`` left in ``folder``, for ``render_runs``.
+
+    ``settings``: the recipe, nested; ``results``: those of ``results.json``, as far as there are.
     """
-    _check(runs)
-    courses = has_courses(runs)
-    write_page(
-        path,
-        "runs.html.j2",
-        runs=runs,
-        say=_sentences(runs),
-        plots=_plots(runs, courses),
-        panels=_panels(runs) if courses else [],
-        open_panels=OPEN,
-        unit=UNITS[measure_of(runs)],
-        key=_key(runs),
-        tables=_tables(runs),
+    return {
+        "name": name,
+        "history": _history(folder / FORGETTING),
+        "settings": flat(settings),
+        "region": results.get("region"),
+        "texts": results.get("texts"),
+        "brake": results.get("brake"),
+        "average": results.get("forgetting_of_average"),
+        "benchmarks": None,
+    }
+
+
+def runs_at(path: Path, name: str) -> list[Run]:
+    """The runs in a folder of ``train``, ``forgetting`` or ``quickstart``, or in a history's file.
+
+    A single run is called ``name``. Raises ``UserError`` where there is none, or one that cannot be
+    read.
+    """
+    if path.is_file():
+        return [{"name": name, "history": _history(path)}]
+    results = _json(path / "results.json") if (path / "results.json").is_file() else {}
+    held = results.get("runs")
+    if isinstance(held, list):  # forgetting, or an earlier report
+        return [{**one, "name": name} for one in held] if len(held) == 1 else held
+    if isinstance(held, dict):  # quickstart
+        settings = flat(_recipe(path))
+        return [{"name": one, "history": run, "settings": settings} for one, run in held.items()]
+    if (path / FORGETTING).is_file():
+        return [train_run(path, name, _recipe(path), results)]
+    raise UserError(
+        f"expected a folder of train, forgetting or quickstart, or a {FORGETTING}, at {path}, and "
+        f"there is {'no evaluation in it' if path.is_dir() else 'nothing'}; give a run whose watch "
+        "was on"
     )
 
 
-def _check(runs: Sequence[Run]) -> None:
-    if not 1 <= len(runs) <= MOST:
+def _history(path: Path) -> dict[str, Any]:
+    history = _json(path)
+    try:
+        _check_languages(History.from_dict(history))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"expected 1 to {MOST} runs, which a reader can tell apart, got {len(runs)}; show fewer"
-        )
-    names = Counter(run["name"] for run in runs)
-    if twice := [name for name, times in names.items() if times > 1]:
-        raise UserError(f"expected a name of its own for each run, got {twice[0]!r} twice")
-    for run in runs:
-        if len(run["history"]["evaluations"]) < 2:
-            raise UserError(
-                f"expected an evaluation of the base and one after it, and the run {run['name']!r} "
-                f"has {len(run['history']['evaluations'])}; wait until it has been evaluated again"
-            )
+            f"expected the evaluations that a ForgettingTracker of this version writes in {path}, "
+            f"and they cannot be read ({error}); give another file"
+        ) from error
+    return history
 
 
-def _sentences(runs: Sequence[Run]) -> dict[str, Any]:
-    return {
-        "introduction": run_sentences.introduction(runs),
-        "seen": [run_sentences.seen(run) for run in runs],
-        "no_plane": run_sentences.no_plane(runs),
-        "brake": [run_sentences.brake_seen(run) for run in runs if run.get("brake")],
-        "subsampled": [said for run in runs if (said := run_sentences.subsampled(run))],
-    }
+def _check_languages(history: History) -> None:
+    """``ValueError`` unless every evaluation is of the same languages."""
+    for one in history.evaluations:
+        held_out = history.base.figures.keys() - {history.target}
+        if one.figures.keys() != history.base.figures.keys() or (
+            one.forgetting.languages.keys() != held_out
+        ):
+            raise ValueError(f"step {one.step} is not of the languages of the first evaluation")
 
 
-def _plots(runs: Sequence[Run], courses: bool) -> dict[str, dict[str, Markup]]:
-    found = {}
-    if all(run["history"]["target"] is not None for run in runs):
-        found["plane"] = drawn("plane", plots.plane_figure, runs)
-    if courses:
-        found["course"] = drawn("course", plots.course_figure, runs)
-    if plots.common_languages(runs):
-        found["forgetting"] = drawn("forgetting", plots.forgetting_figure, runs)
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; give another run") from error
+    if not isinstance(found, dict):
+        raise UserError(f"expected a mapping in {path}, got {type(found).__name__}; give a run")
     return found
 
 
-def _key(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
-    """Each run's name and its mark, for the key above the panels."""
-    chosen = marks(run["name"] for run in runs)
-    return [
-        (name, Markup(to_svg(plots.key_figure(mark), f"key-{place}")))
-        for place, (name, mark) in enumerate(chosen.items())
-    ]
+def _recipe(folder: Path) -> Mapping[str, Any]:
+    path = folder / "recipe.yaml"
+    try:
+        return yaml12.load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}; give another run") from error
 
 
-def _panels(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A panel a held-out language, the largest loss that any run's model has of it first."""
-    measure = measure_of(runs)
-    chosen = marks(run["name"] for run in runs)
-    final = {run["name"]: losses(model_evaluation(run)["forgetting"], measure) for run in runs}
-    worst = {
-        code: max(of_run[code] for of_run in final.values() if code in of_run)
-        for of_run in final.values()
-        for code in of_run
-    }
-    across, up = _ranges(runs, measure)
-    panels = []
-    for place, code in enumerate(sorted(worst, key=lambda code: -worst[code])):
-        figure = plots.panel_figure(runs, code, chosen, measure, across, up)
-        said = [f"{name} {of_run[code]:+.3g}" for name, of_run in final.items() if code in of_run]
-        panels.append(
-            {
-                "language": code,
-                "name": language_name(code),
-                "said": f"{language_name(code)}: {', '.join(said)} {UNITS[measure]}",
-                "svg": Markup(to_svg(figure, f"panel-{place}")),
-            }
-        )
-    return panels
-
-
-def _ranges(runs: Sequence[Run], measure: str) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The steps and the losses that all panels show, with a little room around."""
-    steps = [one["step"] for run in runs for one in run["history"]["evaluations"]]
-    values = [0.0]
-    for run in runs:
-        for one in run["history"]["evaluations"]:
-            for code, loss in losses(one["forgetting"], measure).items():
-                values += [loss, *(interval(one, code, measure) or ())]
-        codes = run["history"]["evaluations"][0]["forgetting"]["languages"]
-        limits = [limit(run, code, measure) for code in codes]
-        values += [height for height in limits if height is not None]
-    return _roomy(min(steps), max(steps)), _roomy(min(values), max(values))
-
-
-def _roomy(low: float, high: float) -> tuple[float, float]:
-    room = 0.06 * (high - low) or 1.0
-    return low - room, high + room
-
-
-def _tables(runs: Sequence[Run]) -> dict[str, Any]:
-    regions = [run for run in runs if run.get("region")]
-    return {
-        "runs": run_tables.runs_table(runs),
-        "languages": languages_table(comparison_rows(runs)),
-        "breaches": run_tables.breaches_table(runs),
-        "benchmarks": run_tables.benchmarks_table(runs),
-        "texts": run_tables.texts_tables(runs),
-        "regions": [
-            (
-                run["name"],
-                run_tables.region_table(run["region"]),
-                run_tables.region_places_table(run["region"]),
-            )
-            for run in regions
-        ],
-        "differing": run_tables.settings_table(runs, differing=True),
-        "settings": run_tables.settings_table(runs, differing=False),
-    }
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="against the base, nats per byte", title_justify="left")
+    table.add_column("run", overflow="fold")
+    for heading in ("step", "target's gain", "mean loss", "relative"):
+        table.add_column(heading, justify="right")
+    gains = {row["model"]: -row["delta_nll_per_byte"] for row in rows if row["role"] == "target"}
+    for row in rows:
+        if row["role"] == MEAN:
+            gain = gains.get(row["model"])
+            told = "–" if gain is None else signed(gain)
+            loss = signed(row["delta_nll_per_byte"])
+            relative = signed_percent(row["relative"])
+            table.add_row(escape(row["model"]), f"{row['step']:,}", told, loss, relative)
+    return table

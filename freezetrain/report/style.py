@@ -24,7 +24,9 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 INK, MUTED, GRID, CARD = "#1c2129", "#5a6472", "#e2e5ea", "#fefefd"
+
 VERMILLION, BLUE, GREEN = "#d55e00", "#0072b2", "#009e73"
+
 PURPLE, SKY, ORANGE = "#cc79a7", "#56b4e9", "#e69f00"
 
 # In the page each of these becomes a CSS variable, so that one SVG serves light and dark.
@@ -40,8 +42,11 @@ VARIABLES = {
     SKY: "--sky",
     ORANGE: "--orange",
 }
+
 WIDE = 500  # px; a figure wider than this has room for panels side by side
+
 LETTER = 6.6  # px, a letter's mean width in the page's fonts
+
 FONT = 12.0  # px; figures are drawn at 72 dots an inch, so that a point is a pixel of the page
 
 
@@ -74,6 +79,7 @@ KNOWN = {
     "plain": Mark(INK, "o", 8.5, filled=False),
     "core frozen": Mark(VERMILLION, "D", 4.5),
 }
+
 OTHERS = (
     Mark(BLUE, "s", 5.5),
     Mark(ORANGE, "^", 6.5),
@@ -83,6 +89,7 @@ OTHERS = (
     Mark(VERMILLION, "o", 6),
     Mark(SKY, "p", 7),
 )
+
 MOST = 2 * len(OTHERS)  # series that are told apart: filled, then hollow
 
 

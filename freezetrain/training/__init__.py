@@ -1,1 +1,1 @@
-"""Further pre-training: texts in a fixed order, a LightningModule, one run in one folder."""
+"""`freezetrain train`: further pre-training of one model in one folder."""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from freezetrain.callbacks.trained import wide
+from freezetrain.callbacks.near_base import wide
 from freezetrain.errors import UserError, near_misses
-from freezetrain.recipe import Lora
 from freezetrain.regions import decoder_blocks
+from freezetrain.training.recipe import Lora
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> None:

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from freezetrain.callbacks import whole_checkpoint
-from freezetrain.callbacks.whole_checkpoint import LEFT_OVER, damaged, facts
+from freezetrain.callbacks import checkpoint_files as whole_checkpoint
+from freezetrain.callbacks.checkpoint_files import LEFT_OVER, damaged, facts
 from freezetrain.errors import UserError
-from freezetrain.launch import current_launch
+from freezetrain.ranks import current_launch
 
 _FOLDER = "checkpoints"  # in the run's folder
 

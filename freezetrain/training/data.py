@@ -10,13 +10,15 @@ import lightning as L
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
-from freezetrain.corpora import languages_in
+from freezetrain.data.loader import SequenceLoader
+from freezetrain.data.order import Order, check_weights, pools
+from freezetrain.data.packing import Packed
+from freezetrain.data.texts import languages_in
+from freezetrain.data.tokens import default_cache, default_workers, tokenize
 from freezetrain.errors import UserError
-from freezetrain.recipe import Optimization, Replay, TextSource, TrainRecipe
-from freezetrain.sequences.loader import SequenceLoader
-from freezetrain.sequences.order import Order, check_weights, pools
-from freezetrain.sequences.packing import Packed
-from freezetrain.sequences.tokens import default_cache, default_workers, tokenize
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import TextSource
+from freezetrain.training.recipe import Replay, TrainRecipe
 
 
 class TextData(L.LightningDataModule):

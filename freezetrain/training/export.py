@@ -16,14 +16,16 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
-from freezetrain.disk import require_space
 from freezetrain.errors import UserError
+from freezetrain.files import require_space
 from freezetrain.models import without_progress_bars
 from freezetrain.regions.resolve import full_shape
-from freezetrain.regions.writer import split_into_shards
+from freezetrain.regions.storage import split_into_shards
 
 SHARD_BYTES = 5_000_000_000
+
 _SINGLE = "model.safetensors"
+
 _INDEX = "model.safetensors.index.json"
 
 

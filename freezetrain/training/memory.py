@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from freezetrain.recipe import Optimization, TrainRecipe
+from freezetrain.recipe.optimization import Optimization
 from freezetrain.regions import Region, decoder_blocks
 from freezetrain.training.activations import count_activations
-from freezetrain.training.strategies import kind_of, trained_in_16_bits
+from freezetrain.training.engines import kind_of, trained_in_16_bits
+from freezetrain.training.recipe import TrainRecipe
 
 # DeepSpeed's defaults, in elements.
 _ZERO_DEFAULTS = {
@@ -23,9 +24,12 @@ _ZERO_DEFAULTS = {
     "stage3_max_live_parameters": 1e9,
     "sub_group_size": 1e9,
 }
+
 # Moments of a run in which different parts are there. The peak is the largest of their sums.
 ALWAYS = ("load", "forward", "loss", "backward", "step", "watch")
+
 TRAINING = ALWAYS[1:]
+
 _PASS = ("forward", "loss", "backward")
 
 

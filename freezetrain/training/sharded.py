@@ -1,9 +1,10 @@
-"""Loading a model split over ranks from the start: no rank ever holds the whole of it."""
+"""The model that is trained, loaded as its engine wants it: whole, or split over ranks at once."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
@@ -16,10 +17,14 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations import HfDeepSpeedConfig
 
 from freezetrain.errors import UserError, near_misses
-from freezetrain.freezing.folder import WeightsFolder
+from freezetrain.freezing.weights_folder import WeightsFolder
 from freezetrain.models import load_model, meta_model
-from freezetrain.recipe import ModelSource
+from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import decoder_blocks
+from freezetrain.training.adapters import add_adapters
+from freezetrain.training.engines import policy, trained_in_16_bits
+from freezetrain.training.module import Load
+from freezetrain.training.recipe import TrainRecipe
 
 
 def load_partitioned(
@@ -158,3 +163,42 @@ def _initialize(model: PreTrainedModel, part: nn.Module, device: torch.device) -
     for module in reversed(new):  # children first, as transformers does: some parents scale them
         if sharded.isdisjoint(id(below) for below in module.modules()):
             model._init_weights(module)
+
+
+def loader(recipe: TrainRecipe, kind: str) -> PreTrainedModel | Load:
+    """The model, or for zero-3 and fsdp2 what loads it on each rank once the ranks have started."""
+    source, random = recipe.model, recipe.from_scratch
+    in_16_bits = trained_in_16_bits(recipe.optimization)
+
+    def prepare(model: PreTrainedModel) -> PreTrainedModel:
+        if recipe.lora is not None:
+            add_adapters(model, recipe.lora, recipe.optimization.seed)
+        if recipe.engine.gradient_checkpointing:
+            # Another name since transformers 5.23, which warns of the older one.
+            name = "activation_checkpointing_enable"
+            enable = getattr(model, name, model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
+        return model
+
+    def partitioned(module: L.LightningModule) -> PreTrainedModel:
+        strategy: Any = module.trainer.strategy
+        strategy._init_config_if_needed()  # batch size and precision follow from the trainer
+        return prepare(load_partitioned(source, strategy.config, random, in_16_bits))
+
+    def sharded(module: L.LightningModule) -> PreTrainedModel:
+        assert module.device_mesh is not None
+        return load_sharded(
+            source,
+            module.device_mesh["data_parallel"],
+            module.trainer.strategy.root_device,
+            prepare=prepare,
+            policy=policy(recipe.optimization),
+            random_weights=random,
+            in_16_bits=in_16_bits,
+        )
+
+    if kind == "zero-3":
+        return partitioned
+    if kind == "fsdp2":
+        return sharded
+    return prepare(load_model(source, random, in_16_bits))

@@ -9,7 +9,8 @@ from benchmarks.engines import AGAIN, GOAL, NONE, WAYS, add_ratios, compare, row
 from benchmarks.engines_worker import MATRICES, held_bytes, make_model, make_region
 from benchmarks.harness import Options
 from benchmarks.scale import predicted
-from freezetrain import Region, freeze
+from freezetrain.freezing import freeze
+from freezetrain.regions import Region
 
 TINY = {
     "hidden": 64, "inner": 96, "layers": 2, "rows": 40, "tokens": 8, "dtype": "float32",

@@ -32,7 +32,7 @@ from benchmarks.freezing_ways import (
     twins,
 )
 from benchmarks.harness import spread
-from freezetrain import Region
+from freezetrain.regions import Region
 
 SIZES = {
     "vocab_size": 64,

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from benchmarks import selecting
-from freezetrain.regions.scores import Scores
-from freezetrain.regions.select import select
+from freezetrain.scoring import Scores, select
 
 SIZES = (32, 48, 16, 2)
 

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from benchmarks.random_model_runs import make_model
 from benchmarks.throughput import rows
 from benchmarks.throughput_ways import FREEZETRAIN, FROZEN, TRAINER, Job, documents, recipe, work
-from freezetrain import Region
+from freezetrain.regions import Region
 from freezetrain.training.data import read_data
 
 LENGTH, BATCH, STEPS, TURNS = 64, 2, 2, 3

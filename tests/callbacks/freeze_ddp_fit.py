@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from freezetrain import RegionFreeze
+from freezetrain.callbacks import RegionFreeze
 
 
 class Module(L.LightningModule):

@@ -19,7 +19,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
-from freezetrain import RegionFreeze, UserError
+from freezetrain.callbacks import RegionFreeze
+from freezetrain.errors import UserError
 
 
 class OnCPU(DeepSpeedStrategy):

@@ -11,8 +11,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrateg
 
 from freezetrain.callbacks import BasePenalty, RegionFreeze
 from freezetrain.errors import UserError
-from freezetrain.regions import Scores, fingerprint
-from freezetrain.regions.base import Base
+from freezetrain.regions import Base, fingerprint
+from freezetrain.scoring import Scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 

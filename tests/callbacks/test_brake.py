@@ -16,7 +16,9 @@ from freezetrain.callbacks import (
     ForgettingTracker,
     RegionFreeze,
     WeightAverage,
-    whole_checkpoint,
+)
+from freezetrain.callbacks import (
+    checkpoint_files as whole_checkpoint,
 )
 from freezetrain.errors import CheckError, UserError
 from freezetrain.regions import Region

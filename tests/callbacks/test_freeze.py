@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import freezetrain
-from freezetrain import CheckError, RegionFreeze, UserError
+from freezetrain.callbacks import RegionFreeze
+from freezetrain.errors import CheckError, UserError
 from freezetrain.regions import Base, Region, fingerprint
 
 pytestmark = pytest.mark.filterwarnings(

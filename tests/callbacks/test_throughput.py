@@ -19,11 +19,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from freezetrain import freeze
 from freezetrain.callbacks import ForgettingTracker, RegionFreeze, Throughput, TimeLimit
 from freezetrain.callbacks.throughput import flops_per_token
 from freezetrain.evaluation import Document
-from freezetrain.freezing import audit, guard, mask
+from freezetrain.freezing import audit, freeze, guard, mask
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",

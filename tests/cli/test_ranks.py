@@ -8,7 +8,7 @@ import pytest
 
 from freezetrain.cli import main
 from freezetrain.errors import CheckError, Preempted, UserError
-from freezetrain.jobs.outcome import Outcome
+from freezetrain.run_folder import Outcome
 
 TRAIN = ("train", "--model", "x", "--out", "out")
 
@@ -24,7 +24,7 @@ def job(monkeypatch):
         told.calls.append((folder, os.environ.get("FREEZETRAIN_OUT")))
         return told.action(folder)
 
-    monkeypatch.setitem(sys.modules, "freezetrain.jobs.train", SimpleNamespace(run=run))
+    monkeypatch.setitem(sys.modules, "freezetrain.training.train", SimpleNamespace(run=run))
     return told
 
 

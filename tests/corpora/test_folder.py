@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from freezetrain.corpora import folder as module
-from freezetrain.corpora import languages_in, read_languages
+from freezetrain.data import folder as module
+from freezetrain.data.texts import languages_in, read_languages
 from freezetrain.errors import UserError
-from freezetrain.recipe import TextSource
+from freezetrain.recipe.sources import TextSource
 
 
 def write(path, texts):

@@ -5,10 +5,10 @@ import json
 import datasets
 import pytest
 
-from freezetrain.corpora import languages_in, read_languages
-from freezetrain.corpora.hub import _downloaded, hub_rows
+from freezetrain.data.hub import _downloaded, hub_rows
+from freezetrain.data.texts import languages_in, read_languages
 from freezetrain.errors import UserError
-from freezetrain.recipe import TextSource
+from freezetrain.recipe.sources import TextSource
 
 TEXTS = {name: [f"{name} text {n}" if n != 5 else " " for n in range(40)] for name in ("en", "vi")}
 
@@ -151,7 +151,7 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch):
 
 
 def test_tokens_are_found_again_by_content(hub, tokenizer, tmp_path, monkeypatch):
-    from freezetrain.sequences import tokens
+    from freezetrain.data import tokens
 
     store = tokens.tokenize(told(hub), "en", tokenizer, tmp_path / "cache", 1)
     train = read_languages(told(hub), ["en"])["en"].train

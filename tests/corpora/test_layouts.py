@@ -9,9 +9,9 @@ import pytest
 import yaml
 import zstandard
 
-from freezetrain.corpora import languages_in, read_languages
+from freezetrain.data.texts import languages_in, read_languages
 from freezetrain.errors import UserError
-from freezetrain.recipe import TextSource
+from freezetrain.recipe.sources import TextSource
 
 SENTENCES = {
     "eng_Latn": [f"The {n}th sentence." for n in range(1, 41)],

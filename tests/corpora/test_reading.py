@@ -8,10 +8,10 @@ import datasets
 import pytest
 import zstandard
 
-from freezetrain.corpora import read_languages
-from freezetrain.corpora.reading import BAD, GOOD, read_file
+from freezetrain.data.reading import BAD, GOOD, read_file
+from freezetrain.data.texts import read_languages
 from freezetrain.errors import UserError
-from freezetrain.recipe import TextSource
+from freezetrain.recipe.sources import TextSource
 
 TEXTS = [f"text {n} ä 中\nsecond line" for n in range(400)]
 JSONL = "".join(json.dumps({"id": n, "text": text}) + "\n" for n, text in enumerate(TEXTS)).encode()

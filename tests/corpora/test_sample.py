@@ -6,9 +6,8 @@ import zlib
 import numpy as np
 import pytest
 
-from freezetrain.corpora import read_languages
-from freezetrain.corpora.texts import _scattered
-from freezetrain.recipe import TextSource
+from freezetrain.data.texts import _scattered, read_languages
+from freezetrain.recipe.sources import TextSource
 
 
 def murmur(key):

@@ -3,9 +3,10 @@ import zlib
 
 import pytest
 
-from freezetrain.corpora import BUILT_IN, languages_in, read_languages
+from freezetrain.data.folder import BUILT_IN
+from freezetrain.data.texts import languages_in, read_languages
 from freezetrain.errors import UserError
-from freezetrain.recipe import TextSource
+from freezetrain.recipe.sources import TextSource
 
 PAPER = "ar zh cs da nl en fi fr de el hu id it ja ko ms ml no fa pl pt ro ru es sw sv ta tr uk vi"
 

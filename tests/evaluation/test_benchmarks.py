@@ -3,7 +3,7 @@ import json
 import pytest
 
 from freezetrain.errors import UserError
-from freezetrain.evaluation.benchmarks import Score, compared, main_metrics, relative_drop
+from freezetrain.measuring.harness import Score, compared, main_metrics, relative_drop
 
 BASE = {
     "arc": {"acc": Score(0.5, 0.02, True), "acc_norm": Score(0.6, 0.02, True)},

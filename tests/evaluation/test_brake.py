@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from freezetrain.errors import UserError
+from freezetrain.evaluation import DocumentSums, History
 from freezetrain.evaluation.brake import Brake, Breach
-from freezetrain.evaluation.history import History
-from freezetrain.evaluation.sums import DocumentSums
 
 BASE = {"zh": 4.0, "en": 2.0, "es": 1.0}  # nats per byte
 TOKENS = {"zh": 2, "en": 4, "es": 5}  # bytes in a token

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 from made_frontier import RATES, SEEDS, failed_run, grid, made_run
 
+from freezetrain.compare.curves import Point, at_gain, language_losses, ratio_interval, t_interval
+from freezetrain.compare.frontier import compare_variants
+from freezetrain.compare.tables import frontier_table
 from freezetrain.errors import UserError
-from freezetrain.evaluation.frontier import compare_variants
-from freezetrain.evaluation.frontier_curves import Point, at_gain
-from freezetrain.evaluation.frontier_intervals import ratio_interval, t_interval
-from freezetrain.evaluation.frontier_languages import language_losses
-from freezetrain.evaluation.frontier_table import frontier_table
 
 
 def at(comparison, gain=None):

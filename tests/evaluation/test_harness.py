@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from freezetrain.errors import UserError
-from freezetrain.evaluation.benchmarks import Score
-from freezetrain.evaluation.harness import Harness, scores_of
-from freezetrain.recipe import Benchmarks
+from freezetrain.measuring.harness import Harness, Score, scores_of
+from freezetrain.measuring.recipe import Benchmarks
 
 TaskManager = pytest.importorskip(
     "lm_eval.tasks", reason="the extra benchmarks is not installed"

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from freezetrain.errors import UserError
-from freezetrain.evaluation import write_results
+from freezetrain.files import write_results
 
 
 def test_what_is_written_is_read_and_nothing_else_stays(tmp_path):

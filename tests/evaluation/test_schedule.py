@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 
 from freezetrain.errors import UserError
-from freezetrain.evaluation.schedule import PAPER_SAMPLES, Schedule, Trained
+from freezetrain.evaluation import PAPER_SAMPLES
+from freezetrain.evaluation.schedule import Schedule, Trained
 
 COUNTS = [0, 3, 4, 5, 19, 20, 47, 48, 60, 61, 200, 203]  # jumps over marks, and onto them
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from freezetrain.evaluation import encode_documents
-from freezetrain.evaluation.texts_table import texts_rows, texts_table
+from freezetrain.evaluation.tables import texts_rows, texts_table
 
 TEXTS = {"en": ["hello hello", "all well"], "zh": ["你好", "hello 你"]}
 

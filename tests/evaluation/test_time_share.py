@@ -6,7 +6,7 @@ import pytest
 
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Document
-from freezetrain.evaluation.time_share import TimeShare, subsample
+from freezetrain.evaluation.schedule import TimeShare, subsample
 
 
 def documents(count: int, seed: int = 0) -> list[Document]:

@@ -7,8 +7,7 @@ import torch
 from watched_loop import LENGTH, ROWS, Loop, Toy, documents
 
 from freezetrain.errors import UserError
-from freezetrain.evaluation import evaluate, evaluate_documents, forgetting
-from freezetrain.evaluation.watch import ForgettingWatch
+from freezetrain.evaluation import ForgettingWatch, evaluate, evaluate_documents, forgetting
 
 
 def watch(**options) -> ForgettingWatch:

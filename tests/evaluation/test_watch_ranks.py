@@ -7,7 +7,7 @@ import pytest
 from two_ranks import launch
 from watched_loop import Loop, documents
 
-from freezetrain.evaluation.watch import ForgettingWatch
+from freezetrain.evaluation import ForgettingWatch
 
 
 def test_two_ranks(tmp_path):

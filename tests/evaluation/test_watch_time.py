@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 from watched_loop import Loop, Toy, documents
 
-from freezetrain.evaluation import evaluate_documents, forgetting
-from freezetrain.evaluation.watch import ForgettingWatch
+from freezetrain.evaluation import ForgettingWatch, evaluate_documents, forgetting
 
 TEXTS = documents(more=60)
 TOKENS = sum(document.tokens for texts in TEXTS.values() for document in texts)

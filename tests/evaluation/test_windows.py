@@ -2,8 +2,8 @@
 
 import pytest
 
-from freezetrain.evaluation.documents import Document
-from freezetrain.evaluation.windows import batches, windows
+from freezetrain.evaluation import Document
+from freezetrain.evaluation.documents import batches, windows
 
 CASES = [
     (tokens, max_length, overlap)

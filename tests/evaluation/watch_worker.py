@@ -12,8 +12,8 @@ import torch.distributed as dist
 from watched_loop import Loop, documents
 
 from freezetrain.errors import UserError
+from freezetrain.evaluation import ForgettingWatch
 from freezetrain.evaluation import watch as module
-from freezetrain.evaluation.watch import ForgettingWatch
 
 
 def main(folder: Path) -> None:

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from freezetrain.evaluation import Document
-from freezetrain.evaluation.watch import ForgettingWatch
+from freezetrain.evaluation import Document, ForgettingWatch
 from freezetrain.nll import token_nll
 
 VOCABULARY, ROWS, LENGTH = 30, 4, 6

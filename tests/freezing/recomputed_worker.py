@@ -15,7 +15,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from freezetrain import Region, freeze
+from freezetrain.freezing import freeze
+from freezetrain.regions import Region
 
 STEPS, RATIO = 3, 0.1
 ENGINES = ("fsdp2", "zero-2", "zero-3")

@@ -8,7 +8,7 @@ import torch
 from forked_ranks import run_worker
 from torch import nn
 
-from freezetrain import Region
+from freezetrain.regions import Region
 
 pytest.importorskip("deepspeed")
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from freezetrain.errors import UserError
 from freezetrain.freezing import freeze
+from freezetrain.freezing.handle import set_all as clamp
+from freezetrain.freezing.handle import take_stored
 from freezetrain.freezing.layout import prove
-from freezetrain.freezing.start import clamp, take_stored
 from freezetrain.regions import Base, Region, fingerprint
 
 

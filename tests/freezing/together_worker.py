@@ -12,7 +12,9 @@ from frozen_reference import TinyLM, adamw, loss_of, mixed_region, steps_of_batc
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from freezetrain import CheckError, Region, UserError, freeze
+from freezetrain.errors import CheckError, UserError
+from freezetrain.freezing import freeze
+from freezetrain.regions import Region
 
 WORLD = 4
 

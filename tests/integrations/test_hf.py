@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainer_reference import Reference, llama, llama_region, next_token_loss, rows, weights_of
 from transformers import Trainer, TrainerCallback
 
-from freezetrain import CheckError, UserError
+from freezetrain.errors import CheckError, UserError
 from freezetrain.integrations.hf import RegionFreezeCallback
 from freezetrain.regions import Base, Region, fingerprint
 

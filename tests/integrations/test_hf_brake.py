@@ -12,7 +12,7 @@ from trainer_reference import llama, weights_of
 from transformers import Trainer, TrainerCallback
 from watched_texts import texts
 
-from freezetrain import UserError
+from freezetrain.errors import UserError
 from freezetrain.integrations.hf import RegionFreezeCallback
 from freezetrain.integrations.hf_brake import ForgettingBrakeCallback
 from freezetrain.integrations.hf_forgetting import ForgettingTrackerCallback

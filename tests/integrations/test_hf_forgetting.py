@@ -15,7 +15,7 @@ from trainer_reference import llama, weights_of
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from watched_texts import texts
 
-from freezetrain import UserError
+from freezetrain.errors import UserError
 from freezetrain.evaluation import evaluate, evaluate_documents, forgetting
 from freezetrain.integrations.hf_forgetting import ForgettingTrackerCallback
 

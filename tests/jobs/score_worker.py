@@ -17,14 +17,14 @@ from pathlib import Path
 
 # Once, for all ranks that are forked.
 import deepspeed  # noqa: F401
+import freezetrain.jobs.score
 from forked_ranks import run_ranks
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
 import freezetrain.freezing.zero
-import freezetrain.jobs.score
 from freezetrain.cli import main
-from freezetrain.regions import Scores
-from freezetrain.regions.scoring import Scoring
+from freezetrain.scoring import Scores
+from freezetrain.scoring.compute import Scoring
 
 
 def kill_in_the_third(folder: Path) -> None:
@@ -62,8 +62,8 @@ def work(rank: int, world: int, run: dict) -> None:
     if run.get("full"):
         Scores.save = disk_is_full
     if run.get("nan") and rank == 1:
-        of_tokens = freezetrain.regions.scoring.token_nll
-        freezetrain.regions.scoring.token_nll = lambda *args: of_tokens(*args) * float("nan")
+        of_tokens = freezetrain.scoring.compute.token_nll
+        freezetrain.scoring.compute.token_nll = lambda *args: of_tokens(*args) * float("nan")
     expected = 2 if run.get("full") else 1 if run.get("nan") else 0
     try:
         main(run["words"])

@@ -10,14 +10,15 @@ import torch
 from plain_loss import edited, plain_figures
 from rich.console import Console
 
+from freezetrain.analysis.ablate import ablations, as_table, effect, removals, remove, run
+from freezetrain.analysis.alone import check_prompts, continuation
+from freezetrain.analysis.recipe import AblateRecipe
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Figures, encode_documents
-from freezetrain.jobs.ablate import ablations, removals, remove, run
-from freezetrain.jobs.ablation_table import as_table, effect
-from freezetrain.jobs.generate import check_prompts, continuation
-from freezetrain.recipe import AblateRecipe, EvaluationTexts, ModelSource
-from freezetrain.regions import Region, Scores
+from freezetrain.recipe.sources import EvaluationTexts, ModelSource
+from freezetrain.regions import Region
 from freezetrain.regions.base import base_of
+from freezetrain.scoring import Scores
 
 LENGTH = 32
 

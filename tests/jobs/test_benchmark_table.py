@@ -2,8 +2,8 @@
 
 from rich.console import Console
 
-from freezetrain.evaluation.benchmarks import Score, compared
-from freezetrain.jobs.benchmark_table import benchmark_table
+from freezetrain.measuring.forgetting import benchmark_table
+from freezetrain.measuring.harness import Score, compared
 
 
 def shown(benchmarks) -> str:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from worker_runs import one_rank, two_ranks, words
 
 from freezetrain.freezing import compare_weights
-from freezetrain.freezing.folder import WeightsFolder
+from freezetrain.freezing.weights_folder import WeightsFolder
 from freezetrain.nll import token_nll
 from freezetrain.regions import Region
 

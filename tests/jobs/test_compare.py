@@ -13,24 +13,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from freezetrain.compare import compare
+from freezetrain.compare import runs as compare_workers
+from freezetrain.compare.recipe import GROWS, CompareRecipe
+from freezetrain.compare.runs import grid
 from freezetrain.errors import CheckError, UserError
 from freezetrain.evaluation import evaluate_documents, forgetting
-from freezetrain.jobs import compare, compare_workers, train
-from freezetrain.jobs.compare_runs import grid
-from freezetrain.jobs.evaluate import held_out_documents
-from freezetrain.jobs.outcome import claimed, write_outcome
+from freezetrain.measuring.held_out import held_out_documents
 from freezetrain.models import load_model, load_tokenizer
-from freezetrain.recipe import (
-    GROWS,
-    CompareRecipe,
-    ModelSource,
-    Optimization,
-    TextSource,
-    TrainRecipe,
-    Watch,
-    yaml12,
-)
+from freezetrain.recipe import yaml12
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.regions import Region
+from freezetrain.run_folder import claimed, write_outcome
+from freezetrain.training import train
+from freezetrain.training.recipe import TrainRecipe, Watch
 
 LANGUAGES = ["zh", "en", "es"]
 

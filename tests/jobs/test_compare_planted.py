@@ -18,16 +18,12 @@ from planted import (
     write_texts,
 )
 
-from freezetrain.jobs import compare
-from freezetrain.recipe import (
-    CompareRecipe,
-    ModelSource,
-    Optimization,
-    TextSource,
-    TrainRecipe,
-    Watch,
-)
+from freezetrain.compare import compare
+from freezetrain.compare.recipe import CompareRecipe
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.regions import Region, block_parameters
+from freezetrain.training.recipe import TrainRecipe, Watch
 
 
 @pytest.fixture(scope="module")

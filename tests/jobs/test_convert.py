@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from freezetrain.analysis.convert import run
+from freezetrain.analysis.recipe import ConvertRecipe
 from freezetrain.errors import UserError
-from freezetrain.jobs.convert import run
-from freezetrain.recipe import ConvertRecipe, ModelSource
-from freezetrain.regions import Region, Scores, block_parameters, compute_scores, select
+from freezetrain.recipe.sources import ModelSource
+from freezetrain.regions import Region, block_parameters
 from freezetrain.regions.base import base_of
+from freezetrain.scoring import Scores, compute_scores, select
 
 
 @pytest.fixture

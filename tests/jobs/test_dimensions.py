@@ -6,8 +6,7 @@ import pytest
 import torch
 from decoders import tiny_gpt2
 
-from freezetrain.jobs.dimensions import dimensions
-from freezetrain.jobs.region_place import region_place
+from freezetrain.analysis.dimensions import dimensions, region_place
 from freezetrain.regions import Region
 
 

@@ -11,10 +11,12 @@ from transformers import LlamaConfig
 
 from freezetrain.cli import main
 from freezetrain.errors import UserError
-from freezetrain.jobs import dry_run
-from freezetrain.launch import Launch
-from freezetrain.recipe import Engine, Lora, ModelSource, Optimization, TrainRecipe
+from freezetrain.ranks import Launch
+from freezetrain.recipe.optimization import Engine, Optimization
+from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import Region
+from freezetrain.training import dry_run
+from freezetrain.training.recipe import Lora, TrainRecipe
 
 LARGE = {
     "7B": LlamaConfig(

@@ -9,11 +9,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from freezetrain.corpora import read_languages
+from freezetrain.data.texts import read_languages
 from freezetrain.errors import UserError
-from freezetrain.jobs import extend
-from freezetrain.jobs.learned_tokens import learn_tokens
-from freezetrain.recipe import ExtendRecipe, ModelSource, TextSource
+from freezetrain.recipe.sources import ModelSource, TextSource
+from freezetrain.vocabulary import extend
+from freezetrain.vocabulary.learned_tokens import learn_tokens
+from freezetrain.vocabulary.recipe import ExtendRecipe
 
 
 @pytest.fixture(scope="module")

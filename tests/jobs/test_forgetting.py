@@ -10,17 +10,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from freezetrain.cli import main
-from freezetrain.corpora import read_languages
+from freezetrain.data.texts import read_languages
 from freezetrain.errors import CheckError, UserError
-from freezetrain.jobs import forgetting as job
+from freezetrain.measuring import forgetting as job
+from freezetrain.measuring.recipe import Benchmarks, ForgettingRecipe
 from freezetrain.models import load_model, load_tokenizer
-from freezetrain.recipe import (
-    Benchmarks,
-    EvaluationTexts,
-    ForgettingRecipe,
-    ModelSource,
-    TextSource,
-)
+from freezetrain.recipe.sources import EvaluationTexts, ModelSource, TextSource
 
 WATCHED = ["en", "es", "zh"]
 

@@ -1,7 +1,7 @@
 import pytest
 
 from freezetrain.errors import UserError
-from freezetrain.jobs.names import shortest_endings
+from freezetrain.report.text import shortest_endings
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from freezetrain.errors import UserError
-from freezetrain.jobs.near_base import average_of, penalty_of
-from freezetrain.jobs.train import run
-from freezetrain.recipe import ModelSource, Optimization, Penalty, TextSource, TrainRecipe
-from freezetrain.regions import Base, Scores, fingerprint
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import ModelSource, TextSource
+from freezetrain.regions import Base, fingerprint
+from freezetrain.scoring import Scores
+from freezetrain.training.recipe import Penalty, TrainRecipe
+from freezetrain.training.train import average_of, penalty_of, run
 
 
 def recipe_of(model_folder, **more):

@@ -1,6 +1,6 @@
 import pytest
 
-from freezetrain.jobs.observations import loss_at_gain, observe
+from freezetrain.quickstart.observations import loss_at_gain, observe
 
 
 def course(*points):

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from freezetrain.errors import CheckError, UserError
-from freezetrain.jobs.outcome import claimed
-from freezetrain.recipe import ModelSource, Optimization, TrainRecipe
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import ModelSource
+from freezetrain.run_folder import claimed
+from freezetrain.training.recipe import TrainRecipe
 
 
 @dataclass

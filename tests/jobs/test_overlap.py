@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from freezetrain.analysis.overlap import overlap, region_files, run
+from freezetrain.analysis.recipe import OverlapRecipe
 from freezetrain.errors import UserError
-from freezetrain.jobs.overlap import overlap, region_files, run
-from freezetrain.recipe.overlap import OverlapRecipe
 from freezetrain.regions import Base, Region
 from freezetrain.regions.file import save_region
 

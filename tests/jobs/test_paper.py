@@ -9,10 +9,12 @@ import yaml
 from two_ranks import launch
 
 from freezetrain.cli import main
-from freezetrain.corpora import read_languages
-from freezetrain.jobs.paper_scores import PaperScores
-from freezetrain.recipe import ModelSource, PaperRecipe, TextSource
-from freezetrain.regions import Region, Scores, monolingual, select
+from freezetrain.data.texts import read_languages
+from freezetrain.paper.parts import PaperScores
+from freezetrain.paper.recipe import PaperRecipe
+from freezetrain.recipe.sources import ModelSource, TextSource
+from freezetrain.regions import Region
+from freezetrain.scoring import Scores, monolingual, select
 
 RECIPE = {
     "core_languages": ["en", "es"],

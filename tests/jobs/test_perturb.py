@@ -6,15 +6,23 @@ import pytest
 import torch
 from plain_loss import edited, plain_figures
 
+from freezetrain.analysis.alone import each_alone
+from freezetrain.analysis.perturb import (
+    as_table,
+    dimension_targets,
+    perturbations,
+    random_targets,
+    run,
+    weight_targets,
+)
+from freezetrain.analysis.recipe import PerturbRecipe, SingleWeight
 from freezetrain.errors import UserError
 from freezetrain.evaluation import encode_documents
-from freezetrain.jobs.alone import each_alone
-from freezetrain.jobs.perturb import as_table, perturbations, run
-from freezetrain.jobs.targets import dimension_targets, random_targets, weight_targets
-from freezetrain.recipe import EvaluationTexts, ModelSource, PerturbRecipe, SingleWeight
-from freezetrain.regions import Region, Scores
+from freezetrain.recipe.sources import EvaluationTexts, ModelSource
+from freezetrain.regions import Region
 from freezetrain.regions.base import base_of
-from freezetrain.regions.weights import Weight
+from freezetrain.scoring import Scores
+from freezetrain.scoring.weights import Weight
 
 LENGTH = 32
 EVALUATION = EvaluationTexts(languages=["en", "zh"], max_length=LENGTH)

@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from freezetrain.analysis.figures import layers_figure
 from freezetrain.errors import UserError
-from freezetrain.jobs import pictures
-from freezetrain.jobs.pictures import draw_all, save_pictures, to_tensorboard
-from freezetrain.report.plots import layers_figure
-from freezetrain.report.plots.heatmap import HeatMap, heat_maps
+from freezetrain.paper.figures import draw_all
+from freezetrain.report import pictures
+from freezetrain.report.charts import HeatMap, heat_maps
+from freezetrain.report.pictures import save_pictures, to_tensorboard
 
 FIGURES = {
     "map": lambda width: heat_maps(

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from freezetrain.cli import main
-from freezetrain.corpora import read_languages
-from freezetrain.recipe import TextSource
-from freezetrain.regions import Region, Scores
+from freezetrain.data.texts import read_languages
+from freezetrain.recipe.sources import TextSource
+from freezetrain.regions import Region
+from freezetrain.scoring import Scores
 
 
 def freezetrain(*arguments: object) -> int:

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from freezetrain.cli import main
-from freezetrain.corpora import BUILT_IN, read_languages
+from freezetrain.data.folder import BUILT_IN
+from freezetrain.data.texts import read_languages
 from freezetrain.freezing import compare_checkpoints
-from freezetrain.jobs.quickstart import BUILT_IN_BASE
-from freezetrain.recipe import TextSource
+from freezetrain.quickstart.quickstart import BUILT_IN_BASE
+from freezetrain.recipe.sources import TextSource
 from freezetrain.regions import Region
 
 

@@ -1,7 +1,7 @@
 import torch
 
-from freezetrain.jobs.region_facts import region_facts
 from freezetrain.regions import Base, Region
+from freezetrain.training.train import region_facts
 
 
 def test_facts_follow_from_the_masks(model):

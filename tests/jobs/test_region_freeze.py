@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from freezetrain.jobs.train import region_freeze
-from freezetrain.recipe import Freezing, ModelSource, Optimization, TrainRecipe
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import Region
+from freezetrain.training.recipe import Freezing, TrainRecipe
+from freezetrain.training.train import region_freeze
 
 
 @pytest.mark.parametrize(
@@ -24,7 +26,7 @@ def test_the_base_is_read_again_only_where_masters_would_start_rounded(
     model.save_pretrained(tmp_path)
     given = []
     monkeypatch.setattr(
-        "freezetrain.jobs.train.local_folder", lambda s: given.append(s.path) or "."
+        "freezetrain.training.train.local_folder", lambda s: given.append(s.path) or "."
     )
     recipe = TrainRecipe(
         ModelSource(str(tmp_path)),

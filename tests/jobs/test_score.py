@@ -11,8 +11,8 @@ import torch
 
 import freezetrain
 from freezetrain.cli import main
-from freezetrain.regions import Scores, select
-from freezetrain.regions.score_methods import METHODS
+from freezetrain.scoring import Scores, select
+from freezetrain.scoring.methods import METHODS
 
 ENGINES = ("ddp", "fsdp2", "zero-3")
 
@@ -191,7 +191,7 @@ def test_a_snapshot_equals_a_run_of_so_many_sequences(alone, words, tmp_path, mo
     (tmp_path / "seven" / "results.json").unlink()
     (tmp_path / "seven" / ".en.safetensors.x.unfinished").mkdir()
     kept = (tmp_path / "seven" / "zh.safetensors").stat().st_mtime_ns
-    monkeypatch.setattr("freezetrain.jobs.score.load_scored", None)  # nothing is left to score
+    monkeypatch.setattr("freezetrain.analysis.score.load_scored", None)  # nothing is left to score
     assert status(*words, "--out", tmp_path / "seven") == 0
     assert (tmp_path / "seven" / "zh.safetensors").stat().st_mtime_ns == kept
     assert sorted(os.listdir(tmp_path / "seven")) == [
@@ -215,7 +215,7 @@ def test_the_rest_of_the_sequences_is_scored_apart(words, tmp_path):
 
 
 def test_magnitude_alone_reads_no_text(words, tmp_path, monkeypatch):
-    monkeypatch.setattr("freezetrain.jobs.score.tokenize", None)
+    monkeypatch.setattr("freezetrain.analysis.score.tokenize", None)
     words = [*words, "--methods", "[magnitude]"]
     assert status(*words, "--languages", "[zh]", "--out", tmp_path / "run") == 0
     assert files(tmp_path / "run") == ["zh.safetensors"]

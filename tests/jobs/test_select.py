@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from freezetrain.analysis import select as stored_model
 from freezetrain.cli import main
-from freezetrain.jobs import stored_model
-from freezetrain.regions import Region, Scores, block_parameters, select
-from freezetrain.regions.base import base_of, fingerprint
-from freezetrain.regions.random_scores import random_scores
+from freezetrain.regions import Region, block_parameters, fingerprint
+from freezetrain.regions.base import base_of
+from freezetrain.scoring import Scores, select
+from freezetrain.scoring.random_scores import random_scores
 
 LANGUAGES = ("en", "ja", "ko")
 

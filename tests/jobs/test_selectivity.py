@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from freezetrain.analysis.selectivity import dominance, selectivity
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Document
-from freezetrain.jobs.selectivity import dominance, selectivity
-from freezetrain.recipe import EvaluationTexts
+from freezetrain.recipe.sources import EvaluationTexts
 from freezetrain.regions import Region
 
 SIZE, SURE = 5, 6.0  # tokens of a language; logit of the one that follows

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from worker_runs import ENGINES, one_rank, two_ranks, words
 
 from freezetrain.freezing import compare_weights
-from freezetrain.freezing.folder import WeightsFolder
+from freezetrain.freezing.weights_folder import WeightsFolder
 from freezetrain.regions import Region
 
 # What stays near the base: on one device and under DDP alone.

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from freezetrain.errors import UserError
-from freezetrain.jobs.train import refuse_types
 from freezetrain.models import stored_dtype
-from freezetrain.recipe import Freezing, ModelSource, Optimization, TrainRecipe
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import ModelSource
+from freezetrain.training.recipe import Freezing, TrainRecipe
+from freezetrain.training.train import refuse_types
 
 
 def save(model, folder, dtype, told=True):

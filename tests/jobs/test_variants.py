@@ -10,22 +10,16 @@ from plain_training import ACCUMULATE, CLIP, DECAY, RATE, STEPS, Variant, train
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from freezetrain.freezing.folder import WeightsFolder
-from freezetrain.jobs.train import run
-from freezetrain.recipe import (
-    Freezing,
-    Lora,
-    ModelSource,
-    Optimization,
-    Penalty,
-    Replay,
-    TrainRecipe,
-    Watch,
-)
-from freezetrain.regions import Entries, Region, Scores
+from freezetrain.freezing.weights_folder import WeightsFolder
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import ModelSource
+from freezetrain.regions import Entries, Region
+from freezetrain.scoring import Scores
 from freezetrain.training.data import read_data
-from freezetrain.training.load import loader
 from freezetrain.training.module import CausalLM
+from freezetrain.training.recipe import Freezing, Lora, Penalty, Replay, TrainRecipe, Watch
+from freezetrain.training.sharded import loader
+from freezetrain.training.train import run
 
 SETTINGS = {
     "max_steps": STEPS,

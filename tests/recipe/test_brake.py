@@ -1,14 +1,10 @@
 import pytest
 
 from freezetrain.errors import UserError
-from freezetrain.recipe import (
-    Braking,
-    Freezing,
-    ModelSource,
-    Optimization,
-    TrainRecipe,
-    Watch,
-)
+from freezetrain.evaluation.limits import Braking
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import ModelSource
+from freezetrain.training.recipe import Freezing, TrainRecipe, Watch
 
 
 def recipe(action: str = "roll_back", **changes) -> TrainRecipe:

@@ -3,8 +3,9 @@
 import pytest
 
 from freezetrain.errors import UserError
-from freezetrain.recipe import EvaluationTexts, ModelSource, Replay, TextSource, TrainRecipe
 from freezetrain.recipe.changes import built, changed
+from freezetrain.recipe.sources import EvaluationTexts, ModelSource, TextSource
+from freezetrain.training.recipe import Replay, TrainRecipe
 
 
 @pytest.fixture

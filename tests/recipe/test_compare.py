@@ -4,17 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from freezetrain.compare.recipe import CompareRecipe
 from freezetrain.errors import UserError
-from freezetrain.recipe import (
-    CompareRecipe,
-    Engine,
-    ModelSource,
-    Optimization,
-    Replay,
-    TextSource,
-    TrainRecipe,
-    Watch,
-)
+from freezetrain.recipe.optimization import Engine, Optimization
+from freezetrain.recipe.sources import ModelSource, TextSource
+from freezetrain.training.recipe import Replay, TrainRecipe, Watch
 
 TEXTS = TextSource("texts", test_one_in=4)
 

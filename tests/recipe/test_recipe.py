@@ -4,19 +4,10 @@ import pytest
 
 from freezetrain.cli.verbs import parse
 from freezetrain.errors import UserError
-from freezetrain.recipe import (
-    Engine,
-    ExtendRecipe,
-    Freezing,
-    Lora,
-    ModelSource,
-    Optimization,
-    Penalty,
-    Replay,
-    TextSource,
-    TrainRecipe,
-    Watch,
-)
+from freezetrain.recipe.optimization import Engine, Optimization
+from freezetrain.recipe.sources import ModelSource, TextSource
+from freezetrain.training.recipe import Freezing, Lora, Penalty, Replay, TrainRecipe, Watch
+from freezetrain.vocabulary.recipe import ExtendRecipe
 
 MODEL = ModelSource("model")
 

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from freezetrain.errors import UserError
-from freezetrain.regions.ablate import ablate, perturb
-from freezetrain.regions.region import Region
+from freezetrain.regions import Region, ablate, perturb
 
 BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16}
 

@@ -7,13 +7,8 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from freezetrain.errors import UserError
-from freezetrain.regions.blocks import (
-    block_parameters,
-    decoder_blocks,
-    embedding_parameters,
-    input_dim,
-    is_norm,
-)
+from freezetrain.regions import block_parameters, decoder_blocks, embedding_parameters
+from freezetrain.regions.blocks import input_dim, is_norm
 
 SIZES = {
     "vocab_size": 40,

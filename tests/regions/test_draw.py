@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from freezetrain.regions.draw import draw_indices
+from freezetrain.regions.entries import draw_indices
 
 
 @pytest.mark.parametrize("count", [0, 1, 30, 50, 51, 70, 99, 100])

@@ -9,7 +9,7 @@ import torch
 from freezetrain.errors import UserError
 from freezetrain.regions import Entries
 from freezetrain.regions.canonical import fit_as_indices
-from freezetrain.regions.flat_range import narrow
+from freezetrain.regions.entries import narrow
 
 SHAPES = [(), (1,), (7,), (200,), (5, 40), (40, 5), (64, 64), (8, 16), (3, 8, 20), (1, 9), (9, 1)]
 

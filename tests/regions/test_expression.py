@@ -6,9 +6,7 @@ import random
 import pytest
 
 from freezetrain.errors import UserError
-from freezetrain.regions import Entries, Region
-from freezetrain.regions.base import Base
-from freezetrain.regions.expression import Expression
+from freezetrain.regions import Base, Entries, Expression, Region
 
 SETS = {
     name: {n for n in range(64) if random.Random(f"{name}{n}").random() < 0.5} for name in "abcde"

@@ -4,8 +4,7 @@ import pytest
 from scored_models import build
 
 from freezetrain.errors import UserError
-from freezetrain.regions import Region
-from freezetrain.regions.layers import layers_region
+from freezetrain.regions import Region, layers_region
 
 
 @pytest.mark.parametrize(

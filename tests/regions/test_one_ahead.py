@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from freezetrain.regions.one_ahead import one_ahead
+from freezetrain.scoring.selection import one_ahead
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7])

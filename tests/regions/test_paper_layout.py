@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from freezetrain.errors import UserError
-from freezetrain.regions import Entries, Region, Scores, select
-from freezetrain.regions.paper_layout import (
+from freezetrain.regions import Entries, Region
+from freezetrain.scoring import (
+    Scores,
     export_masks,
     export_scores,
-    holds_masks,
     import_masks,
     import_scores,
+    select,
 )
+from freezetrain.scoring.paper_layout import holds_masks
 
 
 def region() -> Region:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from freezetrain.regions.put import ONE_THREAD, put
+from freezetrain.regions.entries import ONE_THREAD, put
 
 SHAPE = (400, 350)
 COUNTS = [0, 1, ONE_THREAD - 1, ONE_THREAD, 100_000]

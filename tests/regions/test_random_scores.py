@@ -4,9 +4,10 @@ import pytest
 import torch
 from scored_models import build
 
-from freezetrain.regions import block_parameters, select
+from freezetrain.regions import block_parameters
 from freezetrain.regions.base import base_of
-from freezetrain.regions.random_scores import random_scores
+from freezetrain.scoring import select
+from freezetrain.scoring.random_scores import random_scores
 
 CONV = "transformer.h.0.mlp.c_fc.weight"  # [8, 32], stored as [in, out]
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from freezetrain.errors import UserError
 from freezetrain.regions import Base, Entries, Region
-from freezetrain.regions.weights import Weight, region_of
+from freezetrain.scoring.weights import Weight, region_of
 
 SHAPES = {"layers.0.w": (30, 20), "layers.0.b": (30,), "layers.2.w": (4, 5, 6), "head": (11,)}
 

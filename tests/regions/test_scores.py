@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from freezetrain.errors import UserError
-from freezetrain.regions.base import Base
-from freezetrain.regions.scores import Scores
+from freezetrain.regions import Base
+from freezetrain.scoring import Scores
 
 
 def example(batches: float = 1, method: str = "taylor", seed: int = 0, **made: object) -> Scores:

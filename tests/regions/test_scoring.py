@@ -17,12 +17,11 @@ from scored_models import (
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from freezetrain.regions.base import Base, fingerprint
-from freezetrain.regions.blocks import block_parameters, outer_parameters
-from freezetrain.regions.score_methods import METHODS
-from freezetrain.regions.scores import Scores
-from freezetrain.regions.scoring import Scoring, compute_scores
-from freezetrain.regions.select import select
+from freezetrain.regions import Base, block_parameters, fingerprint
+from freezetrain.regions.blocks import outer_parameters
+from freezetrain.scoring import Scores, compute_scores, select
+from freezetrain.scoring.compute import Scoring
+from freezetrain.scoring.methods import METHODS
 
 LINEAR_LAYERS = {"llama": 2 * 7, "gpt2": 2 * 4}
 

@@ -9,9 +9,10 @@ from scored_models import build, text
 from torch import Tensor, nn
 
 from freezetrain.errors import CheckError, UserError
-from freezetrain.regions.blocks import block_parameters
-from freezetrain.regions.score_methods import METHODS
-from freezetrain.regions.scoring import Scoring, compute_scores
+from freezetrain.regions import block_parameters
+from freezetrain.scoring import compute_scores
+from freezetrain.scoring.compute import Scoring
+from freezetrain.scoring.methods import METHODS
 
 
 def test_at_most_one_gradient_is_alive() -> None:

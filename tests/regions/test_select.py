@@ -7,11 +7,8 @@ import pytest
 import torch
 
 from freezetrain.errors import UserError
-from freezetrain.regions import threshold
-from freezetrain.regions.base import Base
-from freezetrain.regions.region import Region
-from freezetrain.regions.scores import Scores
-from freezetrain.regions.select import core, monolingual, select
+from freezetrain.regions import Base, Region
+from freezetrain.scoring import Scores, core, monolingual, select, threshold
 
 SHAPES = {  # not in the order of the names, which decides ties
     "blocks.1.up.weight": (6, 5),

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from freezetrain.errors import UserError
-from freezetrain.regions.scores import Scores
-from freezetrain.regions.select import monolingual, select
 from freezetrain.regions.storage import write_safetensors
+from freezetrain.scoring import Scores, monolingual, select
 
 SHAPES = {
     "blocks.1.up": (6, 5),

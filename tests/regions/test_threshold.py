@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from freezetrain.regions import threshold
-from freezetrain.regions.threshold import Threshold, few_of_many
+from freezetrain.scoring import threshold
+from freezetrain.scoring.threshold import Threshold, few_of_many
 
 
 def taken(parts: list[np.ndarray], count: int, which: str) -> np.ndarray:

@@ -6,8 +6,7 @@ import transformers
 from torch import Tensor, nn
 
 from freezetrain.errors import UserError
-from freezetrain.regions.base import fingerprint
-from freezetrain.regions.vocabulary import vocabulary_region
+from freezetrain.regions import fingerprint, vocabulary_region
 
 COUNTS = torch.tensor([9, 0, 2, 3, 1, 0, 7, 3])
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"

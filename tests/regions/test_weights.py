@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from freezetrain.errors import UserError
-from freezetrain.regions import Region, Scores
-from freezetrain.regions.weights import Weight, region_of, top_weights
+from freezetrain.regions import Region
+from freezetrain.scoring import Scores
+from freezetrain.scoring.weights import Weight, region_of, top_weights
 
 
 def made_scores():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from freezetrain.evaluation.frontier import compare_variants
+from freezetrain.compare.frontier import compare_variants
 
 RATES = (3e-4, 1e-3, 2e-3)
 HELD_OUT = ("de", "en", "es", "ru")

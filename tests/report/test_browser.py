@@ -10,13 +10,11 @@ from made_compare import make_compare, many_variants
 from made_paper import make_paper
 from made_runs import make_run, two
 
-from freezetrain.report import (
-    paper_claims,
-    render_compare,
-    render_paper,
-    render_report,
-    render_runs,
-)
+from freezetrain.compare.page import render_compare
+from freezetrain.paper.claims import paper_claims
+from freezetrain.paper.page import render_paper
+from freezetrain.quickstart.page import render_report
+from freezetrain.report.runs_page import render_runs
 
 FOUND = browser.find()
 pytestmark = pytest.mark.skipif(FOUND is None, reason=f"none of {', '.join(browser.NAMES)} is here")

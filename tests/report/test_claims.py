@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from made_paper import make_paper
 
-from freezetrain.report import paper_claims
+from freezetrain.paper.claims import paper_claims
 
 CLAIMS = ["core", "bottom", "weight", "directions", "dimensions", "selectivity", "stability"]
 LANGUAGES = ["en", "es", "ja", "zh"]

@@ -13,13 +13,16 @@ from made_compare import HELD_OUT, RATES, VARIANTS, make_compare, many_variants
 from matplotlib.axes import Axes
 from parsed_page import Page, number
 
-from freezetrain.evaluation.frontier import compare_variants
-from freezetrain.evaluation.frontier_choice import at_main_gain
-from freezetrain.report import render_compare
-from freezetrain.report.compare_figures import compare_figures, main_variants, panels
-from freezetrain.report.compare_rows import to_markdown, write_runs_csv
-from freezetrain.report.compare_sentences import recommended, seen, summary
-from freezetrain.report.plots import frontier_figure, frontier_panel
+from freezetrain.compare.figures import (
+    compare_figures,
+    frontier_figure,
+    frontier_panel,
+    main_variants,
+    panels,
+)
+from freezetrain.compare.frontier import at_main_gain, compare_variants
+from freezetrain.compare.page import render_compare, to_markdown, write_runs_csv
+from freezetrain.compare.sentences import recommended, seen, summary
 
 Results = dict[str, Any]
 

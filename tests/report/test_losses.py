@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from made_runs import make_run
 
-from freezetrain.report.losses import (
+from freezetrain.report.run import (
     interval,
     limit,
     losses,

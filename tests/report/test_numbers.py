@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from freezetrain.report import numbers
+from freezetrain.report import text as numbers
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 from made_paper import MATRICES, PROMPT, make_paper
 from parsed_page import Page, number
 
-from freezetrain.report import paper_claims, render_paper
+from freezetrain.paper.claims import paper_claims
+from freezetrain.paper.page import render_paper
 
 LANGUAGES = ["en", "es", "ja", "zh"]
 

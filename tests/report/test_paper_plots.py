@@ -13,9 +13,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from freezetrain.report.paper_figures import overlap_figures, paper_figures
-from freezetrain.report.plots import layers_figure
-from freezetrain.report.plots.heatmap import HeatMap, heat_maps
+from freezetrain.analysis.figures import layers_figure, overlap_figures
+from freezetrain.paper.figures import paper_figures
+from freezetrain.report.charts import HeatMap, heat_maps
 from freezetrain.report.style import VERMILLION, to_svg
 
 WIDTHS = [350, 760]

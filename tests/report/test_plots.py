@@ -9,8 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from freezetrain.report import plots
-from freezetrain.report.plots.entries import density
+from freezetrain.analysis.figures import (
+    ablation_figure,
+    concentration_figure,
+    density,
+    entries_figure,
+)
+from freezetrain.report.run_plots import course_figure, forgetting_figure
 from freezetrain.report.style import marks, to_svg
 
 WIDTHS = [350, 760]
@@ -35,7 +40,7 @@ def row_names(axes: Axes) -> list[str]:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_ablation_draws_the_rises(results: dict[str, Any], width: int) -> None:
-    (axes,) = plots.ablation_figure(results, width).axes
+    (axes,) = ablation_figure(results, width).axes
     codes = [name.removesuffix(" *").split()[-1] for name in row_names(axes)]
     assert sorted(codes) == sorted(results["languages"])
     drawn, ablation = series(axes), results["ablation"]
@@ -53,14 +58,14 @@ def test_ablation_draws_the_rises(results: dict[str, Any], width: int) -> None:
 
 
 def test_ablation_stars_the_languages_that_were_scored(results: dict[str, Any]) -> None:
-    (axes,) = plots.ablation_figure(results, 760).axes
+    (axes,) = ablation_figure(results, 760).axes
     starred = {name.split()[-2] for name in row_names(axes) if name.endswith(" *")}
     assert starred == set(results["score_languages"])
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_forgetting_draws_both_runs_and_the_gain(results: dict[str, Any], width: int) -> None:
-    above, below = plots.forgetting_figure(runs_of(results), width).axes
+    above, below = forgetting_figure(runs_of(results), width).axes
     codes = [name.split()[-1] for name in row_names(below)]
     assert sorted([*codes, "zh"]) == sorted(results["languages"])
     for name, run in results["runs"].items():
@@ -76,13 +81,13 @@ def test_without_a_target_only_the_held_out_are_drawn(results: dict[str, Any]) -
     for run in results["runs"].values():
         for evaluation in run["evaluations"]:
             evaluation["forgetting"] |= {"target": None, "target_gain": None}
-    assert len(plots.forgetting_figure(runs_of(results), 760).axes) == 1
-    assert len(plots.course_figure(runs_of(results), 760).axes) == 2
+    assert len(forgetting_figure(runs_of(results), 760).axes) == 1
+    assert len(course_figure(runs_of(results), 760).axes) == 2
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_course_draws_every_evaluation(results: dict[str, Any], width: int) -> None:
-    panels = plots.course_figure(runs_of(results), width).axes
+    panels = course_figure(runs_of(results), width).axes
     of_part = {
         "mean": lambda change: change["mean"],
         "worst": lambda change: change["worst"]["delta_nll_per_byte"],
@@ -110,7 +115,7 @@ def test_concentration_holds_every_share(results: dict[str, Any], width: int) ->
     region = results["region"]
     del region["rows"]["2"]["mlp.up_proj"]  # a layer without this matrix
     region["rows"]["3"]["mlp.up_proj"] = None
-    rows, columns = meshes(plots.concentration_figure(region | {"top": 0.05}, width))
+    rows, columns = meshes(concentration_figure(region | {"top": 0.05}, width))
     drawn = {"rows": np.ma.asarray(rows.get_array()), "columns": np.ma.asarray(columns.get_array())}
     for direction, values in drawn.items():
         for place, matrix in enumerate(region["matrices"]):
@@ -139,7 +144,7 @@ def test_density_against_a_plain_loop() -> None:
 
 def test_the_picture_shows_an_entry_where_it_is(results: dict[str, Any]) -> None:
     results["region"]["picture"] |= {"shape": [40, 50], "rows": [3, 39], "columns": [7, 0]}
-    figure = plots.entries_figure(results, 760)
+    figure = entries_figure(results, 760)
     alpha = np.asarray(figure.axes[0].images[0].get_array())[..., 3]
     assert alpha.shape == (40, 50)
     assert [tuple(place) for place in np.argwhere(alpha)] == [(3, 7), (39, 0)]
@@ -150,7 +155,7 @@ def test_a_large_matrix_is_binned(results: dict[str, Any]) -> None:
     draw = np.random.default_rng(0)
     rows, columns = draw.integers(0, 4096, 50_000), draw.integers(0, 11008, 50_000)
     results["region"]["picture"] |= {"shape": [4096, 11008], "rows": rows, "columns": columns}
-    figure = plots.entries_figure(results, 760)
+    figure = entries_figure(results, 760)
     assert len(to_svg(figure, "x")) < 200_000
     assert np.asarray(figure.axes[0].images[0].get_array())[..., 3].max() == 255
 
@@ -169,8 +174,8 @@ def test_drawing_changes_neither_results_nor_global_settings(
 
     results = make()
     before, settings = copy.deepcopy(results), dict(matplotlib.rcParams)
-    for draw in (plots.ablation_figure, plots.entries_figure):
+    for draw in (ablation_figure, entries_figure):
         to_svg(draw(results, 350), "x")
-    to_svg(plots.forgetting_figure(runs_of(results), 350), "x")
+    to_svg(forgetting_figure(runs_of(results), 350), "x")
     assert results == before
     assert dict(matplotlib.rcParams) == settings

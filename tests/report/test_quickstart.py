@@ -8,7 +8,7 @@ import pytest
 from parsed_page import Page, number
 
 from freezetrain.errors import UserError
-from freezetrain.report import render_report
+from freezetrain.quickstart.page import render_report
 
 Make = Callable[..., dict[str, Any]]
 

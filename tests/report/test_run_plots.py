@@ -10,7 +10,12 @@ from matplotlib.colors import to_rgba
 from matplotlib.text import Annotation
 
 from freezetrain.errors import UserError
-from freezetrain.report import plots
+from freezetrain.report.run_plots import (
+    course_figure,
+    forgetting_figure,
+    panel_figure,
+    plane_figure,
+)
 from freezetrain.report.style import MOST, marks
 
 WIDTHS = [350, 760]
@@ -51,7 +56,7 @@ def ring(axes: Axes) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_plane_draws_every_evaluation_and_rings_the_model(width: int) -> None:
     runs = [make_run("a"), make_run("b", factor=0.5)]
-    (axes,) = plots.plane_figure(runs, width).axes
+    (axes,) = plane_figure(runs, width).axes
     drawn = lines(axes)
     for run in runs:
         changes = [one["forgetting"] for one in run["history"]["evaluations"]]
@@ -66,7 +71,7 @@ def test_plane_draws_every_evaluation_and_rings_the_model(width: int) -> None:
 
 def test_plane_in_the_brakes_measure_with_its_limit_and_the_step_gone_back_to() -> None:
     run = make_run("a") | {"brake": BRAKE}
-    (axes,) = plots.plane_figure([run], 760).axes
+    (axes,) = plane_figure([run], 760).axes
     changes = [one["forgetting"] for one in run["history"]["evaluations"]]
     gains, losses = lines(axes)["a"]
     assert losses == pytest.approx([100 * change["relative_mean"] for change in changes])
@@ -79,7 +84,7 @@ def test_plane_in_the_brakes_measure_with_its_limit_and_the_step_gone_back_to() 
 def test_plane_draws_the_intervals_of_the_model(measure: str) -> None:
     run = make_run("a")
     run["brake"] = {"limits": {"mean": 9.0}, "measure": measure, "model_step": 60}
-    (axes,) = plots.plane_figure([run], 760).axes
+    (axes,) = plane_figure([run], 760).axes
     change = run["history"]["evaluations"][-1]["forgetting"]
     two = [line for line in axes.lines if len(np.asarray(line.get_xdata())) == 2]
     across = [list(np.asarray(line.get_xdata())) for line in two]
@@ -94,7 +99,7 @@ def test_plane_draws_the_intervals_of_the_model(measure: str) -> None:
 
 def test_plane_of_a_long_run_marks_some_of_it() -> None:
     run = make_run("a", steps=tuple(range(0, 1001)))
-    (axes,) = plots.plane_figure([run], 760).axes
+    (axes,) = plane_figure([run], 760).axes
     (line,) = (line for line in axes.lines if line.get_label() == "a")
     assert len(np.asarray(line.get_xdata())) == 1001
     assert line.get_markevery() == 26
@@ -103,21 +108,21 @@ def test_plane_of_a_long_run_marks_some_of_it() -> None:
 def test_plane_needs_a_target() -> None:
     runs = [make_run("with"), make_run("without", target=None)]
     with pytest.raises(UserError, match="'without' has none"):
-        plots.plane_figure(runs, 760)
+        plane_figure(runs, 760)
 
 
 def test_plane_on_a_ground_of_its_own_draws_in_pixels() -> None:
-    figure = plots.plane_figure([make_run("a")], 600, ground="#ffffff")
+    figure = plane_figure([make_run("a")], 600, ground="#ffffff")
     assert figure.patch.get_alpha() == 1
     assert to_rgba(figure.patch.get_facecolor()) == (1, 1, 1, 1)
     assert figure.get_figwidth() * figure.dpi == 600
-    assert plots.plane_figure([make_run("a")], 600).patch.get_alpha() == 0
+    assert plane_figure([make_run("a")], 600).patch.get_alpha() == 0
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_long_name_fits_into_the_figure(width: int) -> None:
     runs = [make_run("a name that goes on " * 6), make_run("b", factor=0.4), make_run("c")]
-    figure = plots.plane_figure(runs, width)
+    figure = plane_figure(runs, width)
     figure.canvas.draw()
     (key,) = figure.legends
     box = key.get_window_extent()
@@ -128,16 +133,16 @@ def test_a_long_name_fits_into_the_figure(width: int) -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_course_draws_limits_and_no_gain_without_a_target(width: int) -> None:
     runs = [make_run("a") | {"brake": BRAKE}, make_run("b", target=None)]
-    mean, worst = plots.course_figure(runs, width).axes
+    mean, worst = course_figure(runs, width).axes
     assert dashed(mean) == [5]
     assert dashed(worst) == [10]
-    assert len(plots.course_figure(runs[:1], width).axes) == 3
-    assert dashed(plots.course_figure(runs[:1], width).axes[2]) == []
+    assert len(course_figure(runs[:1], width).axes) == 3
+    assert dashed(course_figure(runs[:1], width).axes[2]) == []
 
 
 def panel(runs: list[dict[str, Any]], language: str, measure: str = "nats_per_byte") -> Axes:
     chosen = marks(run["name"] for run in runs)
-    figure = plots.panel_figure(runs, language, chosen, measure, (0, 60), (-0.1, 0.3))
+    figure = panel_figure(runs, language, chosen, measure, (0, 60), (-0.1, 0.3))
     return figure.axes[0]
 
 
@@ -181,7 +186,7 @@ def test_panel_without_intervals_has_no_band() -> None:
 
 def test_dots_are_of_the_model_with_its_intervals() -> None:
     runs = [make_run("a") | {"brake": BRAKE}, make_run("b", languages=("en", "de", "zh"))]
-    above, below = plots.forgetting_figure(runs, 760).axes
+    above, below = forgetting_figure(runs, 760).axes
     assert [label.get_text() for label in below.get_yticklabels()] == ["German de", "English en"]
     model = runs[0]["history"]["evaluations"][2]["forgetting"]
     values, _ = lines(below)["a"]
@@ -194,7 +199,7 @@ def test_dots_are_of_the_model_with_its_intervals() -> None:
 
 def test_dots_of_runs_with_several_targets_show_no_gain() -> None:
     runs = [make_run("a"), make_run("b", target="de")]
-    (axes,) = plots.forgetting_figure(runs, 760).axes
+    (axes,) = forgetting_figure(runs, 760).axes
     assert {label.get_text() for label in axes.get_yticklabels()} == {"English en", "Spanish es"}
 
 

@@ -8,7 +8,7 @@ from made_runs import BRAKE, CODES, REGION, make_run, texts, two
 from parsed_page import Page, number
 
 from freezetrain.errors import UserError
-from freezetrain.report import render_runs
+from freezetrain.report.runs_page import render_runs
 
 
 def page(runs: list[dict[str, Any]], folder: Path) -> tuple[Page, str]:

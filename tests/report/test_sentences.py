@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from freezetrain.report import sentences
+from freezetrain.quickstart import observations as sentences
 
 
 def small(figures: Any, core: list[float], random: list[float]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from freezetrain.data.packing import Drawn
 from freezetrain.errors import UserError
-from freezetrain.sequences.drawn import Drawn
 
 DOCUMENTS = [list(range(first, first + 7)) for first in range(0, 140, 7)]
 STREAM = list(range(140))  # 28 sequences of 5

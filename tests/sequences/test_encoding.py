@@ -3,8 +3,8 @@ import copy
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from freezetrain.data.tokens import encode, tokenizer_digest
 from freezetrain.errors import UserError
-from freezetrain.sequences.encoding import encode, tokenizer_digest
 
 
 def test_one_separator_where_bos_is_eos(tokenizer):

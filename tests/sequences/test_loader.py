@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from freezetrain.data.loader import SequenceLoader
+from freezetrain.data.order import Order, Pool
+from freezetrain.data.packing import Packed
 from freezetrain.errors import UserError
-from freezetrain.recipe import Optimization
-from freezetrain.sequences.loader import SequenceLoader
-from freezetrain.sequences.order import Order, Pool
-from freezetrain.sequences.packing import Packed
+from freezetrain.recipe.optimization import Optimization
 
 STEPS, STEP = 30, 8  # optimizer steps, sequences in each
 

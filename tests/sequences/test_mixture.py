@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from freezetrain.sequences.mixture import Mixture
+from freezetrain.data.order import Mixture
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from freezetrain.data.order import Order, Pool, pools
 from freezetrain.errors import UserError
-from freezetrain.sequences.order import Order, Pool, pools
 
 ONE = [Pool(("a", "b"), 1.0)]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from freezetrain.data.packing import Packed
 from freezetrain.errors import UserError
-from freezetrain.sequences.packing import Packed
 
 DOCUMENTS = [
     [0, 5, 6, 7, 1],

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from freezetrain.sequences.shuffle import permuted
+from freezetrain.data.order import permuted
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 255, 256, 257, 1000, 70_000])

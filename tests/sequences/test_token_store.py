@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from freezetrain.data.packing import TokenStore
 from freezetrain.errors import UserError
-from freezetrain.sequences.token_store import TokenStore
 
 DOCUMENTS = [[7, 8, 1], [9, 1], [5, 5, 5, 5, 1], [2, 1], [3, 4, 1]]
 STREAM = [token for document in DOCUMENTS for token in document]

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freezetrain.corpora import read_languages
+from freezetrain.data import tokens
+from freezetrain.data.texts import read_languages
+from freezetrain.data.tokens import default_cache, tokenize
 from freezetrain.errors import UserError
-from freezetrain.recipe import TextSource
-from freezetrain.sequences import tokens
-from freezetrain.sequences.tokens import default_cache, tokenize
+from freezetrain.recipe.sources import TextSource
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_too_little_disk_is_told_before_anything_is_written(
     source, tokenizer, tmp_path, monkeypatch
 ):
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
-    monkeypatch.setattr("freezetrain.disk.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("freezetrain.files.shutil.disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"the tokens of language 'en' may take .* 100 bytes"):
         tokenize(source, "en", tokenizer, tmp_path / "cache", 1)
     assert not list((tmp_path / "cache").glob("tokens/*/*"))

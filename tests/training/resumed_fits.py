@@ -21,16 +21,16 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer
 
 from freezetrain.callbacks import ForgettingTracker
+from freezetrain.callbacks.checkpoint_files import facts
 from freezetrain.callbacks.stopping import save_step
-from freezetrain.callbacks.whole_checkpoint import facts
 from freezetrain.evaluation import Document
 from freezetrain.models import load_model
 from freezetrain.nll import token_nll
-from freezetrain.recipe import ModelSource
+from freezetrain.recipe.sources import ModelSource
 from freezetrain.training.checkpoints import StepCheckpoint, latest_checkpoint, resumable
+from freezetrain.training.engines import DeepSpeed
 from freezetrain.training.export import export
 from freezetrain.training.sharded import load_partitioned, load_sharded
-from freezetrain.training.strategies import DeepSpeed
 
 
 class Sequences:

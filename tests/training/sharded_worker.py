@@ -14,9 +14,9 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from freezetrain.errors import UserError
-from freezetrain.freezing.folder import WeightsFolder
+from freezetrain.freezing.weights_folder import WeightsFolder
 from freezetrain.models import load_model
-from freezetrain.recipe import ModelSource
+from freezetrain.recipe.sources import ModelSource
 from freezetrain.training.export import export
 from freezetrain.training.sharded import load_partitioned, load_sharded
 

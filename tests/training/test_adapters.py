@@ -10,10 +10,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from freezetrain.errors import UserError
-from freezetrain.recipe import Engine, Lora, ModelSource, Optimization, TrainRecipe
+from freezetrain.recipe.optimization import Engine, Optimization
+from freezetrain.recipe.sources import ModelSource
 from freezetrain.training.adapters import add_adapters, merged
 from freezetrain.training.export import export
-from freezetrain.training.load import loader
+from freezetrain.training.recipe import Lora, TrainRecipe
+from freezetrain.training.sharded import loader
 
 IDS = torch.arange(2, 26).view(2, 12)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from freezetrain import freeze
 from freezetrain.errors import CheckError
+from freezetrain.freezing import freeze
 from freezetrain.regions import Region
-from freezetrain.training.bad_steps import BadSteps
+from freezetrain.training.optimizer import BadSteps
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

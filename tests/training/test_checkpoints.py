@@ -13,11 +13,11 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import nn
 
-from freezetrain.callbacks import whole_checkpoint
+from freezetrain.callbacks import checkpoint_files as whole_checkpoint
+from freezetrain.callbacks.checkpoint_files import facts
 from freezetrain.callbacks.stopping import save_step
-from freezetrain.callbacks.whole_checkpoint import facts
 from freezetrain.errors import UserError
-from freezetrain.launch import Launch
+from freezetrain.ranks import Launch
 from freezetrain.training import checkpoints
 from freezetrain.training.checkpoints import StepCheckpoint, latest_checkpoint, resumable
 

@@ -2,11 +2,13 @@ import lightning as L
 import pytest
 from rich.console import Console
 
-from freezetrain.corpora import read_languages
+from freezetrain.data.packing import Packed
+from freezetrain.data.texts import read_languages
 from freezetrain.errors import UserError
-from freezetrain.recipe import ModelSource, Optimization, Replay, TextSource, TrainRecipe, Watch
-from freezetrain.sequences.packing import Packed
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.training.data import TextData, read_data
+from freezetrain.training.recipe import Replay, TrainRecipe, Watch
 
 
 @pytest.fixture

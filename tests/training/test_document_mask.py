@@ -15,14 +15,15 @@ from transformers import (
     Qwen3Config,
 )
 
+from freezetrain.data.packing import Packed
+from freezetrain.data.tokens import tokenize
 from freezetrain.errors import UserError
 from freezetrain.nll import next_token_nll
-from freezetrain.recipe import Optimization, TextSource
-from freezetrain.sequences.packing import Packed
-from freezetrain.sequences.tokens import tokenize
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import TextSource
 from freezetrain.training.data import TextData
 from freezetrain.training.module import CausalLM
-from freezetrain.training.run import fit
+from freezetrain.training.trainer import fit
 
 SMALL = {"vocab_size": 400, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
          "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096,

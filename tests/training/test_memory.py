@@ -6,18 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from freezetrain.recipe import (
-    Engine,
-    Lora,
-    ModelSource,
-    Optimization,
-    Penalty,
-    TrainRecipe,
-    Watch,
-)
+from freezetrain.recipe.optimization import Engine, Optimization
+from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import Region
 from freezetrain.training.adapters import add_adapters
 from freezetrain.training.memory import estimate
+from freezetrain.training.recipe import Lora, Penalty, TrainRecipe, Watch
 
 WORLD = 4
 CONFIG = LlamaConfig(

@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
+from freezetrain.data.packing import Packed
+from freezetrain.data.tokens import tokenize
 from freezetrain.errors import CheckError
-from freezetrain.recipe import Optimization, TextSource
-from freezetrain.sequences.packing import Packed
-from freezetrain.sequences.tokens import tokenize
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import TextSource
 from freezetrain.training.data import TextData
 from freezetrain.training.module import CausalLM
 from freezetrain.training.optimizer import learning_rate_factor
-from freezetrain.training.run import fit
+from freezetrain.training.trainer import fit
 
 SETTINGS = Optimization(
     max_steps=4,

@@ -7,7 +7,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import get_cosine_schedule_with_warmup, get_wsd_schedule
 
-from freezetrain.recipe import Optimization
+from freezetrain.recipe.optimization import Optimization
 from freezetrain.training.optimizer import build_optimizer, learning_rate_factor, parameter_groups
 
 

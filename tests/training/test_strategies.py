@@ -5,10 +5,10 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from freezetrain.errors import UserError
-from freezetrain.launch import Launch
-from freezetrain.recipe import Engine, Optimization
-from freezetrain.training import strategies
-from freezetrain.training.strategies import (
+from freezetrain.ranks import Launch
+from freezetrain.recipe.optimization import Engine, Optimization
+from freezetrain.training import engines as strategies
+from freezetrain.training.engines import (
     DeepSpeed,
     deepspeed_config,
     kind_of,

@@ -1,0 +1,1 @@
+"""Find regions, and see what they do: the verbs from score to verify."""

@@ -1,0 +1,10 @@
+from .average import WeightAverage as WeightAverage
+from .board import ForgettingBoard as ForgettingBoard
+from .brake import ForgettingBrake as ForgettingBrake
+from .near_base import BaseAverage as BaseAverage
+from .near_base import BasePenalty as BasePenalty
+from .region_freeze import RegionFreeze as RegionFreeze
+from .stopping import StopOnSignal as StopOnSignal
+from .stopping import TimeLimit as TimeLimit
+from .throughput import Throughput as Throughput
+from .tracker import ForgettingTracker as ForgettingTracker

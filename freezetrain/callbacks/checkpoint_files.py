@@ -1,0 +1,213 @@
+"""Checkpoints that are on the disk whole or not at all, and their weights brought back."""
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import lightning as L
+from filelock import FileLock
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
+
+from freezetrain.errors import UserError
+from freezetrain.files import require_space
+from freezetrain.freezing.fsdp import reshard
+
+_FACTS = "freezetrain.json"  # in a checkpoint that is a folder
+
+# What a kill leaves. A checkpoint has its name only while it is whole.
+_UNFINISHED, _REMOVED = ".unfinished", ".removed"
+
+LEFT_OVER = (_UNFINISHED, _REMOVED)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint folder says of itself."""
+
+    step: int
+    """Optimizer steps so far."""
+    world: int
+    """Ranks that wrote it."""
+    engine: str
+    """Kind of the recipe's engine: fsdp2, zero-1, -2, -3."""
+    files: dict[str, int]
+    """Path in the folder -> bytes."""
+
+
+def facts(checkpoint: Path) -> Facts:
+    """What a checkpoint folder says of itself."""
+    return Facts(**json.loads((checkpoint / _FACTS).read_text(encoding="utf-8")))
+
+
+def damaged(checkpoint: Path) -> bool:
+    """Whether files of it lack or have another size than they were written with."""
+    if not checkpoint.is_dir():
+        return not zipfile.is_zipfile(checkpoint)
+    try:
+        files = facts(checkpoint).files
+        return any((checkpoint / name).stat().st_size != size for name, size in files.items())
+    except (OSError, ValueError, TypeError):
+        return True
+
+
+def write(trainer: L.Trainer, path: Path, save: Callable[[str], None]) -> None:
+    """Have ``save`` write a checkpoint to the place that it is given; then it gets its name.
+
+    Every rank calls this. ``path`` is a file on one device and under DDP, a folder under DeepSpeed
+    and FSDP2. It has its name only when all ranks have written and the disk has it. Raises
+    ``OSError`` on a rank that cannot write, and then ``UserError`` on the others.
+    """
+    unfinished = Path(f"{path}{_UNFINISHED}")
+    _together(trainer, path, True, lambda: save(str(unfinished)))
+    _together(trainer, path, trainer.local_rank == 0, lambda: _sync_files(unfinished))
+    _together(trainer, path, trainer.is_global_zero, lambda: _give_name(trainer, unfinished, path))
+
+
+def _give_name(trainer: L.Trainer, unfinished: Path, path: Path) -> None:
+    if unfinished.is_dir():
+        files = {
+            str(file.relative_to(unfinished)): file.stat().st_size for file in _files(unfinished)
+        }
+        said = Facts(trainer.global_step, trainer.world_size, engine_kind(trainer), files)
+        _write_whole(unfinished / _FACTS, json.dumps(asdict(said)))
+    os.replace(unfinished, path)
+    _sync(path.parent)
+
+
+def _together(trainer: L.Trainer, path: Path, mine: bool, act: Callable[[], None]) -> None:
+    """Have the ranks whose part it is ``act``; all wait for that, and none for one that failed."""
+    failure = None
+    try:
+        if mine:
+            act()
+    except OSError as error:
+        failure = error
+    if trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
+        raise failure or UserError(
+            f"another rank could not write the checkpoint {path} and says why; mend that, then "
+            "start again to go on from the one before"
+        )
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint: what a kill leaves of it no longer has its name."""
+    removed = path.with_name(path.name + _REMOVED)
+    os.replace(path, removed)
+    delete(removed)
+
+
+def delete(path: Path) -> None:
+    """Delete a file or a folder."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def bring_back(trainer: L.Trainer, path: Path) -> None:
+    """Give the trained module the weights in ``path``, on every rank; training cannot go on.
+
+    ``path`` was written, through :func:`write`, by :func:`save_weights` under the same engine, by
+    any number of ranks. Under DeepSpeed the optimizer's fp32 masters come back too.
+    """
+    strategy = trainer.strategy
+    reshard(trainer.lightning_module)  # what FSDP2 has gathered would go stale
+    if isinstance(strategy, DeepSpeedStrategy):
+        strategy.deepspeed_engine._config.load_universal_checkpoint = (
+            facts(path).world != trainer.world_size
+        )
+        if facts(path).world != trainer.world_size:
+            convert(path)
+    optimizers = strategy.optimizers
+    strategy.optimizers = []  # FSDP2 would look for their states
+    try:
+        checkpoint = strategy.load_checkpoint(path, weights_only=True)
+    finally:
+        strategy.optimizers = optimizers
+    strategy.load_model_state_dict(checkpoint)
+
+
+def save_weights(trainer: L.Trainer, path: str) -> None:
+    """Save the module's parameters and buffers; DeepSpeed adds its optimizer's state."""
+    state = trainer.strategy.lightning_module_state_dict()
+    trainer.strategy.save_checkpoint({"state_dict": state}, path)
+
+
+def convert(checkpoint: Path) -> None:
+    """Convert a folder of ZeRO to DeepSpeed's universal format, inside it, unless it is done.
+
+    The first process that asks does it, while others wait.
+    """
+    from freezetrain.freezing.zero import to_universal
+
+    done = checkpoint / "latest_universal"  # written last, with the folder's name in it
+    with FileLock(checkpoint / ".lock"):
+        if not (done.is_file() and done.read_text(encoding="utf-8")):
+            size = sum(facts(checkpoint).files.values())
+            require_space(checkpoint, 2 * size, "the checkpoint for another number of ranks")
+            shutil.rmtree(checkpoint / "universal", ignore_errors=True)  # what a kill has left
+            to_universal(checkpoint / "checkpoint", checkpoint / "universal")
+
+
+def require_shared(trainer: L.Trainer, folder: Path) -> None:
+    """UserError on all ranks unless rank 0 can write in ``folder`` and each of them sees it."""
+    name, failure = f".probe-{os.getpid()}", None
+    if trainer.is_global_zero:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+        except OSError as error:
+            failure = error.strerror
+    name, failure = trainer.strategy.broadcast((name, failure))
+    if failure is not None:
+        raise UserError(
+            f"expected a folder that can be written to, got {str(folder)!r} ({failure}); choose "
+            "another one, or make it writable"
+        )
+    probe = folder / name
+    seen = trainer.strategy.reduce_boolean_decision(probe.exists(), all=True)
+    if trainer.is_global_zero:
+        probe.unlink()
+    if not seen:
+        raise UserError(
+            f"the folder {folder} of rank 0 is not the one that all ranks see under that name; "
+            "give the run a folder on a file system that all machines share"
+        )
+
+
+def engine_kind(trainer: L.Trainer) -> str:
+    """Kind of the recipe's engine that the trainer has."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DeepSpeedStrategy):
+        return f"zero-{strategy.config['zero_optimization']['stage']}"  # type: ignore[index]
+    return "fsdp2" if isinstance(strategy, ModelParallelStrategy) else "ddp"
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from (file for file in path.rglob("*") if file.is_file())
+    else:
+        yield path
+
+
+def _sync_files(path: Path) -> None:
+    for file in _files(path):
+        _sync(file)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    _sync(part)
+    os.replace(part, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has it, also what a folder's entries are."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,0 +1,1 @@
+"""`freezetrain compare`: variants of a training run at equal gain."""

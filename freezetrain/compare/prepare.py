@@ -1,0 +1,161 @@
+"""What a comparison makes before its runs: the base's figures, scores, regions."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from freezetrain.analysis.score import score_languages
+from freezetrain.analysis.select import make_region, monolingual_regions
+from freezetrain.compare.recipe import CompareRecipe
+from freezetrain.errors import UserError
+from freezetrain.evaluation import Document, DocumentSums
+from freezetrain.files import write_results
+from freezetrain.measuring.held_out import evaluate_with_bar, held_out_documents
+from freezetrain.models import check_fit, load_model, load_tokenizer, meta_model, on_gpu
+from freezetrain.progress import Stages
+from freezetrain.recipe.check import file_name
+from freezetrain.regions import Expression, Region, decoder_blocks
+from freezetrain.scoring.scores import language_scores
+from freezetrain.training.train import penalty_of, shape_and_region
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all runs share."""
+
+    folder: Path
+    model: dict[str, Any]  # name, parameters, layers
+    scores: str  # their folder
+    base: dict[str, DocumentSums]  # language → what the base gives on its documents
+    regions: dict[str, str] = field(default_factory=dict)  # variant → file in folder
+    frozen: dict[str, float] = field(default_factory=dict)  # variant → share of all weights
+
+    def region(self, variant: str) -> str | None:
+        """The file of what the variant freezes."""
+        file = self.regions.get(variant)
+        return None if file is None else str(self.folder / file)
+
+
+def prepare(recipe: CompareRecipe, folder: Path) -> Prepared:
+    """Make what is not in ``folder`` yet. UserError for what can be refused, before any run."""
+    tokenizer = load_tokenizer(recipe.train.model)
+    shape = meta_model(recipe.train.model)
+    check_fit(shape, tokenizer, recipe.train.optimization.sequence_length)
+    documents = held_out_documents(recipe.train.watch, tokenizer)
+    if recipe.target not in documents or len(documents) < 2:
+        raise UserError(
+            f"expected held-out documents of the target {recipe.target} and of one language more "
+            f"in train.watch.texts, got those of {', '.join(documents)}; add them"
+        )
+    scores = recipe.scores or str(folder / "scores")
+    stages = Stages()
+    base = _base(recipe, documents, folder / "base.json")
+    if recipe.needs_scores and recipe.scores is None:
+        held_out = [name for name in documents if name != recipe.target]
+        with stages("scores"):
+            score_languages(recipe.scoring_recipe(held_out), folder / "scores")
+    with stages("regions"):
+        files, frozen = _regions(recipe, folder, scores, shape)
+    weights = sum(parameter.numel() for parameter in shape.parameters())
+    about = {
+        "name": recipe.train.model.path.rstrip("/").rpartition("/")[2],
+        "parameters": weights,
+        "layers": len(decoder_blocks(shape)),
+    }
+    shares = {name: count / weights for name, count in frozen.items()}
+    return Prepared(folder, about, scores, base, files, shares)
+
+
+def check_variants(recipe: CompareRecipe, prepared: Prepared) -> None:
+    """UserError, before any run, for what the training of a variant would be refused for."""
+    for name in recipe.variants:
+        rate, seed = recipe.rates_of(name)[0], recipe.seeds_of(name)[0]
+        told = recipe.training(name, rate, seed, prepared.region(name), prepared.scores)
+        try:
+            shape, _ = shape_and_region(told)
+            penalty_of(told, shape)
+        except UserError as error:
+            raise UserError(f"variants.{name}: {error}") from error
+
+
+def _base(
+    recipe: CompareRecipe, documents: dict[str, list[Document]], path: Path
+) -> dict[str, DocumentSums]:
+    """What the base gives on each document, evaluated once for all runs."""
+    if not path.is_file():
+        model = on_gpu(load_model(recipe.train.model))
+        found = evaluate_with_bar(model, documents, recipe.train.watch, "evaluate the base")
+        write_results(path, {name: sums.to_dict() for name, sums in found.items()})
+    told = json.loads(path.read_text(encoding="utf-8"))
+    return {name: DocumentSums.from_dict(sums) for name, sums in told.items()}
+
+
+def _regions(
+    recipe: CompareRecipe, folder: Path, scores: str, shape: PreTrainedModel
+) -> tuple[dict[str, str], dict[str, int]]:
+    """Variant → file, in ``folder``, of the region it freezes, and how many entries that has.
+
+    A region that is one of ``recipe.regions`` is that one's file; a combination has its own.
+    """
+    named = folder / "regions"
+    for made in (named, folder / "combined"):
+        made.mkdir(exist_ok=True)
+    for name, told in recipe.regions.items():
+        file, how = named / f"{name}{SUFFIX}", named / f"{name}.json"
+        if file.exists() and json.loads(how.read_text(encoding="utf-8")) != told:
+            raise UserError(
+                f"regions.{name} was made in another way in {folder}: as {how.read_text()}; give "
+                "the new one another name"
+            )
+        if not file.exists():
+            region = _region(recipe, name, named, scores)
+            region.resolve(shape)
+            write_results(how, told)
+            region.save(file)
+    files: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for name in recipe.variants:
+        variant = recipe.variant(name)
+        if variant.region is None:
+            continue
+        wanted = Expression(variant.region)
+        file = named / f"{wanted.names[0]}{SUFFIX}"
+        if wanted.names != [variant.region]:
+            digest = hashlib.sha256(variant.region.encode()).hexdigest()[:8]  # a - b is not a | b
+            file = folder / "combined" / f"{file_name(variant.region)[:80]}-{digest}{SUFFIX}"
+            if not file.exists():
+                wanted.region(lambda one: Region.load(named / f"{one}{SUFFIX}")).save(file)
+        counts[name] = Region.load(file).count
+        if not counts[name]:
+            raise UserError(
+                f"variants.{name}: the region {variant.region} has no entry; choose another"
+            )
+        files[name] = str(file.relative_to(folder))
+    return files, counts
+
+
+def _region(recipe: CompareRecipe, name: str, folder: Path, scores: str) -> Region:
+    told = recipe.regions[name]
+    if told.get("kind") == "file":
+        return Region.load(told["path"])
+    selection = recipe.selection(name, folder, scores)
+    if selection.kind == "core" and not selection.languages:  # of those to keep
+        there = language_scores(str(selection.scores))
+        selection.languages = [language for language in there if language != recipe.target]
+    if selection.kind != "monolingual":
+        return make_region(selection)
+    found = [
+        region
+        for language, region in monolingual_regions(selection).items()
+        if selection.language or language != recipe.target
+    ]
+    whole = found[0]
+    for one in found[1:]:
+        whole = whole | one
+    return whole

@@ -1,0 +1,299 @@
+"""The recipe of a comparison: variants of a training run, at learning rates and seeds."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from freezetrain.analysis.recipe import ScoreRecipe, SelectRecipe
+from freezetrain.errors import UserError, near_misses
+from freezetrain.recipe.changes import built, changed
+from freezetrain.recipe.check import check, file_name
+from freezetrain.recipe.optimization import Engine
+from freezetrain.recipe.sources import check_held_out
+from freezetrain.training.recipe import TrainRecipe
+
+REFERENCE = "plain"
+"""The variant that all others are compared with."""
+
+GROWS = (
+    "variants",
+    "learning_rates",
+    "seeds",
+    "regions",
+    "gain",
+    "runs_at_once",
+    "keep_models",
+)
+"""Fields that may change when a comparison is repeated in its folder: what is missing is run."""
+
+# All variants are trained on the same texts in the same order, and evaluated on the same.
+_SHARED = ("model", "texts", "languages", "weights", "temperature", "watch", "from_scratch")
+
+_SHARED_SETTINGS = ("seed", "learning_rate", "sequence_length", "document_mask")
+
+
+@dataclass
+class Variant:
+    """One way to train further: what differs from the recipe that all share."""
+
+    region: str | None = None
+    """The region frozen: a name of regions, or several combined by | & - ^ and parentheses."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Fields of train with other values, as in a recipe: {replay: {share: 0.05}}. In penalty,
+    fisher may name the method of the comparison's own scores."""
+    learning_rates: list[float] = field(default_factory=list)
+    """Peak learning rates of this variant. Empty: those of all."""
+    seeds: list[int] = field(default_factory=list)
+    """Seeds of this variant. Empty: all."""
+
+
+@dataclass
+class CompareRecipe:
+    """Compare ways to train further at equal gain of the target language: does freezing help?"""
+
+    train: TrainRecipe
+    """What all runs share: the base, the target's texts, how long; watch says which held-out
+    documents are evaluated, of which languages, once a run is trained. The learning rate and the
+    seed in it are not used."""
+    variants: dict[str, dict[str, Any]] = field(default_factory=lambda: {REFERENCE: {}})
+    """Name to variant: region (a name of regions, or several combined by | & - ^), changes (other
+    fields of train, as in a recipe), and learning_rates and seeds where they are not those of all;
+    each may be left out. The one called plain, {}, is what the others are compared with."""
+    learning_rates: list[float] = field(default_factory=lambda: [2e-5, 5e-5, 1e-4])
+    """Peak learning rates. A variant is judged by its curve through them, so give two or more."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Seeds of the data order; what differs less than seeds do is noise."""
+    regions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name to region: fields of `freezetrain select`, of which model, texts and language are filled
+    in; like may name an earlier region, scores a method of scoring; or kind: file with a path."""
+    scoring: dict[str, Any] = field(default_factory=dict)
+    """Fields of `freezetrain score`, made before the runs where a region needs scores; model and
+    texts (those that watch evaluates) are filled in. Languages: those held out, unless named."""
+    scores: str | None = None
+    """Folder that `freezetrain score` left, instead of scoring."""
+    gain: float | None = None
+    """Target gain, in nats per UTF-8 byte, at which variants are compared. None: what plain
+    training gains at its second highest learning rate, without those beyond the one that gains
+    most."""
+    runs_at_once: int = 1
+    """Runs that share a GPU (or the CPU): small models leave much of one idle."""
+    keep_models: bool = False
+    """Keep the trained models; else only their figures."""
+
+    def __post_init__(self) -> None:
+        self._variants = {
+            name: built(Variant, told, f"variants.{name}") for name, told in self.variants.items()
+        }
+        train = self.train
+        check(len(train.languages) == 1, "train.languages", "one, the target", train.languages)
+        for name, only in (("region", None), ("brake", None), ("from_scratch", False)):
+            value = getattr(train, name)
+            check(value == only, f"train.{name}", "left out: variants say what differs", value)
+        check(not train.watch.off, "train.watch.off", "false: the runs are evaluated", True)
+        watched = train.watch.languages
+        there = not watched or self.target in watched
+        check(there, "train.watch.languages", f"with the target, {self.target}", watched)
+        check(not watched or len(watched) > 1, "train.watch.languages", "two or more", watched)
+        devices = train.engine.devices
+        expected = "1 or left out: each run takes one device, and several run at once"
+        check(devices in (None, 1), "train.engine.devices", expected, devices)
+        check(self.runs_at_once >= 1, "runs_at_once", "1 or more", self.runs_at_once)
+        gain = self.gain
+        good = gain is None or (math.isfinite(gain) and gain > 0)
+        check(good, "gain", "a number above 0", gain)
+        expected = "left out where scores are given"
+        check(self.scores is None or not self.scoring, "scoring", expected, self.scoring)
+        self._check_variants()
+        self._check_regions()
+
+    def variant(self, name: str) -> Variant:
+        return self._variants[name]
+
+    @property
+    def target(self) -> str:
+        return self.train.languages[0]
+
+    def _check_variants(self) -> None:
+        check(
+            REFERENCE in self.variants, "variants", f"with one called {REFERENCE}", [*self.variants]
+        )
+        plain = self.variant(REFERENCE)
+        expected = "without region and changes: what all share goes into train"
+        check(plain.region is None and not plain.changes, f"variants.{REFERENCE}", expected, plain)
+        for name, count in Counter(map(file_name, self.variants)).items():
+            good = count == 1 and bool(name.strip("."))
+            check(good, "variants", f"told apart as folders, {name!r} once", [*self.variants])
+        for name, variant in self._variants.items():
+            seeds = self.seeds_of(name)
+            for what, values in (("learning_rates", self.rates_of(name)), ("seeds", seeds)):
+                once = len(set(values)) == len(values) > 0
+                check(once, f"variants.{name}: {what}", "one or more, each once", values)
+            stray = [seed for seed in seeds if seed not in self.seeds_of(REFERENCE)]
+            expected = "some of plain's: runs are compared seed by seed"
+            check(not stray, f"variants.{name}: seeds", expected, stray)
+            for group in ("optimization", "penalty"):
+                value = variant.changes.get(group)
+                good = value is None or isinstance(value, Mapping)
+                check(good, f"variants.{name}: changes.{group}", "a group of fields", value)
+            settings = variant.changes.get("optimization") or {}
+            fixed = [n for n in _SHARED if n in variant.changes]
+            fixed += [f"optimization.{n}" for n in _SHARED_SETTINGS if n in settings]
+            fixed += [n for n in ("region", "brake", "engine") if n in variant.changes]
+            expected = "without what all variants share, or the variant itself tells"
+            check(not fixed, f"variants.{name}: changes", expected, fixed)
+            for rate in self.rates_of(name):
+                good = math.isfinite(rate) and rate > 0
+                check(good, f"variants.{name}: learning_rates", "numbers above 0", rate)
+            told = self.training(name, self.rates_of(name)[0], seeds[0])
+            if told.replay is not None:
+                check_held_out(
+                    told.replay.texts,
+                    self.train.watch.texts,
+                    f"variants.{name}: replay.texts",
+                    "train.watch.texts",
+                )
+
+    def _check_regions(self) -> None:
+        from freezetrain.regions import Expression
+
+        for name in self.regions:
+            check(file_name(name) == name, "a region's name", "letters, digits and _ . -", name)
+            self.selection(name)
+        for variant in self._variants.values():
+            if variant.region is not None:
+                Expression(variant.region).check(self.regions)
+        if self.scores is None and self.needs_scores:
+            self.scoring_recipe()
+
+    def rates_of(self, variant: str) -> list[float]:
+        return self._variants[variant].learning_rates or self.learning_rates
+
+    def seeds_of(self, variant: str) -> list[int]:
+        return self._variants[variant].seeds or self.seeds
+
+    def training(
+        self, name: str, rate: float, seed: int, region: str | None = None, scores: str = "scores"
+    ) -> TrainRecipe:
+        """How the variant ``name`` is trained; ``region``: the file of what it freezes.
+
+        Not watched: the exported model is what is evaluated. ``scores``: folder of the scores.
+        """
+        variant = self.variant(name)
+        where = f"variants.{name}"
+        settings = {"learning_rate": rate, "seed": seed}
+        changes = {**variant.changes}
+        changes["optimization"] = {**(changes.get("optimization") or {}), **settings}
+        if fisher := (changes.get("penalty") or {}).get("fisher"):
+            folder = self.scores_of(fisher, scores, f"{where}: penalty.fisher")
+            penalty = {"languages": self._kept(folder), **changes["penalty"], "fisher": folder}
+            changes["penalty"] = penalty
+        if variant.region is not None:
+            changes["region"] = region or "region.safetensors"
+        if self.train.engine.devices is None:
+            changes["engine"] = {"devices": 1}
+        unwatched = replace(self.train, watch=replace(self.train.watch, off=True))
+        return changed(unwatched, changes, where)
+
+    @property
+    def methods(self) -> list[str]:
+        """Of the comparison's own scores."""
+        told = self.scoring.get("methods") or ["taylor"]
+        check(isinstance(told, list), "scoring.methods", "a list", told)
+        return list(told)
+
+    def scores_of(self, method: str | None, folder: str, where: str) -> str:
+        """The folder of scores by ``method``, None: the first, where all lie in ``folder``."""
+        if self.scores is not None:
+            return self.scores if method is None else str(Path(self.scores) / method)
+        methods = self.methods
+        if method is not None and method not in methods:
+            raise UserError(
+                f"{where} is {method!r}, and the methods of scoring are {', '.join(methods)}"
+                f"{near_misses(method, methods)}; add it to scoring.methods"
+            )
+        return folder if len(methods) == 1 else str(Path(folder) / (method or methods[0]))
+
+    @property
+    def needs_scores(self) -> bool:
+        read = any(map(self.is_scored, self.regions))
+        penalties = [variant.changes.get("penalty") or {} for variant in self._variants.values()]
+        return read or any(penalty.get("fisher") for penalty in penalties)
+
+    def is_scored(self, name: str) -> bool:
+        """Whether the region ``name`` is made from scores."""
+        told = self.regions[name]
+        kind = told.get("kind") or ("expression" if told.get("expression") else "core")
+        return kind in ("core", "monolingual") or (kind == "expression" and "scores" in told)
+
+    def _kept(self, folder: str) -> list[str] | None:
+        """Of the languages that have scores those to keep; None: all of them are."""
+        scored = self._scored
+        if self.scores is not None:
+            scored = sorted(path.stem for path in Path(folder).glob("*.safetensors"))
+        kept = [name for name in scored if name != self.target]
+        return kept if len(kept) < len(scored) else None
+
+    @property
+    def _scored(self) -> list[str]:
+        return list(self.scoring.get("languages") or ())
+
+    def scoring_recipe(self, held_out: Sequence[str] = ()) -> ScoreRecipe:
+        """How the scores are made; ``held_out``: languages, where the recipe names none."""
+        watch = self.train.watch
+        groups = {"texts": asdict(watch.texts), "engine": asdict(Engine(devices=1))}
+        for group in groups:
+            value = self.scoring.get(group) or {}
+            good = isinstance(value, Mapping)
+            check(good, f"scoring.{group}", "a group of fields", value)
+            groups[group] |= value
+        languages = list(held_out) or [name for name in watch.languages if name != self.target]
+        told = {"languages": languages, **self.scoring, **groups, "model": asdict(self.train.model)}
+        recipe = built(ScoreRecipe, told, "scoring")
+        check_held_out(recipe.texts, watch.texts, "scoring.texts", "train.watch.texts")
+        expected = "1 or left out: for more, run freezetrain score, and give scores its folder"
+        check(recipe.engine.devices == 1, "scoring.engine.devices", expected, recipe.engine.devices)
+        return recipe
+
+    def selection(self, name: str, folder: Path = Path(), scores: str = "scores") -> SelectRecipe:
+        """How the region ``name`` is made, with earlier ones in ``folder``."""
+        where = f"regions.{name}"
+        told = dict(self.regions[name])
+        kind = told.get("kind")
+        if kind == "file":
+            good = set(told) == {"kind", "path"} and isinstance(told["path"], str)
+            check(good, where, "kind: file and a path, nothing else", told)
+            return SelectRecipe(kind="expression", expression=name, regions=told["path"])
+        if like := told.get("like"):
+            earlier = list(self.regions)[: list(self.regions).index(name)]
+            check(like in earlier, f"{where}: like", "the name of an earlier region", like)
+            told["like"] = str(folder / f"{like}.safetensors")
+        if self.is_scored(name):
+            told["scores"] = self.scores_of(told.get("scores"), scores, f"{where}: scores")
+            if kind in (None, "core") and self.target in (scored := self._scored):
+                told.setdefault("languages", [one for one in scored if one != self.target])
+        needs_model = kind in ("vocabulary", "magnitude", "layers")
+        if needs_model or (kind == "random" and not like):
+            told["model"] = asdict(self.train.model)
+        if kind == "vocabulary":
+            told.setdefault("language", self.target)
+            told.setdefault("texts", asdict(self.train.texts))
+        return built(SelectRecipe, told, where)
+
+    def reads_old(self, name: str) -> bool:
+        """Whether the variant ``name`` needs texts of held-out languages before it is trained."""
+        from freezetrain.regions import Expression
+
+        variant = self.variant(name)
+        if (variant.changes.get("penalty") or {}).get("fisher"):
+            return True
+        names = [] if variant.region is None else Expression(variant.region).names
+        return any(self.is_scored(region) for region in names)
+
+
+def replayed_share(training: TrainRecipe) -> float:
+    """Share of a run's sequences that are replayed ones."""
+    replay = training.replay
+    return 0.0 if replay is None else replay.share * replay.until

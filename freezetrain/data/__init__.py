@@ -1,0 +1,1 @@
+"""From texts to training sequences: read, tokenized once, packed, in an order that resumes."""

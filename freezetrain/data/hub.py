@@ -1,0 +1,204 @@
+"""Data sets of the Hugging Face hub, or of a folder in its layout: one configuration a language."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+
+from freezetrain.data.reading import FEATURES, document
+from freezetrain.errors import UserError, near_misses
+from freezetrain.recipe.sources import TextSource
+
+_VERSION = 1  # of what is kept on disk
+
+_AT_ONCE = 256  # documents in memory: one may be a whole book
+
+T = TypeVar("T")
+
+
+def configurations(source: TextSource, languages: Sequence[str] = ()) -> dict[str, str]:
+    """The data set's configuration of each language.
+
+    Where ``source.hub_config`` has no ``{language}``, one configuration holds one language, which
+    is then the one of ``languages``, or the one that ``source.names`` names.
+
+    Raises UserError where the hub or the data set cannot be reached, where no configuration fits,
+    and where one would have to hold several languages.
+    """
+    known = _asked(
+        source, lambda place: datasets.get_dataset_config_names(place, revision=source.revision)
+    )
+    before, found, after = source.hub_config.partition("{language}")
+    if not found:
+        wanted = list(languages) or list(source.names)
+        if len(wanted) != 1:
+            raise UserError(
+                f"hub_config {source.hub_config!r} holds one language, and languages names "
+                f"{len(wanted)}; name one, or put {{language}} where the configurations of "
+                f"{source.hub} have the language's name: they are {' '.join(known)}"
+            )
+        _require(source.hub_config, known, source)
+        return {wanted[0]: source.hub_config}
+    called = {place: language for language, place in source.names.items()}
+    places = {
+        name[len(before) : len(name) - len(after)]: name
+        for name in known
+        if name.startswith(before) and name.endswith(after) and len(name) > len(before + after)
+    }
+    if not places:
+        raise UserError(
+            f"no configuration of the data set {source.hub} is called like hub_config "
+            f"{source.hub_config!r}; they are {' '.join(known)}"
+        )
+    for place in called:
+        _require(before + place + after, known, source)
+    return {called.get(place, place): name for place, name in sorted(places.items())}
+
+
+def hub_rows(config: str, source: TextSource) -> datasets.Dataset:
+    """Documents of one configuration as rows (FEATURES), from the cache of `datasets` if there.
+
+    Raises UserError where the data set cannot be reached or read, has no such split or field, and
+    at the first bad document unless ``source.bad_lines`` is skip.
+    """
+    local = Path(str(source.hub)).expanduser().is_dir()
+    # `datasets` 5.2 does not notice that files of a folder have changed since it read them.
+    return (_streamed if local or source.streaming else _downloaded)(config, source)
+
+
+def _downloaded(config: str, source: TextSource) -> datasets.Dataset:
+    _require_split(config, source)
+    rows = _asked(
+        source,
+        lambda place: datasets.load_dataset(
+            place, config, split=source.hub_split, revision=source.revision
+        ),
+    )
+    _require_fields(rows.column_names, config, source)
+    if source.documents is not None:
+        rows = rows.select(range(min(source.documents, len(rows))))
+    fields = list(dict.fromkeys([source.text_field, source.key_field or source.text_field]))
+    fingerprint = _fingerprint(rows._fingerprint, config, source)
+    about = rows.map(
+        _about,
+        batched=True,
+        batch_size=_AT_ONCE,
+        with_indices=True,
+        input_columns=fields,
+        remove_columns=rows.column_names,
+        features=datasets.Features({name: FEATURES[name] for name in ("key", "kind")}),
+        fn_kwargs={"place": f"{source.hub} {config}", "source": source},
+        new_fingerprint=fingerprint,
+    )
+    texts = rows.select_columns(source.text_field).rename_column(source.text_field, "text")
+    # Side by side: the texts stay in the files that `datasets` has made of them.
+    together = datasets.concatenate_datasets([texts, about], axis=1)
+    together._fingerprint = fingerprint
+    return together
+
+
+def _about(texts: list, *more: Any, place: str, source: TextSource) -> dict[str, list[int]]:
+    """Keys and kinds of a batch; ``more`` is the keys, if a field has them, and the row numbers."""
+    *keys, numbers = more
+    found = []
+    for position, (text, number) in enumerate(zip(texts, numbers, strict=True)):
+        item = {source.text_field: text}
+        if source.key_field is not None:
+            item[source.key_field] = keys[0][position] if keys else text
+        found.append(document(item, f"{place} row {number + 1}", source))
+    return {name: [row[name] for row in found] for name in ("key", "kind")}
+
+
+def _streamed(config: str, source: TextSource) -> datasets.Dataset:
+    builder = _asked(
+        source,
+        lambda place: datasets.load_dataset_builder(place, config, revision=source.revision),
+    )
+    _require_split(config, source)
+    files = [Path(file) for part in (builder.config.data_files or {}).values() for file in part]
+    known = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
+    fingerprint = _fingerprint(f"{builder.config_id} {builder.hash} {known}", config, source)
+
+    def rows() -> Iterator[dict]:
+        # Not its take(), which asks for one more.
+        stream = islice(builder.as_streaming_dataset(source.hub_split), source.documents)
+        for number, item in enumerate(stream, 1):
+            if number == 1:
+                _require_fields(list(item), config, source)
+            yield document(item, f"{source.hub} {config} row {number}", source)
+
+    return _asked(
+        source,
+        lambda place: datasets.Dataset.from_generator(
+            rows, features=FEATURES, fingerprint=fingerprint, writer_batch_size=_AT_ONCE
+        ),
+    )
+
+
+def _fingerprint(of_rows: str, config: str, source: TextSource) -> str:
+    told = [_VERSION, list(FEATURES), of_rows, source.hub, config, source.hub_split]
+    told += [source.text_field, source.key_field, source.bad_lines, source.documents]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+
+
+def _asked(source: TextSource, ask: Callable[[str], T]) -> T:
+    """What `datasets` says of the data set, its errors as one sentence."""
+    place = str(source.hub)
+    is_id = place.count("/") <= 1 and not place.startswith((".", "/", "~"))
+    local = Path(place).expanduser()
+    if not is_id and not local.is_dir():
+        raise UserError(
+            f"cannot read the data set {place}: there is no such folder; give texts.hub a folder "
+            "in the hub's layout, or an id on the hub"
+        )
+    try:
+        return ask(str(local) if local.is_dir() else place)
+    except UserError:
+        raise
+    except Exception as error:  # a network fails in the ways of several libraries
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from None
+            innermost, cause = cause, cause.__cause__
+        reason = (str(innermost).strip() or type(innermost).__name__).splitlines()[0]
+        if local.is_dir():
+            raise UserError(f"cannot read the data set in the folder {place}: {reason}") from error
+        raise UserError(
+            f"cannot read the data set {place!r}: it is not a folder here, and the hub gave: "
+            f"{reason}; without a network, download it elsewhere and give texts.hub the folder, "
+            "or set HF_HUB_OFFLINE=1 where it was read before"
+        ) from error
+
+
+def _require(config: str, known: Sequence[str], source: TextSource) -> None:
+    if config not in known:
+        raise UserError(
+            f"the data set {source.hub} has no configuration {config!r}"
+            f"{near_misses(config, known)}; it has {' '.join(known)}"
+        )
+
+
+def _require_split(config: str, source: TextSource) -> None:
+    splits = _asked(
+        source,
+        lambda place: datasets.get_dataset_split_names(place, config, revision=source.revision),
+    )
+    if source.hub_split not in splits:
+        raise UserError(
+            f"the data set {source.hub} has no split {source.hub_split!r} of {config!r}"
+            f"{near_misses(source.hub_split, splits)}; it has {' '.join(splits)}"
+        )
+
+
+def _require_fields(names: Sequence[str], config: str, source: TextSource) -> None:
+    for field in (source.text_field, source.key_field):
+        if field is not None and field not in names:
+            raise UserError(
+                f"the data set {source.hub} has no field {field!r} in {config!r}"
+                f"{near_misses(field, names)}; its fields are {' '.join(names)}"
+            )

@@ -1,0 +1,195 @@
+"""Forgetting: what further pre-training on a target language cost the held-out languages."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from freezetrain.errors import UserError, near_misses
+from freezetrain.evaluation.figures import (
+    DocumentSums,
+    Figures,
+    as_figures,
+    finite_or_none,
+    safe_exp,
+)
+from freezetrain.evaluation.ratio import Resampled, bootstrap_ratios, interval, standard_error
+
+Interval = tuple[float, float]  # of 95%
+
+Found = Figures | DocumentSums
+
+
+@dataclass(frozen=True)
+class LanguageForgetting:
+    """One language, adapted against base.
+
+    Where both were evaluated document by document, ``standard_error`` and ``interval`` say how
+    much of the difference is chance: it is taken document by document, so that what makes one text
+    harder than another for both models does not count.
+    """
+
+    delta_nll_per_byte: float  # nats per UTF-8 byte, adapted − base: positive = forgotten
+    relative: float  # delta_nll_per_byte as a share of the base's NLL per byte
+    perplexity_ratio: float | None  # adapted / base; None if the two used different tokens
+    standard_error: float | None = None  # of delta_nll_per_byte, over documents
+    interval: Interval | None = None  # 95% bootstrap interval of delta_nll_per_byte
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """Forgetting of the held-out languages, and the gain of the target language.
+
+    All but ratios and relative figures are in nats per UTF-8 byte.
+    """
+
+    languages: dict[str, LanguageForgetting]  # held-out languages, in the order they were given
+    mean: float  # mean of delta_nll_per_byte over the held-out languages, each counted once
+    mean_interval: Interval | None
+    relative_mean: float  # mean of `relative` over the held-out languages
+    relative_mean_interval: Interval | None
+    worst: tuple[str, float]  # the held-out language forgotten most, its delta_nll_per_byte
+    backward_transfer: float  # mean over held-out languages of base − adapted: negative = forgotten
+    target: str | None
+    target_gain: float | None  # base − adapted of the target language: positive = learnt
+    target_gain_interval: Interval | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        data = asdict(self)
+        data["worst"] = {"language": self.worst[0], "delta_nll_per_byte": self.worst[1]}
+        for language in data["languages"].values():
+            language["perplexity_ratio"] = finite_or_none(language["perplexity_ratio"])
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Forgetting":
+        """The inverse of ``to_dict``, but for a perplexity ratio past the float range: None."""
+        languages = {
+            name: LanguageForgetting(**{**values, "interval": _pair(values["interval"])})
+            for name, values in data["languages"].items()
+        }
+        worst = (data["worst"]["language"], data["worst"]["delta_nll_per_byte"])
+        intervals = ("mean_interval", "relative_mean_interval", "target_gain_interval")
+        pairs = {name: _pair(data.get(name)) for name in intervals}
+        return cls(**{**data, **pairs, "languages": languages, "worst": worst})
+
+
+def forgetting(
+    before: Mapping[str, Found], after: Mapping[str, Found], target: str | None = None
+) -> Forgetting:
+    """Compare what the adapted model gave, ``after``, with what the base gave, ``before``.
+
+    All languages but ``target`` are held out. The backward transfer is that of Lopez-Paz and
+    Ranzato (2017, arXiv 1706.08840), with NLL per byte in the place of an accuracy. Intervals need
+    ``DocumentSums`` of two documents or more on both sides: they are percentiles of 1,000
+    resamples of the documents of each language (the same documents for both models), widened where
+    these are few.
+
+    Raises ``UserError`` if the two hold other languages or other texts, if ``target`` is not one
+    of the languages, or if no language is held out.
+    """
+    _check(before, after, target)
+    compared = {name: _compare(before[name], after[name], name) for name in before}
+    languages = {name: change for name, (change, _) in compared.items() if name != target}
+    drawn = {name: found for name, (_, found) in compared.items() if name != target}
+    deltas = {name: change.delta_nll_per_byte for name, change in languages.items()}
+    mean = fmean(deltas.values())
+    worst = max(deltas, key=deltas.__getitem__)
+    gain = gain_interval = None
+    if target is not None:
+        change = compared[target][0]
+        gain = 0.0 - change.delta_nll_per_byte  # never −0.0
+        if change.interval is not None:
+            gain_interval = (0.0 - change.interval[1], 0.0 - change.interval[0])
+    known = {name: found for name, found in drawn.items() if found is not None}
+    all_known = len(known) == len(drawn)
+    shares = [_share(found, as_figures(before[name])) for name, found in known.items()]
+    return Forgetting(
+        languages=languages,
+        mean=mean,
+        mean_interval=interval(list(known.values())) if all_known else None,
+        relative_mean=fmean(change.relative for change in languages.values()),
+        relative_mean_interval=interval(shares) if all_known else None,
+        worst=(worst, deltas[worst]),
+        backward_transfer=0.0 - mean,
+        target=target,
+        target_gain=gain,
+        target_gain_interval=gain_interval,
+    )
+
+
+def _compare(
+    before: Found, after: Found, language: str
+) -> tuple[LanguageForgetting, Resampled | None]:
+    """The language's change, and what it was in resamples of its documents."""
+    base, adapted = as_figures(before), as_figures(after)
+    ratio = None
+    if _same(before, after, "tokens"):
+        ratio = safe_exp((adapted.nll - base.nll) / base.tokens)
+    delta = adapted.nll_per_byte - base.nll_per_byte
+    relative = delta * _per(base)
+    if isinstance(before, Figures) or isinstance(after, Figures) or len(before) < 2:
+        return LanguageForgetting(delta, relative, ratio), None
+    differences = after.nll - before.nll
+    drawn = bootstrap_ratios(differences, before.bytes, seed=zlib.crc32(language.encode()))
+    resampled = Resampled(delta, len(before), drawn)
+    error = standard_error(differences, before.bytes)
+    return LanguageForgetting(delta, relative, ratio, error, interval([resampled])), resampled
+
+
+def _share(found: Resampled, base: Figures) -> Resampled:
+    """``found`` as a share of the base's NLL per byte."""
+    per = _per(base)
+    return Resampled(found.ratio * per, found.documents, found.drawn * per)
+
+
+def _per(base: Figures) -> float:
+    """1 / NLL per byte; 0 where a base was certain of every token, and shares mean nothing."""
+    return 1 / base.nll_per_byte if base.nll_per_byte > 0 else 0.0
+
+
+def _check(before: Mapping[str, Found], after: Mapping[str, Found], target: str | None) -> None:
+    if before.keys() != after.keys():
+        odd = sorted(before.keys() ^ after.keys())
+        raise UserError(
+            "expected the same languages before and after, but only one of the two has "
+            f"{', '.join(odd)}; evaluate both models on the same languages"
+        )
+    for language in before:
+        said = [_text(before[language]), _text(after[language])]
+        if said[0] != said[1] or not _same(before[language], after[language], "bytes"):
+            raise UserError(
+                f"expected the same text before and after, got {said[0]} and {said[1]} of "
+                f"{language!r}; evaluate both on the same documents, in the same order"
+            )
+    if target is not None and target not in before:
+        raise UserError(
+            f"the target language {target!r} is not among the evaluated languages "
+            f"{', '.join(before)}{near_misses(target, before)}; add its documents"
+        )
+    if not before.keys() - {target}:
+        raise UserError(
+            "expected at least one held-out language besides the target, got none; "
+            "add documents of the languages to watch"
+        )
+
+
+def _text(found: Found) -> str:
+    size = found.bytes if isinstance(found, Figures) else int(found.bytes.sum())
+    documents = found.documents if isinstance(found, Figures) else len(found)
+    return f"{size} bytes" if documents is None else f"{size} bytes in {documents} documents"
+
+
+def _same(before: Found, after: Found, count: str) -> bool:
+    """Whether both have as many ``tokens`` or ``bytes``: in each document, where that is known."""
+    if isinstance(before, DocumentSums) and isinstance(after, DocumentSums):
+        return np.array_equal(getattr(before, count), getattr(after, count))
+    return getattr(as_figures(before), count) == getattr(as_figures(after), count)
+
+
+def _pair(values: Any) -> Interval | None:
+    return None if values is None else (values[0], values[1])

@@ -1,0 +1,256 @@
+"""Freezing a region in any training loop: one call, one handle."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from freezetrain.errors import UserError, near_misses
+from freezetrain.freezing.audit import Audit
+from freezetrain.freezing.engines import lay_out, refuse_unsupported
+from freezetrain.freezing.fsdp import reshard
+from freezetrain.freezing.guard import StepGuard
+from freezetrain.freezing.layout import Layout, prove
+from freezetrain.freezing.mask import GradientMask
+from freezetrain.freezing.shard import Shard
+from freezetrain.freezing.weights_folder import WeightsFolder
+from freezetrain.regions import Region, Resolved
+
+_log = logging.getLogger("freezetrain")
+
+
+def freeze(
+    model: nn.Module,
+    optimizer: Any,
+    region: Region,
+    *,
+    check_base: bool = True,
+    clamp: float | None = None,
+    base: str | Path | Mapping[str, Tensor] | None = None,
+    audit_every: int = 100,
+    replicated: bool | None = None,
+) -> "Freeze":
+    """Hold the entries of ``region`` bit for bit while ``optimizer`` trains the rest of ``model``.
+
+    Training goes on as if the frozen entries were constants: their gradients are zero before
+    reduction, clipping and the optimizer see them, and each step leaves their values as they
+    were. The engine is found out: one device, DDP, FSDP2 (``fully_shard``) and DeepSpeed ZeRO
+    stage 1 to 3, with the optimizer offloaded to the CPU or not. Call it on every rank, after the
+    engine has the model: with the DistributedDataParallel module, the sharded one or the
+    DeepSpeed engine. Accumulation, mixed precision with or without loss scaling, closures,
+    gradient checkpointing, torch.compile and tied weights need nothing more::
+
+        handle = freezetrain.freeze(model, optimizer, region)
+        ...  # the training loop, unchanged
+        handle.verify()
+
+    Verify before a checkpoint is written, above all after an exception: a step that raised leaves
+    weights moved, which the next step or :meth:`Freeze.verify` puts back. Copies of the model
+    (``deepcopy``) are not frozen.
+
+    *Bit for bit* is about the values that the optimizer steps, in its own dtype, and about the
+    weights that the forward pass uses. DeepSpeed in 16 bits steps fp32 masters that it makes from
+    weights rounded to 16 bits: for a base stored in fp32 the rounded ones are frozen, unless
+    ``base`` gives the masters the stored values.
+
+    What an optimizer derives from a whole tensor still includes frozen entries: Adafactor and
+    Muon see zeros there among the gradients (row and column means divide by all entries), and
+    Adafactor's RMS of the parameter sees their values. Weight decay of the L2 kind (SGD, Adam)
+    enters the optimizer's state at frozen entries, without effect on any weight.
+
+    Args:
+        model: the model, or a wrapper around it (DDP, torch.compile, LightningModule, engine).
+        optimizer: the one that holds the region's parameters; call ``freeze`` once for each when
+            two share a region's parameters between them, with a region for each. None for a
+            DeepSpeed engine, which has it.
+        region: what to freeze; its names are looked up as in :meth:`Region.resolve`.
+        check_base: refuse a model that is not the base named in the region. False for a model
+            that has been trained since, as on resuming.
+        clamp: set the frozen entries to this value first.
+        base: folder of the base's weights, or parameter name -> tensor: start the masters' frozen
+            entries from these stored values rather than from the weights that they were rounded
+            to.
+        audit_every: steps between two audits, see :class:`~freezetrain.freezing.audit.Audit`;
+            the first two steps are always audited. 0: only :meth:`Freeze.verify` looks.
+        replicated: whether the processes of the default group train copies of ``model``
+            together, so that they are to be compared; None: found out from DDP or an engine.
+
+    Raises:
+        UserError: names or shapes of the region that the model lacks; another base; an engine or
+            an optimizer under which the freeze cannot be guaranteed.
+        CheckError: the ranks, or the masters and the weights, disagree from the start.
+    """
+    if audit_every < 0:
+        raise UserError(f"audit_every must be 0 or more steps, got {audit_every}")
+    if clamp is not None and base is not None:
+        raise UserError("clamp and base both say what the frozen entries start from: give one")
+    refuse_unsupported(model)
+    reshard(model)
+    resolved = region.resolve(model)
+    layout = lay_out(model, optimizer, resolved, replicated).on_device()
+    if len(set(layout.gather(region.digest))) > 1:
+        raise UserError("the ranks were given different regions: load one file on all of them")
+    if check_base:
+        layout.together(lambda: region.check_base(model, layout.full))
+    prove(layout, resolved, exact=check_base)  # it leaves ZeRO-3 no whole copy to go stale
+    if clamp is not None:
+        layout.together(lambda: set_all(layout, clamp))
+    elif base is not None:
+        stored = WeightsFolder(base) if isinstance(base, str | Path) else base
+        layout.together(lambda: take_stored(layout, stored))
+    handle = Freeze(model, region, resolved, layout, audit_every)
+    if layout.first_rank:
+        rounded = layout.rounds and base is None and clamp is None
+        _log.log(logging.WARNING if rounded else logging.INFO, handle.description)
+    return handle
+
+
+class Freeze:
+    """A region being frozen; made by :func:`freeze`.
+
+    As a context manager it verifies on leaving without an exception, and always removes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        region: Region,
+        resolved: Sequence[Resolved],
+        layout: Layout,
+        audit_every: int,
+    ) -> None:
+        self.region = region
+        self.engine = layout.engine
+        self.count = sum(frozen.entries.count for frozen in resolved)
+        self.description = f"{self.count:,} entries frozen under {layout.describe()}"
+        """What is frozen and, by the dtypes, what *bit for bit* is about."""
+        self.shards = layout.masters
+        """The frozen entries of what this rank's optimizer steps."""
+        self._model = model
+        self._parameters = [(frozen.name, frozen.parameter) for frozen in resolved]
+        self._mask = GradientMask(layout.gradients)
+        self._guard = StepGuard(layout.optimizers, layout.inner, layout.masters, layout.piecewise)
+        try:
+            self._audit = Audit(layout, self._mask, self._guard, audit_every, self._replaced)
+        except BaseException:
+            self._mask.remove()
+            self._guard.remove()
+            raise
+        self._removed = False
+
+    @property
+    def digest(self) -> str:
+        """Digest of the values that the frozen entries started with, 16 hexadecimal digits.
+
+        It does not depend on the engine, the number of ranks or the dtype that holds the values.
+        """
+        return self._audit.digest
+
+    @property
+    def seconds(self) -> float:
+        """Time that this host has spent on masks, guard and audits since the freeze.
+
+        What it only queues on a GPU is not waited for; audits do wait, and for the other ranks.
+        """
+        return self._mask.seconds + self._guard.seconds + self._audit.seconds
+
+    def verify(self) -> int:
+        """Check that every frozen entry has the bits that it had at the start; return how many.
+
+        Call it on every rank. CheckError on all of them, naming parameter, entry, rank and step,
+        when an entry of one moved or a parameter was replaced by another tensor; UserError when
+        the model has since come under an engine that cannot be guaranteed, or after
+        :meth:`remove`.
+        """
+        if self._removed:
+            raise UserError("the freeze was removed: verify before remove()")
+        self._guard.put_back()
+        self._audit.values()
+        return self.count
+
+    def counts_from(self, step: int) -> None:
+        """Have messages count the steps of a run that had made ``step`` before the freeze."""
+        self._audit.steps_before = step
+
+    def _replaced(self) -> list[str]:
+        refuse_unsupported(self._model)
+        reshard(self._model)
+        now = {id(parameter) for parameter in self._model.parameters()}
+        return [name for name, parameter in self._parameters if id(parameter) not in now]
+
+    def remove(self) -> None:
+        """Let the region train again. May be called twice."""
+        self._removed = True
+        self._mask.remove()
+        self._guard.remove()
+        self._audit.remove()
+
+    def __enter__(self) -> "Freeze":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.verify()
+        finally:
+            self.remove()
+
+
+@torch.no_grad()
+def set_all(layout: Layout, value: float) -> None:
+    """Set every frozen entry to ``value``, in the masters and in the weights of the forward pass.
+
+    The paper's second variant, with 0. UserError unless ``value`` is finite in their dtypes.
+    """
+    for dtype in {shard.owner.dtype for shard in (*layout.masters, *layout.copies)}:
+        if not torch.tensor(value, dtype=torch.float64).to(dtype).isfinite():
+            raise UserError(f"set_all must be a finite number in {dtype}, got {value}")
+    for shard in (*layout.masters, *layout.copies):
+        shard.entries.fill(shard.of(shard.owner), value)
+
+
+@torch.no_grad()
+def take_stored(layout: Layout, stored: Mapping[str, Tensor]) -> None:
+    """Give the masters the values that the base is stored with, which the engine has rounded.
+
+    An engine that trains in 16 bits may make its fp32 masters from weights that it has rounded
+    before. ``stored``: the region's name of a parameter -> tensor. UserError if it lacks one, has
+    another shape, or is not what the model's weights were rounded from.
+    """
+    dtypes = {copy.number: copy.owner.dtype for copy in layout.copies}
+    for shard in layout.masters:  # all of them before the first is written
+        values, here = _stored_values(shard, stored), shard.of(shard.owner)
+        rounded = values.to(dtypes.get(shard.number, here.dtype))
+        if not torch.equal(rounded.to(here.dtype).cpu(), shard.read().cpu()):
+            raise UserError(
+                f"the weights of {shard.name} at its frozen entries are not those of the base "
+                "rounded to the model's dtype: pass the base that the model was loaded from"
+            )
+    for shard in layout.masters:
+        shard.write(_stored_values(shard, stored))
+
+
+def _stored_values(shard: Shard, stored: Mapping[str, Tensor]) -> Tensor:
+    """The stored values at the shard's entries: [count]."""
+    name = shard.key
+    if isinstance(stored, WeightsFolder):
+        name = stored.stored_name(name, shard.shape)
+    if name not in stored:
+        raise UserError(f"the base holds no {name!r}{near_misses(name, stored)}")
+    whole = stored[name]
+    if tuple(whole.shape) != shard.shape:
+        raise UserError(
+            f"{name!r} has shape {list(whole.shape)} in the base and {list(shard.shape)} in the "
+            "model: pass the base that the model was loaded from"
+        )
+    here = whole.flatten()[shard.first : shard.first + shard.entries.numel]
+    return shard.entries.to("cpu").read(here.view(shard.entries.shape))

@@ -1,1 +1,0 @@
-"""What the verbs do: one file a verb, each `run(recipe, folder) -> Outcome`."""

@@ -1,0 +1,1 @@
+"""`freezetrain forgetting`: what models lost against their base, wherever they were trained."""

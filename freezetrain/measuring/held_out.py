@@ -1,0 +1,65 @@
+"""Held-out documents of a recipe, and what a model gives on them."""
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from freezetrain.data.texts import read_languages
+from freezetrain.errors import UserError
+from freezetrain.evaluation import Document, DocumentSums, encode_documents, evaluate_documents
+from freezetrain.models import context_length
+from freezetrain.progress import progress_bar
+from freezetrain.recipe.sources import EvaluationTexts
+
+_LONGEST_WINDOW = 2048  # tokens; attention over a longer one costs more than it tells
+
+
+def held_out_documents(
+    evaluation: EvaluationTexts, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[Document]]:
+    """Tokenized held-out documents of each language. Raises UserError where one has none."""
+    languages = read_languages(evaluation.texts, evaluation.languages)
+    for name, language in languages.items():
+        if not language.test:
+            raise UserError(
+                f"language {name!r} has no held-out document among {len(language.train)}; give "
+                "it more documents, or another texts.test_one_in (1 holds out all)"
+            )
+    few = evaluation.documents
+    return {
+        name: encode_documents(
+            language.test if few is None else language.test.sample(few), tokenizer
+        )
+        for name, language in languages.items()
+    }
+
+
+def window_length(evaluation: EvaluationTexts, model: PreTrainedModel) -> int:
+    """Tokens of context that documents are evaluated with; ``model`` may be without weights."""
+    longest = context_length(model, otherwise=_LONGEST_WINDOW)
+    if evaluation.max_length > longest:
+        raise UserError(
+            f"max_length is {evaluation.max_length} tokens and the model was built for {longest}; "
+            f"use {longest} or less"
+        )
+    return evaluation.max_length or min(longest, _LONGEST_WINDOW)
+
+
+def evaluate_with_bar(
+    model: PreTrainedModel,
+    documents: dict[str, list[Document]],
+    evaluation: EvaluationTexts,
+    what: str,
+    max_length: int | None = None,
+) -> dict[str, DocumentSums]:
+    """What the model gives on each document, with a progress bar named ``what``.
+
+    ``max_length``: tokens of context. None: as many as ``evaluation`` says of this model.
+    """
+    with progress_bar(what) as progress:
+        return evaluate_documents(
+            model,
+            documents,
+            max_length=max_length or window_length(evaluation, model),
+            overlap=evaluation.overlap,
+            batch_tokens=evaluation.batch_tokens,
+            progress=progress,
+        )

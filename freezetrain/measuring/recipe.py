@@ -1,0 +1,57 @@
+"""The recipe of `freezetrain forgetting`."""
+
+from dataclasses import dataclass, field
+
+from freezetrain.recipe.check import check
+from freezetrain.recipe.sources import EvaluationTexts, ModelSource
+
+
+@dataclass
+class Benchmarks:
+    """Tasks of lm-evaluation-harness, which `pip install '.[benchmarks]'` installs."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Names of tasks, groups or tags: its own, or those in folder. Empty: none are run."""
+    folder: str | None = None
+    """Folder with task files (YAML) of your own; Python functions that they name are run."""
+    metrics: dict[str, str] = field(default_factory=dict)
+    """Metric that counts for a task, where that is not the first that the task has."""
+    num_fewshot: int | None = None
+    """Solved examples before each question. None: as many as each task says."""
+    limit: int | None = None
+    """Questions of each task, the first ones. None: all."""
+    batch: int = 8
+    """Requests in one forward pass."""
+    seed: int = 0
+    """Seed of the choice of solved examples, and of what else is drawn."""
+
+    def __post_init__(self) -> None:
+        for name in ("folder", "metrics", "num_fewshot", "limit"):
+            given = getattr(self, name)
+            used = bool(self.tasks) or not given
+            check(used, f"benchmarks.{name}", "left out where benchmarks.tasks is", given)
+        shots = self.num_fewshot is None or self.num_fewshot >= 0
+        check(shots, "benchmarks.num_fewshot", "0 or more", self.num_fewshot)
+        some = self.limit is None or self.limit >= 1
+        check(some, "benchmarks.limit", "1 or more", self.limit)
+        check(self.batch >= 1, "benchmarks.batch", "1 or more", self.batch)
+        check(0 <= self.seed < 2**32, "benchmarks.seed", "from 0 to 2**32 - 1", self.seed)
+
+
+@dataclass
+class ForgettingRecipe:
+    """Compare models with a base: what did each forget, and gain on the target language?"""
+
+    base: ModelSource
+    """Model before further pre-training."""
+    models: list[ModelSource]
+    """Models after it, each with its own tokenizer."""
+    target: str | None = None
+    """Target language; all others are held out. None: all are held out."""
+    evaluation: EvaluationTexts = field(default_factory=EvaluationTexts)
+    """What is evaluated."""
+    benchmarks: Benchmarks = field(default_factory=Benchmarks)
+    """Which tasks of lm-evaluation-harness are run as well."""
+
+    def __post_init__(self) -> None:
+        check(bool(self.models), "models", "one or more", self.models)

@@ -1,0 +1,1 @@
+"""`freezetrain paper`: the experiments of the paper, on any model."""

@@ -1,0 +1,1 @@
+"""`freezetrain quickstart`: the paper in minutes."""

@@ -1,0 +1,162 @@
+"""Which process of how many this one is, and what all of them must agree on."""
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import torch.distributed as dist
+
+from freezetrain.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.fabric.plugins import ClusterEnvironment
+
+
+OUT = "FREEZETRAIN_OUT"
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+_SRUN = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Place of a process among those that were started together."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world: int = 1
+    local_world: int = 1  # processes on this machine
+    nodes: int = 1
+    by: Literal["torchrun", "srun", "freezetrain"] | None = None  # None: one process by itself
+
+    @property
+    def external(self) -> bool:
+        """Whether all processes were started from outside: devices are given, not chosen."""
+        return self.by in ("torchrun", "srun")
+
+    def cluster_environment(self) -> "ClusterEnvironment":
+        """What Lightning's ``Trainer(plugins=...)`` takes, so that it does not guess otherwise.
+
+        Lightning takes any process with SLURM_NTASKS for one of srun's, and its SLURM plugin would
+        put the job back in the queue on a signal by itself.
+        """
+        from lightning.fabric.plugins.environments import (
+            LightningEnvironment,
+            SLURMEnvironment,
+            TorchElasticEnvironment,
+        )
+
+        if self.by == "torchrun":
+            return TorchElasticEnvironment()
+        return SLURMEnvironment(auto_requeue=False) if self.by == "srun" else LightningEnvironment()
+
+
+def current_launch(environment: Mapping[str, str] | None = None) -> Launch:
+    """The launch that ``environment`` (None: this process's) tells of.
+
+    Raises UserError where it tells of several processes but not of all that is needed, or where
+    nodes have different numbers of them.
+    """
+    told = os.environ if environment is None else environment
+    if "LOCAL_WORLD_SIZE" in told:
+        return _external("torchrun", *_numbers("torchrun", told, _TORCHRUN))
+    if OUT in told and "LOCAL_RANK" in told and "WORLD_SIZE" in told:
+        world, rank = _numbers("freezetrain", told, ("WORLD_SIZE", "LOCAL_RANK"))
+        return Launch(rank, rank, world, world, 1, "freezetrain")
+    # Some launchers, and DeepSpeed under Lightning, set these for one process too.
+    if "RANK" in told and told.get("WORLD_SIZE", "1") != "1":
+        return _external("torchrun", *_numbers("torchrun", told, _TORCHRUN))
+    tasks = told.get("SLURM_STEP_NUM_TASKS", told.get("SLURM_NTASKS", "1"))
+    if "SLURM_STEP_ID" in told and tasks != "1":
+        *numbers, nodes = _numbers("srun", told, _SRUN)
+        launch = _external("srun", *numbers)
+        if launch.nodes == nodes:
+            return launch
+        raise UserError(
+            f"srun started {launch.world} processes on {nodes} nodes with {launch.local_world} on "
+            "each; start as many on each"
+        )
+    return Launch()
+
+
+def _external(
+    by: Literal["torchrun", "srun"], rank: int, world: int, local_rank: int, local_world: int
+) -> Launch:
+    if local_world < 1 or world % local_world:
+        raise UserError(
+            f"{by} started {world} processes with {local_world} on this machine; start as many on "
+            "each"
+        )
+    return Launch(rank, local_rank, world, local_world, world // local_world, by)
+
+
+def _numbers(by: str, told: Mapping[str, str], names: tuple[str, ...]) -> list[int]:
+    if missing := [name for name in names if name not in told]:
+        do = (
+            "start it with srun --ntasks-per-node"
+            if missing == ["SLURM_NTASKS_PER_NODE"]
+            else "start it with torchrun or srun, or unset them all for one process"
+        )
+        raise UserError(
+            f"the environment tells of several processes, by {by}, but lacks "
+            f"{' and '.join(missing)}; {do}"
+        )
+    values = [told[name] for name in names]
+    if wrong := [f"{n}={v!r}" for n, v in zip(names, values, strict=True) if not v.isdecimal()]:
+        raise UserError(f"the environment of {by} must hold numbers, got {wrong[0]}; correct it")
+    return [int(value) for value in values]
+
+
+def run_folder(launch: Launch, out: Path | None, default: Path) -> Path:
+    """The folder that all processes of a run share.
+
+    Raises UserError where several were started without ``out``: each would choose another.
+    """
+    if launch.by == "freezetrain":
+        return Path(os.environ[OUT])
+    if launch.external and launch.world > 1 and out is None:
+        raise UserError(
+            f"{launch.by} started {launch.world} processes, which need one folder; give --out"
+        )
+    return out or default
+
+
+def end_with_parent() -> None:
+    """End this process, which another one started, as soon as that one is gone.
+
+    Else it would wait for it in a collective operation, and hold its GPU.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+
+
+T = TypeVar("T")
+
+
+def is_first_rank() -> bool:
+    """Whether this process is rank 0, or the only one."""
+    return not _several() or dist.get_rank() == 0
+
+
+def from_first_rank(value: T) -> T:
+    """Rank 0's ``value``; every rank must call this. ``value`` itself without other ranks."""
+    if not _several():
+        return value
+    held = [value]
+    dist.broadcast_object_list(held)
+    return held[0]
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

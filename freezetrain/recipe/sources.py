@@ -1,0 +1,131 @@
+"""Which model, and which texts."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from freezetrain.errors import UserError
+from freezetrain.recipe.check import check
+
+Dtype = Literal["float32", "bfloat16", "float16", "stored"]
+
+Attention = Literal["auto", "flash_attention_2", "sdpa", "eager"]
+
+
+@dataclass
+class ModelSource:
+    """A Hugging Face causal language model."""
+
+    path: str
+    """Folder in Hugging Face format, or an id on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Dtype = "float32"
+    """Type that the weights are held in; stored: the one they were saved in."""
+    attention: Attention = "auto"
+    """How attention is computed. auto: as transformers chooses, scaled_dot_product_attention for
+    most; to train in 16 bits on a GPU, flash attention where it is installed."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models whose code you have read."""
+
+
+@dataclass
+class TextSource:
+    """Texts of several languages: a folder with one file a language, or a data set of the hub."""
+
+    folder: str | None = None
+    """Folder of <language>.jsonl, .json, .txt, .parquet, .dev or .devtest, also .gz, .xz, .bz2,
+    .zst; or with a folder <language>/ of such files. None: the Universal Declaration of Human
+    Rights in 30 languages, which comes with freezetrain."""
+    hub: str | None = None
+    """Id of a data set on the hub, or a folder in the hub's layout, instead of folder."""
+    hub_config: str = "{language}"
+    """Configuration of the data set that holds a language's texts; {language} is its name."""
+    hub_split: str = "train"
+    """Split of the data set that is read."""
+    revision: str | None = None
+    """Branch, tag or commit of the data set."""
+    streaming: bool = False
+    """Read the data set over the network as far as documents says, rather than download it."""
+    names: dict[str, str] = field(default_factory=dict)
+    """What the folder or data set calls a language, where it is not the language's name here."""
+    text_field: str = "text"
+    """Field of the text in JSONL and Parquet files and in data sets."""
+    key_field: str | None = None
+    """Field that names a document, the same in parallel languages; decides the split into train
+    and test. None: the text itself."""
+    test_one_in: int = 4
+    """One document in this many is held out for evaluation. 0: none, all are for training. 1: all,
+    none is for training."""
+    txt_documents: Literal["paragraphs", "lines"] = "paragraphs"
+    """What is a document in a .txt file: a paragraph, up to a blank line, or a line. Its field line
+    is the number of its first line. (In FLORES-200's .dev and .devtest a document is a line.)"""
+    documents: int | None = None
+    """Read at most this many documents of each language, the first ones. None: all."""
+    bad_lines: Literal["stop", "skip"] = "stop"
+    """What to do about a line of a JSONL file that is no JSON object with a text: stop, or skip
+    and count it."""
+
+    def __post_init__(self) -> None:
+        check(self.test_one_in >= 0, "test_one_in", "0 or more", self.test_one_in)
+        few = self.documents is None or self.documents >= 1
+        check(few, "documents", "1 or more", self.documents)
+        expected = "left out where hub names a data set"
+        check(self.hub is None or self.folder is None, "folder", expected, self.folder)
+        if self.streaming:
+            check(self.hub is not None, "hub", "given to read a data set by streaming", self.hub)
+            expected = "given to say how far a data set is read by streaming"
+            check(self.documents is not None, "documents", expected, self.documents)
+
+    def same_place(self, other: "TextSource") -> bool:
+        """Whether both read the same files, or the same split of a data set."""
+        if self.hub != other.hub or (self.hub and self.hub_split != other.hub_split):
+            return False
+        if self.folder is None or other.folder is None:
+            return self.folder == other.folder
+        return Path(self.folder).resolve() == Path(other.folder).resolve()
+
+    @property
+    def split(self) -> tuple[str, str | None, int, str]:
+        """What decides which documents are held out."""
+        return self.text_field, self.key_field, self.test_one_in, self.txt_documents
+
+
+@dataclass
+class EvaluationTexts:
+    """Held-out documents to evaluate languages on."""
+
+    texts: TextSource = field(default_factory=TextSource)
+    """Texts whose held-out documents are evaluated."""
+    languages: list[str] = field(default_factory=list)
+    """Languages to evaluate. Empty: all that the texts hold."""
+    documents: int | None = None
+    """Evaluate at most this many held-out documents of each language, chosen by a hash of their
+    keys: the same ones each time and, with a key_field, in all parallel languages. None: all."""
+    max_length: int = 0
+    """Tokens of context; longer documents are cut into windows. 0: the model's context, at most
+    2048."""
+    overlap: int = 1
+    """Tokens that the windows of a longer document share, each predicted once: more gives the later
+    windows more context and takes more time."""
+    batch_tokens: int = 4096
+    """Tokens in one evaluation batch; on a CPU at most 1,024."""
+
+    def __post_init__(self) -> None:
+        few = self.documents is None or self.documents >= 1
+        check(few, "documents", "1 or more", self.documents)
+        valid = self.max_length == 0 or self.max_length >= 2
+        check(valid, "max_length", "0, or 2 or more", self.max_length)
+        shared = 1 <= self.overlap <= (self.max_length or self.overlap)
+        check(shared, "overlap", "from 1 to max_length", self.overlap)
+        check(self.batch_tokens >= 2, "batch_tokens", "2 or more", self.batch_tokens)
+
+
+def check_held_out(trained: TextSource, watched: TextSource, name: str, other: str) -> None:
+    """UserError if held-out documents of ``watched`` would be trained on."""
+    if trained.same_place(watched) and trained.split != watched.split:
+        raise UserError(
+            f"{name} and {other} read the same texts but split them by {trained.split} and "
+            f"{watched.split} (text_field, key_field, test_one_in, txt_documents), so that "
+            "held-out documents would be trained on; give both the same"
+        )

@@ -1,0 +1,15 @@
+from .base import Base as Base
+from .base import fingerprint as fingerprint
+from .blocks import block_parameters as block_parameters
+from .blocks import decoder_blocks as decoder_blocks
+from .blocks import embedding_parameters as embedding_parameters
+from .change import ablate as ablate
+from .change import perturb as perturb
+from .concentration import concentration as concentration
+from .entries import Entries as Entries
+from .expression import Expression as Expression
+from .region import Region as Region
+from .resolve import Coverage as Coverage
+from .resolve import Resolved as Resolved
+from .unscored import layers_region as layers_region
+from .unscored import vocabulary_region as vocabulary_region

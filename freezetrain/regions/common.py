@@ -1,0 +1,101 @@
+"""How much regions have in common, and which layers and kinds of parameters they lie in."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from freezetrain.errors import UserError
+from freezetrain.regions.region import Region
+from freezetrain.regions.resolve import coverage, layer_of
+
+_CHUNK = 1 << 18  # positions that are counted at a time; below 2**24, which float32 adds exactly
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Fractions between 0 and 1 of the weights of each layer, or kind, that are in a region."""
+
+    by_layer: dict[int, float]
+    by_kind: dict[str, float]
+
+
+def jaccard_matrix(regions: Mapping[str, Region]) -> list[list[float]]:
+    """[n, n]: entries in both over entries in either, for each pair; two empty regions: 1.
+
+    Entries are compared by position, whatever the base, as long as parameters of one name have one
+    shape (UserError where not). Takes the memory of all regions' indices in one parameter.
+    """
+    held = list(regions.values())
+    both = torch.zeros(len(held), len(held), dtype=torch.float64)
+    for name in sorted(set(chain.from_iterable(held))):
+        having = {key: region[name] for key, region in regions.items() if name in region}
+        first, *others = having
+        for other in others:
+            if having[other].shape != having[first].shape:
+                raise UserError(
+                    f"expected {name} to have one shape in all regions, got "
+                    f"{list(having[first].shape)} in {first!r} and {list(having[other].shape)} in "
+                    f"{other!r}; compare regions of models of one architecture and size"
+                )
+        none = torch.zeros(0, dtype=torch.int64)
+        both += _in_both([region[name].indices() if name in region else none for region in held])
+    sizes = both.diagonal()
+    either = sizes[:, None] + sizes[None, :] - both
+    return torch.where(either > 0, both / either, 1.0).tolist()
+
+
+def _in_both(sets: Sequence[Tensor]) -> Tensor:
+    """[n, n] numbers of elements that two of ``sets``, each sorted int64, have in common."""
+    elements, place = torch.unique(torch.cat(list(sets)), return_inverse=True)
+    places = place.split([len(one) for one in sets])
+    both = torch.zeros(len(sets), len(sets), dtype=torch.float64)
+    for start in range(0, len(elements), _CHUNK):
+        stop = min(start + _CHUNK, len(elements))
+        held = torch.zeros(len(sets), stop - start)
+        bounds = torch.tensor([start, stop])
+        for row, of_set in zip(held, places, strict=True):
+            low, high = torch.searchsorted(of_set, bounds).tolist()
+            row[of_set[low:high] - start] = 1.0
+        both += held @ held.T
+    return both
+
+
+def expected_jaccard(a: Region, b: Region) -> float:
+    """What random regions with as many entries of each parameter as ``a`` and ``b`` would have.
+
+    Expected entries in both, Σ a_p·b_p / n_p over parameters p of n_p entries (hypergeometric),
+    over expected entries in either; the ratio's own expectation differs by the order of 1 / size.
+    """
+    both = sum(here.count * b[name].count / here.numel for name, here in a.items() if name in b)
+    either = a.count + b.count - both
+    return both / either if either else 1.0
+
+
+def shares(region: Region, numels: Mapping[str, int] | None = None) -> Shares:
+    """How much of each layer and of each kind of parameter the region holds.
+
+    ``numels``: parameter -> entries, of all parameters that count; None: the region's own. A kind
+    is a parameter's name within its layer, without ``.weight``: ``mlp.down_proj``; of all experts
+    together, ``mlp.experts.*.down_proj``. Parameters outside the layers belong to neither.
+    """
+    if numels is None:
+        numels = {name: entries.numel for name, entries in region.items()}
+    counts = {name: entries.count for name, entries in region.items()}
+    of_kind: dict[str, int] = defaultdict(int)
+    size: dict[str, int] = defaultdict(int)
+    for name, numel in numels.items():
+        if layer_of(name) is not None:
+            of_kind[kind_of(name)] += counts.get(name, 0)
+            size[kind_of(name)] += numel
+    return Shares(coverage(counts, numels).layers, coverage(of_kind, size).tensors)
+
+
+def kind_of(name: str) -> str:
+    """``mlp.down_proj`` for ``model.layers.3.mlp.down_proj.weight``."""
+    within = re.split(r"\.\d+\.", f".{name}", maxsplit=1)[-1].removesuffix(".weight")
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", within)

@@ -1,0 +1,8 @@
+"""Scores: how much the loss of a language depends on each weight; and regions selected by them.
+
+The public names stand in ``__init__.pyi``; each is loaded on first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

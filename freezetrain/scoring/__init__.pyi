@@ -1,0 +1,10 @@
+from .compute import compute_scores as compute_scores
+from .paper_layout import export_masks as export_masks
+from .paper_layout import export_scores as export_scores
+from .paper_layout import import_masks as import_masks
+from .paper_layout import import_scores as import_scores
+from .scores import Scores as Scores
+from .scores import magnitude_scores as magnitude_scores
+from .selection import core as core
+from .selection import monolingual as monolingual
+from .selection import select as select

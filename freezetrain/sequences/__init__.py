@@ -1,1 +1,0 @@
-"""From texts to training sequences: token ids kept on disk, packed, in an order that resumes."""

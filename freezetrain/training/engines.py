@@ -1,0 +1,171 @@
+"""From an engine of the recipe to a Lightning strategy, its devices and its precision."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    Strategy,
+)
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from freezetrain.errors import UserError
+from freezetrain.ranks import Launch
+from freezetrain.recipe.optimization import Engine, Optimization
+
+
+class DeepSpeed(DeepSpeedStrategy):
+    """Lightning's strategy, which here also runs on CPUs, and leaves the loading to its module.
+
+    DeepSpeed itself works on gloo where the environment says ``DS_ACCELERATOR=cpu``.
+    """
+
+    def setup_environment(self) -> None:
+        if self.on_gpu:
+            super().setup_environment()
+        else:  # past Lightning's refusal
+            super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup_distributed(self) -> None:
+        if self.on_gpu:
+            super().setup_distributed()
+        else:
+            self.set_world_ranks()
+            self._init_deepspeed_distributed()
+
+    @property
+    def on_gpu(self) -> bool:
+        return torch.cuda.is_available()
+
+    @property
+    def root_device(self) -> torch.device:
+        return super().root_device if self.on_gpu else torch.device("cpu", 0)
+
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        yield  # CausalLM partitions the model as it loads it
+
+
+def kind_of(engine: Engine, world: int) -> str:
+    """The engine by name, with auto resolved: one, ddp, fsdp2, zero-1, zero-2 or zero-3."""
+    if engine.kind == "auto":
+        return "one" if world == 1 else "ddp"
+    return engine.kind
+
+
+def devices(engine: Engine, launch: Launch) -> int:
+    """Devices on each machine. UserError where there are fewer than the recipe asks for."""
+    if launch.external:
+        return launch.local_world
+    found = torch.cuda.device_count()
+    if engine.devices is not None and 0 < found < engine.devices:
+        raise UserError(
+            f"engine.devices is {engine.devices} and this machine has {found} GPUs; ask for {found}"
+        )
+    return engine.devices or max(1, found)
+
+
+def world_size(engine: Engine, launch: Launch) -> int:
+    """Processes that train, on all machines."""
+    return devices(engine, launch) * (launch.nodes if launch.external else 1)
+
+
+def trained_in_16_bits(settings: Optimization) -> bool:
+    return precision(settings) != "32-true"
+
+
+def precision(settings: Optimization) -> str:
+    """auto: bf16-mixed on a GPU that has it, 32-true elsewhere."""
+    if settings.precision != "auto":
+        return settings.precision
+    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bf16-mixed" if bf16 else "32-true"
+
+
+def policy(settings: Optimization) -> MixedPrecisionPolicy:
+    """FSDP2 casts by itself: weights are gathered in bf16, and gradients are reduced in fp32."""
+    if precision(settings) == "bf16-mixed":
+        return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    return MixedPrecisionPolicy()
+
+
+def deepspeed_config(engine: Engine, settings: Optimization) -> dict[str, Any]:
+    """DeepSpeed's configuration. UserError for entries that freezetrain sets by itself."""
+    zero: dict[str, Any] = {
+        "stage": int(engine.kind[-1]),
+        "contiguous_gradients": True,
+        "overlap_comm": torch.cuda.is_available(),
+    }
+    if engine.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if engine.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    config: dict[str, Any] = {
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "train_micro_batch_size_per_gpu": settings.micro_batch,
+    }
+    for name, value in engine.deepspeed.items():
+        if name in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
+            raise UserError(
+                f"engine.deepspeed sets {name}, which follows from optimization; leave it out"
+            )
+        config[name] = {**config[name], **value} if name == "zero_optimization" else value
+    if config["zero_optimization"]["stage"] != zero["stage"]:
+        raise UserError(
+            f"engine.deepspeed sets stage {config['zero_optimization']['stage']} and engine.kind "
+            f"is {engine.kind}; leave the stage out"
+        )
+    return config
+
+
+def optimizer_device(strategy: Strategy) -> torch.device:
+    """Where the optimizer steps; the weights may still lie elsewhere when it is made."""
+    config = strategy.config if isinstance(strategy, DeepSpeedStrategy) else None
+    offloaded = "offload_optimizer" in (config or {}).get("zero_optimization", {})
+    return torch.device("cpu") if offloaded else strategy.root_device
+
+
+def trainer_options(
+    engine: Engine, settings: Optimization, launch: Launch, more: dict[str, Any]
+) -> dict[str, Any]:
+    """What Lightning's Trainer is told about strategy, devices and precision.
+
+    ``more`` entries for DeepSpeed's configuration come from the checkpoint that it resumes.
+    """
+    world = world_size(engine, launch)
+    kind = kind_of(engine, world)
+    on_gpu = torch.cuda.is_available()
+    options: dict[str, Any] = {
+        "accelerator": "gpu" if on_gpu else "cpu",
+        "devices": devices(engine, launch),
+        "num_nodes": launch.nodes if launch.external else 1,
+        "precision": precision(settings),
+        "accumulate_grad_batches": settings.accumulate(world),
+        "use_distributed_sampler": False,
+        "plugins": [launch.cluster_environment()],
+    }
+    if kind == "ddp":
+        options["strategy"] = DDPStrategy(gradient_as_bucket_view=True)
+    elif kind == "fsdp2":
+        options["strategy"] = ModelParallelStrategy(
+            data_parallel_size=world,
+            tensor_parallel_size=1,
+            process_group_backend=None if on_gpu else "gloo",
+        )
+        if precision(settings) == "bf16-mixed":
+            options["precision"] = "32-true"  # see policy
+    elif kind.startswith("zero"):
+        if not on_gpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        options["strategy"] = DeepSpeed(
+            config={**deepspeed_config(engine, settings), **more},
+            process_group_backend=None if on_gpu else "gloo",
+        )
+    return options

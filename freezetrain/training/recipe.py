@@ -1,0 +1,289 @@
+"""The recipe of `freezetrain train`."""
+
+import math
+from dataclasses import dataclass, field
+
+from freezetrain.evaluation.limits import Braking
+from freezetrain.recipe.check import check, check_shares, check_temperature
+from freezetrain.recipe.optimization import Engine, Optimization
+from freezetrain.recipe.sources import (
+    Dtype,
+    EvaluationTexts,
+    ModelSource,
+    TextSource,
+    check_held_out,
+)
+
+
+@dataclass
+class Replay:
+    """Texts of languages to keep, mixed into training so that they are not forgotten."""
+
+    texts: TextSource = field(default_factory=TextSource)
+    """Texts replayed: their training documents."""
+    languages: list[str] = field(default_factory=list)
+    """Languages replayed. Empty: all that the texts hold but those trained on."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each language among what is replayed, sum 1. Empty: by temperature."""
+    temperature: float = 1.0
+    """A language's share is proportional to its tokens to the power 1/temperature: 1 by size,
+    more evens languages out."""
+    share: float = 0.05
+    """Share of the sequences that are replayed ones, in (0, 1)."""
+    until: float = 1.0
+    """Share of the run, from its start, in which they are mixed in; later there are none."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.share < 1, "share", "above 0 and below 1", self.share)
+        check(0 < self.until <= 1, "until", "above 0 and at most 1", self.until)
+        check_temperature("temperature", self.temperature, self.weights)
+        check_shares("weights", self.weights)
+
+
+@dataclass
+class Watch(EvaluationTexts):
+    """Which languages are watched for forgetting, and how often."""
+
+    every_n_steps: int | None = None
+    """Optimizer steps between evaluations; also before the first step and at the end. None: 100,
+    unless every_n_tokens or at_samples says when."""
+    every_n_tokens: int | None = None
+    """Training tokens between evaluations, instead of steps."""
+    at_samples: list[int] = field(default_factory=list)
+    """Training sequences after which to evaluate, instead of steps."""
+    time_share: float | None = None
+    """Evaluations after the first take at most this share of the training time, in (0, 1]: of a
+    fixed subsample, and not each time, if the whole takes longer. None: what they take."""
+    off: bool = False
+    """Do not watch."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("every_n_steps", "every_n_tokens"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, name, "1 or more", value)
+        ascending = self.at_samples == sorted({number for number in self.at_samples if number >= 0})
+        valid = ascending and self.at_samples != [0]
+        check(valid, "at_samples", "ascending, the last above 0", self.at_samples)
+        names = ("every_n_steps", "every_n_tokens", "at_samples")
+        given = [name for name in names if getattr(self, name)]
+        expected = "told at most one of every_n_steps, every_n_tokens and at_samples"
+        check(len(given) <= 1, "watch", expected, given)
+        share = self.time_share is None or 0 < self.time_share <= 1
+        check(share, "time_share", "above 0 and at most 1", self.time_share)
+
+
+@dataclass
+class Freezing:
+    """How a region is frozen."""
+
+    clamp: float | None = None
+    """Set the region to this value first; 0 is the paper's second variant. None: as it is."""
+    first_step: int = 0
+    """Optimizer steps before the freeze begins."""
+    last_step: int | None = None
+    """Optimizer steps after which the freeze ends. None: it lasts."""
+    audit_every: int = 100
+    """Optimizer steps between checks that nothing frozen moved; the first step is checked too.
+    0: only when a checkpoint is written and at the end."""
+
+    def __post_init__(self) -> None:
+        check(self.clamp is None or math.isfinite(self.clamp), "clamp", "finite", self.clamp)
+        check(self.first_step >= 0, "first_step", "0 or more", self.first_step)
+        after = self.last_step is None or self.last_step > self.first_step
+        check(after, "last_step", "after first_step", self.last_step)
+        check(self.audit_every >= 0, "audit_every", "0 or more", self.audit_every)
+
+    def check_steps(self, steps: int) -> None:
+        """UserError if a run of ``steps`` optimizer steps would not freeze as is told."""
+        first, last = self.first_step, self.last_step
+        expected = f"below the {steps} steps of the run: nothing would be frozen"
+        check(first < steps, "freeze.first_step", expected, first)
+        expected = f"below the {steps} steps of the run, or left out to freeze to the end"
+        check(last is None or last < steps, "freeze.last_step", expected, last)
+
+
+@dataclass
+class Lora:
+    """Train low-rank adapters of linear layers alone, and add them to the weights at the end.
+
+    A layer computes W x + alpha / rank x B A x, with W the base's and B zero at first: Hu et al.
+    2021, arXiv 2106.09685. Embeddings, head, norms and biases stay the base's.
+    """
+
+    rank: int = 16
+    """Rows of A, columns of B."""
+    alpha: float | None = None
+    """Adapters are scaled by alpha / rank. None: twice the rank."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs that are dropped in training, in [0, 1)."""
+    targets: list[str] = field(default_factory=list)
+    """Names of the linear layers, or how they end, that get one: q_proj, mlp.down_proj. Empty: all
+    in the decoder blocks (fused experts are none)."""
+
+    def __post_init__(self) -> None:
+        check(self.rank >= 1, "lora.rank", "1 or more", self.rank)
+        good = self.alpha is None or (math.isfinite(self.alpha) and self.alpha > 0)
+        check(good, "lora.alpha", "a number above 0", self.alpha)
+        check(0 <= self.dropout < 1, "lora.dropout", "in [0, 1)", self.dropout)
+
+    @property
+    def scale(self) -> float:
+        """What the product of A and B is multiplied by."""
+        return (2 * self.rank if self.alpha is None else self.alpha) / self.rank
+
+
+@dataclass
+class Penalty:
+    """Pull the weights back to the base's: strength / 2 x sum of F (weight - base's)^2 is added to
+    the loss (nats per token), so its gradient passes through clipping and AdamW.
+
+    Without fisher F is 1 for every trainable weight: L2-SP, Li et al. 2018, arXiv 1802.01483. With
+    it F is the weight's Fisher information: EWC, Kirkpatrick et al. 2017, arXiv 1612.00796.
+    """
+
+    strength: float
+    """0 or more. F is 1 on average, so that it means about the same with and without fisher: where
+    each of N weights has moved by d, the loss rises by strength / 2 x N x d^2 nats per token."""
+    fisher: str | None = None
+    """Folder of scores made by `freezetrain score` with method fisher: F is their sum over the
+    languages, divided by its mean over all scored weights. Weights that were not scored (by
+    default embeddings, last norm and head) are not pulled. None: F is 1 for all, these too."""
+
+    languages: list[str] | None = None
+    """Languages whose fisher scores are summed: those to keep. None: all in the folder."""
+
+    def __post_init__(self) -> None:
+        good = math.isfinite(self.strength) and self.strength >= 0
+        check(good, "penalty.strength", "a number, 0 or more", self.strength)
+        alone = self.fisher is not None or self.languages is None
+        check(alone, "penalty.languages", "left out where fisher is not given", self.languages)
+
+
+@dataclass
+class TrainRecipe:
+    """Further pre-train a model, with a region frozen and other languages watched."""
+
+    model: ModelSource
+    """The base."""
+    texts: TextSource = field(default_factory=TextSource)
+    """Texts trained on: their training documents."""
+    languages: list[str] = field(default_factory=list)
+    """Languages trained on. Empty: all that the texts hold."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each language, sum 1. Empty: by temperature."""
+    temperature: float = 1.0
+    """A language's share is proportional to its tokens to the power 1/temperature: 1 by size,
+    more evens languages out."""
+    replay: Replay | None = None
+    """Texts of languages to keep, mixed in. None: none."""
+    region: str | None = None
+    """Region file; the region is frozen. None: plain full training."""
+    freeze: Freezing = field(default_factory=Freezing)
+    """How it is frozen."""
+    penalty: Penalty | None = None
+    """What pulls the weights back to the base's. None: nothing."""
+    average_with_base: float | None = None
+    """Share of the trained weights in the exported model, in (0, 1), which is base + share x
+    (trained - base); evaluations on the way are of the trained weights. None: those alone."""
+    lora: Lora | None = None
+    """Train low-rank adapters only, added to the weights at the end. None: train all weights."""
+    optimization: Optimization = field(default_factory=Optimization)
+    """How it is trained."""
+    engine: Engine = field(default_factory=Engine)
+    """On what it is trained."""
+    watch: Watch = field(default_factory=Watch)
+    """What is watched for forgetting."""
+    brake: Braking | None = None
+    """How much may be forgotten, and what follows. None: any amount."""
+    checkpoint_every: int = 100
+    """Optimizer steps between checkpoints; a run that was stopped resumes from the last one."""
+    export_dtype: Dtype = "stored"
+    """Type that the exported weights are rounded to; stored: the one that the base was saved in."""
+    from_scratch: bool = False
+    """Pre-train with random weights: model.path needs only a configuration and a tokenizer."""
+    cache: str | None = None
+    """Folder of tokenized texts, which runs share. None: FREEZETRAIN_CACHE, or freezetrain in the
+    user's cache."""
+    workers: int | None = None
+    """Processes that tokenize. None: one for each core."""
+
+    def __post_init__(self) -> None:
+        check(self.checkpoint_every >= 1, "checkpoint_every", "1 or more", self.checkpoint_every)
+        check(self.workers is None or self.workers >= 1, "workers", "1 or more", self.workers)
+        check_temperature("temperature", self.temperature, self.weights)
+        check_shares("weights", self.weights)
+        expected = "float32, bfloat16 or stored: float16 overflows in training"
+        check(self.model.dtype != "float16", "model.dtype", expected, self.model.dtype)
+        if not self.watch.off:
+            check_held_out(self.texts, self.watch.texts, "texts", "watch.texts")
+            if self.replay is not None:
+                check_held_out(self.replay.texts, self.watch.texts, "replay.texts", "watch.texts")
+        if self.replay is not None:
+            both = [name for name in self.replay.languages if name in self.languages]
+            expected = "left out of replay.languages: it is trained on"
+            check(not both, "a language", expected, both[:1])
+        if self.from_scratch:
+            check(self.region is None, "region", "left out when from_scratch is set", self.region)
+        if self.region is None:
+            expected = "left out where no region is given"
+            check(self.freeze == Freezing(), "freeze", expected, self.freeze)
+        if self.optimization.max_steps is not None:
+            self.freeze.check_steps(self.optimization.max_steps)
+        if self.brake is not None:
+            self._check_brake(self.brake)
+        zero = self.engine.kind.startswith("zero")
+        for name, only in (("bad_steps", "stop"), ("spike_factor", None), ("ema_decay", None)):
+            value = getattr(self.optimization, name)
+            expected = f"left out under {self.engine.kind}: DeepSpeed steps by itself"
+            check(not zero or value == only, f"optimization.{name}", expected, value)
+
+        self._check_base()
+
+    def _check_base(self) -> None:
+        """What is told of the base's weights, and what goes with it."""
+        for name in ("penalty", "average_with_base", "lora"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            expected = f"left out under {self.engine.kind}: it works on one device and under ddp"
+            check(self.engine.kind in ("auto", "ddp"), name, expected, value)
+            expected = "left out when from_scratch is set: there is no base"
+            check(not self.from_scratch, name, expected, value)
+        averaged, share = self.optimization.ema_decay, self.average_with_base
+        if share is not None:
+            check(0 < share < 1, "average_with_base", "in (0, 1)", share)
+            expected = "left out where average_with_base is given: one of them is exported"
+            check(averaged is None, "optimization.ema_decay", expected, averaged)
+            why = "the base's entries are not those that are frozen"
+            expected = f"left out where average_with_base is given: {why}"
+            for name, only in (("clamp", None), ("first_step", 0)):
+                value = getattr(self.freeze, name)
+                check(value == only, f"freeze.{name}", expected, value)
+        if self.lora is not None:
+            expected = "left out where lora is given: it trains adapters, and no weight of the base"
+            for name in ("region", "penalty", "average_with_base"):
+                check(getattr(self, name) is None, name, expected, getattr(self, name))
+            check(averaged is None, "optimization.ema_decay", expected, averaged)
+
+    def _check_brake(self, brake: Braking) -> None:
+        """What the watch tells it, and weights that it can go back to."""
+        expected = "left out where the watch is off"
+        check(not self.watch.off, "brake", expected, brake.limits)
+        if self.watch.languages:  # else only the texts tell
+            brake.check_names(self.watch.languages, self.languages)
+        if not brake.goes_back:
+            return
+        expected = f"left out where the brake's action is {brake.action}: "
+        averaged, share = self.optimization.ema_decay, self.average_with_base
+        why = "averages are not evaluated on the way"
+        check(averaged is None, "optimization.ema_decay", expected + why, averaged)
+        check(share is None, "average_with_base", expected + why, share)
+        why = "earlier weights would not be frozen as the last ones are"
+        for name, only in (("clamp", None), ("first_step", 0)):
+            value = getattr(self.freeze, name)
+            check(value == only, f"freeze.{name}", expected + why, value)
+
+
+"""Fields that a run may be resumed with other values of: the weights are the same, to rounding; in
+a model with dropout, micro_batch also decides which places it drops."""

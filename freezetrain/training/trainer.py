@@ -1,0 +1,148 @@
+"""One training run in one folder: fit, checkpoints, resume, export."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from freezetrain.callbacks import (
+    BaseAverage,
+    ForgettingTracker,
+    StopOnSignal,
+    TimeLimit,
+    WeightAverage,
+)
+from freezetrain.callbacks.progress import StepProgress
+from freezetrain.callbacks.stopping import save_step
+from freezetrain.errors import CheckError
+from freezetrain.evaluation import Figures
+from freezetrain.ranks import current_launch
+from freezetrain.recipe.optimization import Engine
+from freezetrain.training.adapters import merged
+from freezetrain.training.checkpoints import StepCheckpoint, latest_checkpoint, resumable
+from freezetrain.training.data import TextData
+from freezetrain.training.engines import trainer_options, world_size
+from freezetrain.training.export import export
+from freezetrain.training.module import CausalLM, Load
+
+# Lightning advises on matters that freezetrain has decided; a user cannot act on them.
+_ADVICE = (
+    "does not have many workers",
+    "Checkpoint directory",
+    "treespec",
+    "DeepSpeed handles gradient clipping",
+    "saving the DeepSpeed Stage 3 checkpoint",
+)
+
+
+def fit(
+    model: PreTrainedModel | Load,
+    data: TextData,
+    folder: Path,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_every: int = 100,
+    progress: bool = True,
+    engine: Engine | None = None,
+) -> L.Trainer:
+    """Train ``model`` with logs and checkpoints in ``folder``; resume what is there.
+
+    ``model`` as in CausalLM. ``engine`` says on what; None: one device, or DDP where several
+    processes were started.
+
+    Resuming after a kill at any moment gives the weights of the uninterrupted run: data order and
+    dropout depend on seed and position alone, and a checkpoint is written whole or not at all.
+    Raises Preempted, with a checkpoint written, where a signal asks the run to stop.
+    """
+    settings, engine, launch = data.settings, engine or Engine(), current_launch()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    L.seed_everything(settings.seed, verbose=False)
+    latest = latest_checkpoint(folder)
+    world = world_size(engine, launch)
+    more = {} if latest is None else resumable(latest, world, engine.kind)
+    if progress:
+        bar = StepProgress()
+        for callback in callbacks:
+            if isinstance(callback, ForgettingTracker):
+                callback.progress = bar.evaluating
+        callbacks = [bar, *callbacks]  # first, so that it is there when the base is evaluated
+    limits = [] if settings.max_hours is None else [TimeLimit(settings.max_hours)]
+    trainer = L.Trainer(
+        **trainer_options(engine, settings, launch, more),
+        max_steps=data.steps,
+        max_epochs=1,  # the loader holds the whole run
+        gradient_clip_val=settings.clip_norm,
+        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
+        callbacks=[
+            *callbacks,
+            *limits,
+            StepCheckpoint(folder, checkpoint_every),
+            StopOnSignal(),
+        ],
+        log_every_n_steps=1 if data.steps <= 200 else 10,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+    )
+    if isinstance(model, PreTrainedModel):
+        model.train()
+    with warnings.catch_warnings():
+        for message in _ADVICE:
+            warnings.filterwarnings("ignore", message=f".*{message}.*")
+        module = CausalLM(model, settings, data.steps)
+        trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
+    module.model.eval()
+    if trainer.global_step < data.steps and not trainer.should_stop:
+        raise CheckError(
+            f"the texts ended after step {trainer.global_step} of {data.steps}; nothing was "
+            "exported, and checkpoints so far are kept"
+        )
+    return trainer
+
+
+class Export(L.Callback):
+    """Export ``pl_module.model`` to ``folder`` at the end of training, on all ranks together.
+
+    ``dtype`` is what the weights are rounded to (None: the one that they are in). With an
+    ``average``, the averaged weights are exported, and evaluated by ``watch``: ``figures``.
+    Adapters are added to the weights. A folder that is there already is a whole export: a start of
+    the same run, killed later, left it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
+        dtype: torch.dtype | None = None,
+        average: WeightAverage | BaseAverage | None = None,
+        watch: ForgettingTracker | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.folder = folder
+        self.dtype = dtype
+        self.average = average
+        self.watch = watch
+        self.figures: dict[str, Figures] | None = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, CausalLM)
+        if trainer.strategy.broadcast(self.folder.exists()):
+            return
+        if trainer.should_stop:
+            save_step(trainer)  # the time is used up: a kill from here on loses no step
+        if self.average is None:
+            with merged(pl_module.model):
+                export(pl_module.model, self.tokenizer, self.folder, dtype=self.dtype)
+            return
+        with self.average.averaged(pl_module):
+            if self.watch is not None:
+                self.figures = self.watch.figures(trainer, pl_module)
+            export(pl_module.model, self.tokenizer, self.folder, dtype=self.dtype)
+
+    def ensure(self, trainer: L.Trainer) -> None:
+        """Export after a fit with nothing left to do: the run was killed after its last step."""
+        self.on_train_end(trainer, trainer.lightning_module)

@@ -1,0 +1,1 @@
+"""`freezetrain extend`: new tokens for a base."""
