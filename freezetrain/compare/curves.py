@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from freezetrain.evaluation.equal_gain import loss_at_gain
 from freezetrain.evaluation.ratio import LEVEL, students_t
 
 MEASURES = ("mean", "worst")
@@ -55,76 +55,15 @@ def failure(run: Mapping[str, Any]) -> str | None:
 def at_gain(curve: Curve, gain: float, measure: str) -> tuple[float, float] | None:
     """(Loss, learning rate) of ``curve`` at ``gain``; None where it does not reach it.
 
-    Between two neighbouring learning rates the gain and the logarithm of the loss are parabolas of
-    the logarithm of the learning rate, through the two and the next on either side, blended where
-    both sides have one (Overhauser, "Analytic definition of curves and surfaces by parabolic
-    blending", 1968). On a curve of two they are straight lines, which overrate the loss where
-    gains level off. Where one of the two losses is not above 0, losses are taken as they
-    are. Nothing is extrapolated. Of
-    several crossings, as where a high learning rate turns the curve back, the smallest loss counts.
+    The position on the curve is the logarithm of the learning rate.
     """
-    found = [
-        (getattr(point, measure), point.learning_rate) for point in curve if point.gain == gain
-    ]
-    for place, (a, b) in enumerate(pairwise(curve)):
-        if (a.gain - gain) * (b.gain - gain) < 0:
-            found.append(_crossing(curve, place, gain, measure))
-    return min(found, default=None)
-
-
-def _crossing(curve: Curve, place: int, gain: float, measure: str) -> tuple[float, float]:
-    """(Loss, learning rate) between ``curve[place]`` and the next, at a gain between theirs."""
-    near = curve[max(0, place - 1) : place + 3]
-    place = min(place, 1)
-    times = [math.log(point.learning_rate) for point in near]
-    gains = _Between(times, [point.gain for point in near], place)
-    losses = [getattr(point, measure) for point in near]
-    least = min(losses[place : place + 2])
-    positive = least > 0
-    # The logarithm of next to nothing would bend the parabola without end.
-    kept = [n for n, one in enumerate(losses) if not positive or one > least / 20]
-    loss = _Between(
-        [times[n] for n in kept],
-        [math.log(losses[n]) if positive else losses[n] for n in kept],
-        kept.index(place),
+    reading = loss_at_gain(
+        [math.log(point.learning_rate) for point in curve],
+        [point.gain for point in curve],
+        [getattr(point, measure) for point in curve],
+        gain,
     )
-    low, high = times[place], times[place + 1]
-    rising = near[place + 1].gain > near[place].gain
-    for _ in range(60):  # halved until floats cannot tell
-        middle = (low + high) / 2
-        low, high = (middle, high) if (gains(middle) < gain) == rising else (low, middle)
-    time = (low + high) / 2
-    return (math.exp(loss(time)) if positive else loss(time)), math.exp(time)
-
-
-class _Between:
-    """A curve through ``values`` at ``times``, between those at ``place`` and the next."""
-
-    def __init__(self, times: Sequence[float], values: Sequence[float], place: int) -> None:
-        self._points = list(zip(times, values, strict=True))
-        self._place = place
-
-    def __call__(self, time: float) -> float:
-        place, points = self._place, self._points
-        share = (time - points[place][0]) / (points[place + 1][0] - points[place][0])
-        parts = []
-        if place > 0:
-            parts.append((1 - share, points[place - 1 : place + 2]))
-        if place + 3 <= len(points):
-            parts.append((share, points[place : place + 3]))
-        if not parts:
-            return _through(points[place : place + 2], time)
-        if len(parts) == 1:
-            return _through(parts[0][1], time)
-        return sum(weight * _through(through, time) for weight, through in parts)
-
-
-def _through(points: Sequence[tuple[float, float]], time: float) -> float:
-    """The polynomial of lowest degree through ``points`` (Lagrange), at ``time``."""
-    return sum(
-        value * math.prod((time - other) / (at - other) for other, _ in points if other != at)
-        for at, value in points
-    )
+    return reading and (reading.loss, math.exp(reading.position))
 
 
 def span(of_seeds: Iterable[Curve]) -> tuple[float, float] | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_frontier import RATES, SEEDS, failed_run, grid, made_run
 
-from freezetrain.compare.curves import Point, at_gain, language_losses, ratio_interval, t_interval
+from freezetrain.compare.curves import language_losses, ratio_interval, t_interval
 from freezetrain.compare.frontier import compare_variants
 from freezetrain.compare.tables import frontier_table
 from freezetrain.errors import UserError
@@ -84,61 +84,6 @@ def test_better_by_chance_as_seldom_as_said_and_a_planted_effect_nearly_always(e
     else:
         assert counts["better"] <= 7  # 2.5% of 100 is 2.5; more than 7 by chance: 0.4%
         assert counts["worse"] <= 7
-
-
-CURVE = [(1e-4, 0.2, 0.1), (2e-4, 0.6, 0.4), (8e-4, 0.5, 0.9)]  # turns back at the end
-
-
-@pytest.mark.parametrize(
-    ("curve", "gain", "expected"),
-    [
-        (CURVE[:2], 0.4, (0.2, 1e-4 * math.sqrt(2))),  # √(0.1 · 0.4), half way
-        (CURVE[:2], 0.55, (0.1 * 4 ** (7 / 8), 1e-4 * 2 ** (7 / 8))),
-        (CURVE, 0.6, (0.4, 2e-4)),
-        (CURVE, 0.2, (0.1, 1e-4)),
-        (CURVE, 0.61, None),
-        (CURVE, 0.19, None),
-        (CURVE[:1], 0.2, (0.1, 1e-4)),
-        (CURVE[:1], 0.3, None),
-        ([], 0.3, None),
-        # not above 0 at one end: the loss itself is linear
-        ([(1e-4, 0.0, -0.1), (4e-4, 1.0, 0.3)], 0.5, (0.1, 2e-4)),
-        ([(1e-4, 0.0, 0.0), (1e-3, 1.0, 0.3)], 0.1, (0.03, 1e-4 * 10**0.1)),
-        # only the way back reaches it
-        ([(1e-4, 0.6, 0.1), (4e-4, 0.2, 0.4)], 0.4, (0.2, 2e-4)),
-    ],
-)
-def test_reading_a_curve(curve, gain, expected):
-    points = [Point(rate, of, loss, 2 * loss) for rate, of, loss in curve]
-    found = at_gain(points, gain, "mean")
-    assert found == (expected if expected is None else pytest.approx(expected))
-    if expected is not None and min(loss for *_, loss in curve) > 0:
-        assert at_gain(points, gain, "worst")[0] == pytest.approx(2 * expected[0])
-
-
-def _parabolic(rate, sign=1.0):
-    """Gain and the logarithm of the loss are parabolas of ln(rate); gains level off, as they do."""
-    time = math.log(rate / 1e-3)
-    gain, log_loss = 0.5 + 0.05 * time - 0.02 * time**2, -1.5 + 1.1 * time + 0.1 * time**2
-    return gain, (math.exp(log_loss) if sign > 0 else log_loss)
-
-
-@pytest.mark.parametrize("sign", [1.0, -1.0])  # losses above 0; losses below, taken as they are
-@pytest.mark.parametrize("rates", [(5e-4, 1e-3, 2e-3), (2.5e-4, 5e-4, 9e-4, 2e-3, 3e-3)])
-def test_parabolas_are_read_exactly_between_their_points(rates, sign):
-    curve = [
-        Point(rate, gain, loss, 0.0) for rate in rates for gain, loss in [_parabolic(rate, sign)]
-    ]
-    for rate in np.geomspace(rates[0], 2e-3, 9)[1:-1]:
-        gain, loss = _parabolic(rate, sign)
-        assert at_gain(curve, gain, "mean") == pytest.approx((loss, rate), rel=1e-6)
-
-
-def test_the_way_back_is_not_taken_where_the_way_there_loses_less():
-    curve = [Point(*values, 0.0) for values in CURVE]
-    loss, rate = at_gain(curve, 0.55, "mean")
-    assert rate < 2e-4  # and not between 2e-4 and 8e-4, where 0.55 is crossed again
-    assert 0.1 < loss < 0.4
 
 
 def test_failed_runs_are_named_and_left_out():
@@ -326,17 +271,6 @@ def test_a_rate_past_the_one_that_gains_most_is_not_what_others_are_compared_at(
     """Plain turns back at its highest rate: the main gain is that of the rate before its best."""
     runs = grid("plain", rates=(3e-4, 1e-3, 2e-3, 4e-3), gains=(0.4, 0.6, 0.8, 0.7))
     assert compare_variants(runs)["gain"] == pytest.approx(0.61)
-
-
-def test_a_loss_near_zero_does_not_bend_the_curve_away():
-    """The logarithm of a far point that lost nothing would give more than both neighbours."""
-    curve = [
-        Point(5e-4, 0.30, 1e-6, 0.0),
-        Point(1e-3, 0.40, 0.02, 0.0),
-        Point(2e-3, 0.48, 0.06, 0.0),
-    ]
-    loss, _ = at_gain(curve, 0.44, "mean")
-    assert 0.02 < loss < 0.06
 
 
 def test_the_best_is_the_one_that_is_better_by_most_also_with_other_seeds():
