@@ -13,7 +13,7 @@ from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import Region, block_parameters
 from freezetrain.regions.base import base_of
 from freezetrain.regions.blocks import selection_facts
-from freezetrain.regions.resolve import all_parameters
+from freezetrain.regions.parameters import all_parameters
 from freezetrain.regions.storage import stored_what
 from freezetrain.run_folder import Outcome
 from freezetrain.scoring import Scores, export_masks, export_scores, import_masks, import_scores

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from freezetrain.regions import Region, decoder_blocks
-from freezetrain.regions.concentration import gini, recurring, share_of_fullest, slice_counts
-from freezetrain.regions.residual import block_matrices, matrix_entries, residual_directions
+from freezetrain.regions.residual_stream import block_matrices, matrix_entries, residual_directions
+from freezetrain.regions.slices import gini, recurring, share_of_fullest, slice_counts
 
 Table = dict[str, dict[str, float]]  # layer -> matrix kind -> figure
 
@@ -59,7 +59,7 @@ def dimensions(
     region as large (drawn by ``seed``), for all of them together at the top. ``recurring``: the
     ``shown`` dimensions of the residual stream that are most often among the fullest ``top``, with
     how often that is ``possible``, and ``expected`` of any dimension by chance; see
-    :func:`freezetrain.regions.concentration.recurring`. ``directions``: matrix kind -> which of its
+    :func:`freezetrain.regions.slices.recurring`. ``directions``: matrix kind -> which of its
     slices run over these dimensions, ``columns`` where it reads from the stream and ``rows`` where
     it writes to it; a kind that does neither is left out.
 

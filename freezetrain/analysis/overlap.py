@@ -14,7 +14,7 @@ from freezetrain.analysis.recipe import OverlapRecipe
 from freezetrain.errors import UserError
 from freezetrain.files import write_whole
 from freezetrain.regions import Region
-from freezetrain.regions.common import expected_jaccard, jaccard_matrix, shares
+from freezetrain.regions.overlap import expected_jaccard, jaccard_matrix, shares
 from freezetrain.report.pictures import FOLDER as PICTURES
 from freezetrain.report.pictures import save_pictures
 from freezetrain.report.text import shortest_endings

@@ -24,8 +24,8 @@ from freezetrain.models import load_model, load_tokenizer, on_gpu
 from freezetrain.recipe.sources import EvaluationTexts
 from freezetrain.regions import Region, perturb
 from freezetrain.regions.entries import draw_indices
-from freezetrain.regions.residual import hidden_size, weights_of_dimension
-from freezetrain.regions.resolve import all_parameters
+from freezetrain.regions.parameters import all_parameters
+from freezetrain.regions.residual_stream import hidden_size, weights_of_dimension
 from freezetrain.run_folder import Outcome
 from freezetrain.scoring import Scores
 from freezetrain.scoring.scores import language_scores

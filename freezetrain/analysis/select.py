@@ -18,11 +18,11 @@ from freezetrain.models import load_model, load_tokenizer, local_folder, meta_mo
 from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.regions import Expression, Region, layers_region, vocabulary_region
 from freezetrain.regions.base import base_of
-from freezetrain.regions.resolve import plain_name
+from freezetrain.regions.parameters import plain_name
 from freezetrain.run_folder import Outcome
 from freezetrain.scoring import Scores, magnitude_scores, monolingual, select
-from freezetrain.scoring.random_scores import random_scores
 from freezetrain.scoring.scores import language_scores
+from freezetrain.scoring.without_text import random_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

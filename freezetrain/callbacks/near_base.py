@@ -20,7 +20,7 @@ from torch import Tensor, float32, nn, promote_types
 from freezetrain.callbacks.region_freeze import RegionFreeze
 from freezetrain.errors import UserError
 from freezetrain.regions import Entries, fingerprint
-from freezetrain.regions.resolve import all_parameters, find_prefix, find_submodule, full_shape
+from freezetrain.regions.parameters import all_parameters, find_prefix, find_submodule, full_shape
 from freezetrain.scoring import Scores
 
 

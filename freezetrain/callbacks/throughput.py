@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from freezetrain.callbacks.region_freeze import RegionFreeze
 from freezetrain.callbacks.stopping import TimeLimit
 from freezetrain.callbacks.tracker import ForgettingTracker
-from freezetrain.regions.resolve import full_shape
+from freezetrain.regions.parameters import full_shape
 
 # How configurations say that only some of a layer's weights act on each token.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

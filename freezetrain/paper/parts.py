@@ -22,9 +22,9 @@ from freezetrain.ranks import is_first_rank
 from freezetrain.recipe.sources import EvaluationTexts
 from freezetrain.regions import Region, block_parameters, decoder_blocks
 from freezetrain.regions.blocks import is_norm
-from freezetrain.regions.common import expected_jaccard
-from freezetrain.regions.concentration import fullest, random_slices, recurring
-from freezetrain.regions.residual import hidden_size
+from freezetrain.regions.overlap import expected_jaccard
+from freezetrain.regions.residual_stream import hidden_size
+from freezetrain.regions.slices import fullest, random_slices, recurring
 from freezetrain.scoring import Scores, magnitude_scores, monolingual, select
 from freezetrain.scoring.scores import language_scores
 from freezetrain.scoring.weights import top_weights

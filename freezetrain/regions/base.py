@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from freezetrain.errors import UserError
-from freezetrain.regions.resolve import full_shape, plain_name
+from freezetrain.regions.parameters import full_shape, plain_name
 
 _SAMPLES = 64  # values a parameter that go into the fingerprint
 

@@ -12,8 +12,8 @@ from freezetrain.errors import UserError
 from freezetrain.regions.base import Base
 from freezetrain.regions.canonical import bits_nbytes, unpack_bits
 from freezetrain.regions.entries import Entries
+from freezetrain.regions.parameters import about
 from freezetrain.regions.region import Region
-from freezetrain.regions.resolve import about
 from freezetrain.regions.storage import MAX_SHARD_BYTES, read_safetensors, write_safetensors
 
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,18 +14,29 @@ from torch import Tensor, nn
 from freezetrain.errors import UserError, near_misses
 from freezetrain.regions.base import Base, common_base, fingerprint
 from freezetrain.regions.entries import Entries, draw_indices
-from freezetrain.regions.resolve import (
-    Coverage,
+from freezetrain.regions.parameters import (
     Resolved,
     about,
     all_parameters,
-    coverage,
     find_submodule,
     full_shape,
+    layer_of,
     match_parameters,
     plain_name,
     resolve,
 )
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Fractions between 0 and 1 of the entries that are in the region."""
+
+    tensors: dict[str, float]
+    """Parameter name -> fraction."""
+    layers: dict[int, float]
+    """Layer, the first integer in a parameter's dotted name -> fraction over its parameters."""
+    model: float
+    """Fraction over all parameters."""
 
 
 class Region(Mapping[str, Entries]):
@@ -230,7 +243,7 @@ class Region(Mapping[str, Entries]):
         return coverage(counts, {name: values.numel() for name, values in parameters.items()})
 
     def resolve(self, model: nn.Module) -> list[Resolved]:
-        """The parameters that the region means in ``model``, see :mod:`.resolve`."""
+        """The parameters that the region means in ``model``, see :func:`.parameters.resolve`."""
         return resolve(self, model)
 
     def check_base(
@@ -297,3 +310,26 @@ class Region(Mapping[str, Entries]):
 
     def _provenance(self) -> dict[str, Any]:
         return {"digest": self.digest, "made": self.made}
+
+
+def coverage(counts: Mapping[str, int], numels: Mapping[str, int]) -> Coverage:
+    """Coverage of ``counts`` entries in parameters of ``numels`` entries.
+
+    A name that only ``numels`` has counts as no entries of that parameter.
+    """
+    layer_count: dict[int, int] = defaultdict(int)
+    layer_numel: dict[int, int] = defaultdict(int)
+    for name, numel in numels.items():
+        layer = layer_of(name)
+        if layer is not None:
+            layer_count[layer] += counts.get(name, 0)
+            layer_numel[layer] += numel
+    return Coverage(
+        {name: _ratio(counts.get(name, 0), numel) for name, numel in numels.items()},
+        {layer: _ratio(layer_count[layer], layer_numel[layer]) for layer in sorted(layer_numel)},
+        _ratio(sum(counts.values()), sum(numels.values())),
+    )
+
+
+def _ratio(count: int, numel: int) -> float:
+    return count / numel if numel else 0.0

@@ -4,7 +4,8 @@ from .paper_layout import export_scores as export_scores
 from .paper_layout import import_masks as import_masks
 from .paper_layout import import_scores as import_scores
 from .scores import Scores as Scores
-from .scores import magnitude_scores as magnitude_scores
 from .selection import core as core
 from .selection import monolingual as monolingual
 from .selection import select as select
+from .without_text import magnitude_scores as magnitude_scores
+from .without_text import random_scores as random_scores

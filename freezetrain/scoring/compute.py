@@ -13,7 +13,7 @@ from freezetrain.errors import CheckError, UserError, near_misses
 from freezetrain.nll import token_nll
 from freezetrain.regions.base import base_of
 from freezetrain.regions.blocks import input_dim, outer_parameters, owner, selection_facts
-from freezetrain.regions.resolve import full_shape
+from freezetrain.regions.parameters import full_shape
 from freezetrain.scoring.methods import (
     GRADIENT_METHODS,
     METHODS,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from freezetrain.errors import UserError, near_misses
 from freezetrain.regions import block_parameters
 from freezetrain.regions.blocks import outer_parameters, owner
-from freezetrain.regions.resolve import all_parameters
+from freezetrain.regions.parameters import all_parameters
 
 
 def taylor(weight: Tensor, gradient_sum: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from freezetrain.errors import UserError
 from freezetrain.regions import Entries, Region
-from freezetrain.regions.resolve import about, layer_of
+from freezetrain.regions.parameters import about, layer_of
 from freezetrain.scoring.scores import Scores
 
 # What can be both a parameter's dotted name and, with ".pt", the name of a file in the folder.

@@ -1,20 +1,17 @@
 """Scores: a tensor per parameter, how much the loss of one language depends on each weight."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.regions import Base
-from freezetrain.regions.base import base_of
-from freezetrain.regions.blocks import selection_facts
-from freezetrain.regions.resolve import full_shape
 from freezetrain.regions.storage import SafetensorsWriter, read_safetensors
-from freezetrain.scoring.methods import magnitude, per_batch, scored_parameters
+from freezetrain.scoring.methods import per_batch
 
 FOR_SELECTION = ("norms", "transposed", "embeddings")  # lists of names in ``made``, for selection
 
@@ -218,48 +215,6 @@ def check_alike(first: Scores, other: Scores) -> None:
                 f"expected scores of one shape for {name!r}, got {list(first.shape(name))} and "
                 f"{list(other.shape(name))}"
             )
-
-
-def magnitude_scores(
-    model: nn.Module, full: Callable[[nn.Parameter], Tensor] | None = None
-) -> Scores:
-    """|θ| of the decoder blocks' weights, taken when it is asked for; no text is needed.
-
-    ``full`` gives the whole of a parameter that ``model`` does not hold itself, as for
-    :func:`~freezetrain.regions.base.fingerprint`. UserError for a model without decoder blocks.
-    """
-    parameters = scored_parameters(model, "magnitude", None)
-    made = {
-        "method": "magnitude",
-        "batches": 1,
-        **selection_facts(model, parameters),
-    }
-    return Scores(_Magnitudes(parameters, full), base_of(model, full), made)
-
-
-class _Magnitudes(Mapping[str, Tensor]):
-    """Name -> |θ| as it is now."""
-
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        full: Callable[[nn.Parameter], Tensor] | None,
-    ) -> None:
-        self._parameters = parameters
-        self._full = full
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return full_shape(self._parameters[name])
-
-    def __getitem__(self, name: str) -> Tensor:
-        parameter = self._parameters[name]
-        return magnitude(self._full(parameter) if self._full else parameter.detach())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parameters)
-
-    def __len__(self) -> int:
-        return len(self._parameters)
 
 
 def language_scores(folder: str | Path, languages: Sequence[str] = ()) -> dict[str, Scores]:

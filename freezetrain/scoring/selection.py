@@ -13,7 +13,7 @@ import torch
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.regions import Entries, Region
-from freezetrain.regions.resolve import layer_of
+from freezetrain.regions.parameters import layer_of
 from freezetrain.scoring.scores import FOR_SELECTION, Scores, check_alike
 from freezetrain.scoring.threshold import Read, Threshold, Which, few_of_many
 

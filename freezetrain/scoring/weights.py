@@ -9,7 +9,7 @@ from torch import nn
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.regions import Base, Entries, Region
-from freezetrain.regions.resolve import all_parameters, full_shape
+from freezetrain.regions.parameters import all_parameters, full_shape
 from freezetrain.scoring.scores import Scores
 
 

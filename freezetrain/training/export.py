@@ -19,7 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from freezetrain.errors import UserError
 from freezetrain.files import require_space
 from freezetrain.models import without_progress_bars
-from freezetrain.regions.resolve import full_shape
+from freezetrain.regions.parameters import full_shape
 from freezetrain.regions.storage import split_into_shards
 
 SHARD_BYTES = 5_000_000_000

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from freezetrain.errors import DivergedError
 from freezetrain.recipe.optimization import Optimization
-from freezetrain.regions.resolve import full_shape
+from freezetrain.regions.parameters import full_shape
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

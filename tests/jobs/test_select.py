@@ -11,7 +11,7 @@ from freezetrain.cli import main
 from freezetrain.regions import Region, block_parameters, fingerprint
 from freezetrain.regions.base import base_of
 from freezetrain.scoring import Scores, select
-from freezetrain.scoring.random_scores import random_scores
+from freezetrain.scoring.without_text import random_scores
 
 LANGUAGES = ("en", "ja", "ko")
 

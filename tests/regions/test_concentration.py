@@ -8,7 +8,7 @@ import torch
 
 from freezetrain.errors import UserError
 from freezetrain.regions import Entries, concentration
-from freezetrain.regions.concentration import fullest_slices, gini, slice_counts
+from freezetrain.regions.slices import fullest_slices, gini, slice_counts
 
 
 def reference(mask, top):

@@ -8,7 +8,7 @@ from decoders import tiny_gpt2, tiny_mixtral
 
 from freezetrain.errors import UserError
 from freezetrain.regions import Region
-from freezetrain.regions.concentration import denser_directions, fullest, random_slices, recurring
+from freezetrain.regions.slices import denser_directions, fullest, random_slices, recurring
 
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from freezetrain.errors import UserError
-from freezetrain.regions import Base, Entries, Region
-from freezetrain.regions import common as overlap
-from freezetrain.regions.common import expected_jaccard, jaccard_matrix, kind_of, shares
+from freezetrain.regions import Base, Entries, Region, overlap
+from freezetrain.regions.overlap import expected_jaccard, jaccard_matrix, kind_of, shares
 
 SHAPES = {
     "model.layers.0.self_attn.q_proj.weight": (12, 9),

@@ -7,7 +7,7 @@ from scored_models import build
 from freezetrain.regions import block_parameters
 from freezetrain.regions.base import base_of
 from freezetrain.scoring import select
-from freezetrain.scoring.random_scores import random_scores
+from freezetrain.scoring.without_text import random_scores
 
 CONV = "transformer.h.0.mlp.c_fc.weight"  # [8, 32], stored as [in, out]
 

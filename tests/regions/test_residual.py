@@ -6,7 +6,11 @@ from decoders import tiny_gpt2, tiny_gpt_oss, tiny_mixtral
 
 from freezetrain.errors import UserError
 from freezetrain.regions import Region, ablate, decoder_blocks, perturb
-from freezetrain.regions.residual import hidden_size, residual_directions, weights_of_dimension
+from freezetrain.regions.residual_stream import (
+    hidden_size,
+    residual_directions,
+    weights_of_dimension,
+)
 
 READS = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "c_attn", "c_fc"} | {
     "gate",  # a router

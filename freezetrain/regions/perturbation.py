@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from freezetrain.errors import UserError
 from freezetrain.regions.blocks import is_norm
 from freezetrain.regions.entries import generator_of
+from freezetrain.regions.parameters import Resolved
 from freezetrain.regions.region import Region
-from freezetrain.regions.resolve import Resolved
 
 
 def ablate(model: nn.Module, region: Region) -> AbstractContextManager[None]:
@@ -34,7 +34,7 @@ def perturb(
     """Change the region's entries while the block runs, in one of three ways.
 
     ``scale`` multiplies them, ``value`` replaces them, and ``reinitialize``, a seed, draws them
-    anew as a model starts out, see :func:`.reinitialize.fresh_values`.
+    anew as a model starts out, see :func:`fresh_values`.
 
     Afterwards, also after an exception, each entry gets its old value back bit for bit (minus
     zero and NaN included). What the block itself writes to these entries is lost. Contexts nest;

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from freezetrain.errors import UserError
 from freezetrain.regions.entries import Entries, draw_indices
 from freezetrain.regions.region import Region
-from freezetrain.regions.residual import Direction, matrix_entries, residual_directions
+from freezetrain.regions.residual_stream import Direction, matrix_entries, residual_directions
 
 
 def concentration(entries: Entries, top: float = 0.05, input_dim: int = -1) -> tuple[float, float]:

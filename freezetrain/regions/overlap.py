@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from freezetrain.errors import UserError
-from freezetrain.regions.region import Region
-from freezetrain.regions.resolve import coverage, layer_of
+from freezetrain.regions.parameters import layer_of
+from freezetrain.regions.region import Region, coverage
 
 _CHUNK = 1 << 18  # positions that are counted at a time; below 2**24, which float32 adds exactly
 

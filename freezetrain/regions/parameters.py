@@ -1,6 +1,6 @@
-"""Where the names of a region meet the tensors of a model, and how much of each it holds."""
+"""Parameters of a model: their names and shapes, and those that the names of a region mean."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,41 +156,6 @@ def _missing(missing: list[str], total: int, known: set[str]) -> UserError:
     )
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """Fractions between 0 and 1 of the entries that are in the region."""
-
-    tensors: dict[str, float]
-    """Parameter name -> fraction."""
-    layers: dict[int, float]
-    """Layer, the first integer in a parameter's dotted name -> fraction over its parameters."""
-    model: float
-    """Fraction over all parameters."""
-
-
-def coverage(counts: Mapping[str, int], numels: Mapping[str, int]) -> Coverage:
-    """Coverage of ``counts`` entries in parameters of ``numels`` entries.
-
-    A name that only ``numels`` has counts as no entries of that parameter.
-    """
-    layer_count: dict[int, int] = defaultdict(int)
-    layer_numel: dict[int, int] = defaultdict(int)
-    for name, numel in numels.items():
-        layer = layer_of(name)
-        if layer is not None:
-            layer_count[layer] += counts.get(name, 0)
-            layer_numel[layer] += numel
-    return Coverage(
-        {name: _ratio(counts.get(name, 0), numel) for name, numel in numels.items()},
-        {layer: _ratio(layer_count[layer], layer_numel[layer]) for layer in sorted(layer_numel)},
-        _ratio(sum(counts.values()), sum(numels.values())),
-    )
-
-
 def layer_of(name: str) -> int | None:
     """3 for ``model.layers.3.mlp.experts.0.weight``; None without an integer component."""
     return next((int(part) for part in name.split(".") if part.isdecimal()), None)
-
-
-def _ratio(count: int, numel: int) -> float:
-    return count / numel if numel else 0.0

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from freezetrain.errors import UserError
 from freezetrain.regions.blocks import block_parameters, decoder_blocks, input_dim, is_norm
 from freezetrain.regions.entries import Entries
+from freezetrain.regions.parameters import match_parameters, plain_name
 from freezetrain.regions.region import Region
-from freezetrain.regions.resolve import match_parameters, plain_name
 
 Direction = Literal["rows", "columns"]
 """Rows belong to output features, columns to input features, however a matrix is stored."""

@@ -1,4 +1,4 @@
-"""Random scores, one a unit: selecting by them draws entries, rows, columns or tensors evenly."""
+"""Scores that need no text: absolute values of the weights, and random numbers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -9,9 +9,52 @@ from freezetrain.regions import block_parameters
 from freezetrain.regions.base import base_of
 from freezetrain.regions.blocks import selection_facts
 from freezetrain.regions.entries import generator_of
-from freezetrain.regions.resolve import full_shape
+from freezetrain.regions.parameters import full_shape
+from freezetrain.scoring.methods import magnitude, scored_parameters
 from freezetrain.scoring.scores import Scores
 from freezetrain.scoring.selection import Unit, unit_dims
+
+
+def magnitude_scores(
+    model: nn.Module, full: Callable[[nn.Parameter], Tensor] | None = None
+) -> Scores:
+    """|θ| of the decoder blocks' weights, taken when it is asked for; no text is needed.
+
+    ``full`` gives the whole of a parameter that ``model`` does not hold itself, as for
+    :func:`~freezetrain.regions.base.fingerprint`. UserError for a model without decoder blocks.
+    """
+    parameters = scored_parameters(model, "magnitude", None)
+    made = {
+        "method": "magnitude",
+        "batches": 1,
+        **selection_facts(model, parameters),
+    }
+    return Scores(_Magnitudes(parameters, full), base_of(model, full), made)
+
+
+class _Magnitudes(Mapping[str, Tensor]):
+    """Name -> |θ| as it is now."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        full: Callable[[nn.Parameter], Tensor] | None,
+    ) -> None:
+        self._parameters = parameters
+        self._full = full
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return full_shape(self._parameters[name])
+
+    def __getitem__(self, name: str) -> Tensor:
+        parameter = self._parameters[name]
+        return magnitude(self._full(parameter) if self._full else parameter.detach())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
 
 
 def random_scores(
