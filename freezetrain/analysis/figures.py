@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from freezetrain.formats import language_label, percent, signed
 from freezetrain.report.charts import ROW, HeatMap, dot_rows, heat_maps
 from freezetrain.report.page import Draw
 from freezetrain.report.style import (
@@ -26,7 +27,6 @@ from freezetrain.report.style import (
     percents,
     ticks,
 )
-from freezetrain.report.text import language_label, percent, signed
 
 NOTHING = "nothing"
 

@@ -13,11 +13,11 @@ from freezetrain.analysis.figures import overlap_figures
 from freezetrain.analysis.recipe import OverlapRecipe
 from freezetrain.errors import UserError
 from freezetrain.files import write_whole
+from freezetrain.formats import shortest_endings
 from freezetrain.regions import Region
 from freezetrain.regions.overlap import expected_jaccard, jaccard_matrix, shares
 from freezetrain.report.pictures import FOLDER as PICTURES
 from freezetrain.report.pictures import save_pictures
-from freezetrain.report.text import shortest_endings
 from freezetrain.run_folder import Outcome
 
 _SUFFIX = ".safetensors"

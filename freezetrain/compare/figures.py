@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from freezetrain.compare.curves import MEASURES, Curve, Point, curves
 from freezetrain.compare.frontier import at_main_gain, in_order
+from freezetrain.formats import language_name
 from freezetrain.report.page import Draw
 from freezetrain.report.style import (
     FONT,
@@ -25,7 +26,6 @@ from freezetrain.report.style import (
     new_figure,
     ticks,
 )
-from freezetrain.report.text import language_name
 
 Results = Mapping[str, Any]
 

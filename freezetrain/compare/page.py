@@ -38,7 +38,7 @@ def render_compare(results: Results, path: str | os.PathLike[str]) -> None:
     figures = {name: drawn(name, draw) for name, draw in compare_figures(results).items()}
     write_page(
         path,
-        "compare.html.j2",
+        "compare/page.html.j2",
         results=results,
         plots=figures,
         shown=main_variants(results),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from freezetrain.compare.frontier import CHOICES, at_main_gain, in_order, recommend
-from freezetrain.report.text import (
+from freezetrain.formats import (
     amount,
     count,
     counted,

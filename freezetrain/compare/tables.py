@@ -9,9 +9,9 @@ from rich.table import Table as RichTable
 from freezetrain.compare.curves import MEASURES, language_losses
 from freezetrain.compare.frontier import at_main_gain, in_order
 from freezetrain.compare.sentences import change, precise, rate_text
+from freezetrain.formats import count, fixed, language_and_code, percent, seconds, signed
 from freezetrain.report.page import flat
 from freezetrain.report.tables import Cell, Table, share_cell
-from freezetrain.report.text import count, fixed, language_and_code, percent, seconds, signed
 
 Results = Mapping[str, Any]
 

@@ -14,6 +14,7 @@ from freezetrain.errors import CheckError, UserError, near_misses
 from freezetrain.evaluation import DocumentSums, History, forgetting_table
 from freezetrain.evaluation.tables import texts_rows, texts_table
 from freezetrain.files import write_whole
+from freezetrain.formats import shortest_endings
 from freezetrain.measuring.harness import Harness, Scores, compared, main_metrics
 from freezetrain.measuring.held_out import evaluate_with_bar, held_out_documents, window_length
 from freezetrain.measuring.recipe import ForgettingRecipe
@@ -21,7 +22,6 @@ from freezetrain.models import check_fit, load_model, load_tokenizer, meta_model
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.report.comparison import comparison_rows, to_markdown, write_csv
 from freezetrain.report.runs_page import render_runs
-from freezetrain.report.text import shortest_endings
 from freezetrain.run_folder import Outcome
 
 

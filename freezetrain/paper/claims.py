@@ -6,16 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from freezetrain.analysis.figures import NOTHING
-from freezetrain.paper.results import (
-    changed_what,
-    core_of,
-    mean_share,
-    of_ratio,
-    ratios_of,
-    single,
-    weight_name,
-)
-from freezetrain.report.text import (
+from freezetrain.formats import (
     brief,
     count,
     counted,
@@ -25,6 +16,15 @@ from freezetrain.report.text import (
     listed,
     percent,
     perplexity,
+)
+from freezetrain.paper.results import (
+    changed_what,
+    core_of,
+    mean_share,
+    of_ratio,
+    ratios_of,
+    single,
+    weight_name,
 )
 
 Results = Mapping[str, Any]

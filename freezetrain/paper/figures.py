@@ -15,6 +15,7 @@ from freezetrain.analysis.figures import (
     rises_figure,
     selectivity_figure,
 )
+from freezetrain.formats import exact_percent, language_label
 from freezetrain.paper.results import KINDS, core_of, of_ratio, ratios_of
 from freezetrain.report.charts import ROW, dot_rows
 from freezetrain.report.page import Draw
@@ -31,7 +32,6 @@ from freezetrain.report.style import (
     percents,
     ticks,
 )
-from freezetrain.report.text import exact_percent, language_label
 
 
 def draw_all(results: Mapping[str, Any], folder: Path) -> None:

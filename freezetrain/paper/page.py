@@ -7,6 +7,17 @@ from statistics import fmean
 from typing import Any
 
 from freezetrain.analysis.figures import NOTHING
+from freezetrain.formats import (
+    amount,
+    brief,
+    count,
+    counted,
+    exact_percent,
+    fixed,
+    language_name,
+    listed,
+    percent,
+)
 from freezetrain.paper.figures import paper_figures, removal_name
 from freezetrain.paper.results import changed_what, core_of, of_ratio, ratios_of
 from freezetrain.paper.tables import (
@@ -23,17 +34,6 @@ from freezetrain.paper.tables import (
 from freezetrain.report.page import drawn, flat, write_page
 from freezetrain.report.run_tables import read_table, settings_table
 from freezetrain.report.tables import Table, location_table, times_table
-from freezetrain.report.text import (
-    amount,
-    brief,
-    count,
-    counted,
-    exact_percent,
-    fixed,
-    language_name,
-    listed,
-    percent,
-)
 
 Results = Mapping[str, Any]
 
@@ -57,7 +57,7 @@ def render_paper(results: Results, path: str | os.PathLike[str]) -> None:
     figures = {name: drawn(name, draw) for name, draw in paper_figures(results).items()}
     write_page(
         path,
-        "paper.html.j2",
+        "paper/page.html.j2",
         results=results,
         plots=figures,
         say=_sentences(results),

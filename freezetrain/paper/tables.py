@@ -5,9 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from freezetrain.analysis.figures import NOTHING
-from freezetrain.paper.results import changed_what, core_of, mean_share, of_ratio, weight_name
-from freezetrain.report.tables import Cell, Table, share_cell
-from freezetrain.report.text import (
+from freezetrain.formats import (
     count,
     exact_percent,
     fixed,
@@ -16,6 +14,8 @@ from freezetrain.report.text import (
     perplexity,
     signed,
 )
+from freezetrain.paper.results import changed_what, core_of, mean_share, of_ratio, weight_name
+from freezetrain.report.tables import Cell, Table, share_cell
 
 Results = Mapping[str, Any]
 

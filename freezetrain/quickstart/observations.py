@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from freezetrain.analysis.figures import rises
-from freezetrain.report.text import (
+from freezetrain.formats import (
     amount,
     brief,
     count,

@@ -29,7 +29,7 @@ def render_report(results: Mapping[str, Any], path: str | os.PathLike[str]) -> N
     """
     write_page(
         path,
-        "quickstart.html.j2",
+        "quickstart/page.html.j2",
         results=results,
         say={name: getattr(sentences, name)(results) for name in _SENTENCES},
         plots=_plots(results),

@@ -5,8 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from freezetrain.analysis.figures import NOTHING, rises
-from freezetrain.report.tables import Table, _plain, _spaced
-from freezetrain.report.text import (
+from freezetrain.formats import (
     count,
     fixed,
     language_and_code,
@@ -15,6 +14,7 @@ from freezetrain.report.text import (
     ratio,
     signed,
 )
+from freezetrain.report.tables import Table, _plain, _spaced
 
 
 def ablation_table(results: Mapping[str, Any]) -> Table:

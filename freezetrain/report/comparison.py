@@ -9,9 +9,7 @@ from typing import Any
 
 from freezetrain.evaluation.figures import finite_or_none, safe_exp
 from freezetrain.files import write_whole
-from freezetrain.report.run import model_evaluation
-from freezetrain.report.tables import Cell, Table, share_cell
-from freezetrain.report.text import (
+from freezetrain.formats import (
     fixed,
     language_and_code,
     perplexity,
@@ -19,6 +17,8 @@ from freezetrain.report.text import (
     signed,
     signed_percent,
 )
+from freezetrain.report.run import model_evaluation
+from freezetrain.report.tables import Cell, Table, share_cell
 
 COLUMNS = (
     "model",

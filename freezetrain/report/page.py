@@ -9,8 +9,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from freezetrain.files import write_whole
+from freezetrain.formats import language_name
 from freezetrain.report.style import to_svg
-from freezetrain.report.text import language_name
+from freezetrain.tables import to_html
 
 Draw = Callable[[float], Figure]  # width in pixels of the page → figure
 
@@ -24,15 +25,19 @@ def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> No
 
 
 def render_page(template: str, **values: Any) -> str:
-    """``template`` filled in, as HTML text; all values are escaped but ``Markup``."""
+    """``template`` filled in, as HTML text; all values are escaped but ``Markup``.
+
+    ``template`` is named with the room that it lies in: ``"paper/page.html.j2"``.
+    """
     environment = Environment(
-        loader=PackageLoader("freezetrain.report", ""),
+        loader=PackageLoader("freezetrain", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["language"] = language_name
+    environment.globals["to_html"] = to_html
     return environment.get_template(template).render(**values)
 
 

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from freezetrain.errors import UserError
+from freezetrain.formats import language_label
 from freezetrain.report.charts import ROW, dot_rows
 from freezetrain.report.run import (
     NATS,
@@ -33,7 +34,6 @@ from freezetrain.report.style import (
     new_figure,
     ticks,
 )
-from freezetrain.report.text import language_label
 
 _MARKED = 16  # marks on a line
 

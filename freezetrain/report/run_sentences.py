@@ -4,10 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from freezetrain.report.comparison import beyond_noise
-from freezetrain.report.run import model_evaluation
-from freezetrain.report.run_tables import measured
-from freezetrain.report.text import (
+from freezetrain.formats import (
     brief,
     count,
     counted,
@@ -16,6 +13,9 @@ from freezetrain.report.text import (
     quoted,
     signed_percent,
 )
+from freezetrain.report.comparison import beyond_noise
+from freezetrain.report.run import model_evaluation
+from freezetrain.report.run_tables import measured
 
 Run = Mapping[str, Any]
 

@@ -4,9 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from freezetrain.report.run import NATS, has_courses, model_evaluation
-from freezetrain.report.tables import Cell, Table, share_cell
-from freezetrain.report.text import (
+from freezetrain.formats import (
     count,
     fixed,
     language_and_code,
@@ -15,6 +13,8 @@ from freezetrain.report.text import (
     signed,
     signed_percent,
 )
+from freezetrain.report.run import NATS, has_courses, model_evaluation
+from freezetrain.report.tables import Cell, Table, share_cell
 
 Run = Mapping[str, Any]
 

@@ -12,12 +12,12 @@ from rich.table import Table
 from freezetrain.errors import UserError
 from freezetrain.evaluation import History
 from freezetrain.files import write_whole
+from freezetrain.formats import shortest_endings, signed, signed_percent
 from freezetrain.recipe import yaml12
 from freezetrain.report.comparison import MEAN, comparison_rows, to_markdown, write_csv
 from freezetrain.report.page import flat
 from freezetrain.report.recipe import ReportRecipe
 from freezetrain.report.runs_page import render_runs
-from freezetrain.report.text import shortest_endings, signed, signed_percent
 from freezetrain.run_folder import Outcome
 
 FORGETTING = "forgetting.json"

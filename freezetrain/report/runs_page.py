@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from freezetrain.errors import UserError
+from freezetrain.formats import language_name
 from freezetrain.report.comparison import comparison_rows, languages_table
 from freezetrain.report.page import drawn, write_page
 from freezetrain.report.run import (
@@ -38,7 +39,6 @@ from freezetrain.report.run_tables import (
     texts_tables,
 )
 from freezetrain.report.style import MOST, marks, to_svg
-from freezetrain.report.text import language_name
 
 OPEN = 24  # languages whose panels are shown at once; the others unfold
 
@@ -60,7 +60,7 @@ def render_runs(runs: Sequence[Run], path: str | os.PathLike[str]) -> None:
     courses = has_courses(runs)
     write_page(
         path,
-        "runs.html.j2",
+        "report/runs.html.j2",
         runs=runs,
         say=_sentences(runs),
         plots=_plots(runs, courses),

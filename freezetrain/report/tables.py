@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from freezetrain.report.text import (
+from freezetrain.formats import (
     percent,
     seconds,
 )

@@ -1,4 +1,4 @@
-"""Numbers, lists, names of languages and of models as they are written on a page."""
+"""Numbers, names of languages and of models as text."""
 
 import math
 from collections import Counter

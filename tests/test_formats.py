@@ -1,8 +1,19 @@
+"""Numbers and names as text."""
+
 import math
 
 import pytest
 
-from freezetrain.report import text as numbers
+from freezetrain.errors import UserError
+from freezetrain.formats import (
+    amount,
+    brief,
+    percent,
+    perplexity,
+    seconds,
+    shortest_endings,
+    signed,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +29,7 @@ from freezetrain.report import text as numbers
     ],
 )
 def test_perplexity(value: float | None, written: str) -> None:
-    assert numbers.perplexity(value) == written
+    assert perplexity(value) == written
 
 
 @pytest.mark.parametrize(
@@ -33,31 +44,50 @@ def test_perplexity(value: float | None, written: str) -> None:
     ],
 )
 def test_change_in_a_sentence(value: float, written: str) -> None:
-    assert numbers.brief(value) == written
+    assert brief(value) == written
 
 
 def test_a_change_that_rounds_to_zero_has_no_sign() -> None:
-    assert numbers.signed(-0.00001) == "0.0000"
-    assert numbers.signed(-0.00006) == "−0.0001"
+    assert signed(-0.00001) == "0.0000"
+    assert signed(-0.00006) == "−0.0001"
 
 
 @pytest.mark.parametrize(
     ("share", "written"), [(0.314, "31%"), (0.0958, "9.6%"), (0.0043, "0.43%"), (None, "–")]
 )
 def test_percent(share: float | None, written: str) -> None:
-    assert numbers.percent(share) == written
+    assert percent(share) == written
 
 
 @pytest.mark.parametrize(
     ("value", "written"), [(8.14, "8.1 s"), (59.97, "1 min 00 s"), (252.4, "4 min 12 s")]
 )
 def test_seconds(value: float, written: str) -> None:
-    assert numbers.seconds(value) == written
+    assert seconds(value) == written
 
 
 def test_amount_is_exact_where_it_is_small() -> None:
-    assert [numbers.amount(value) for value in (17_695, 4_128_960, 13_015_864_320)] == [
+    assert [amount(value) for value in (17_695, 4_128_960, 13_015_864_320)] == [
         "17,695",
         "4.1 million",
         "13.0 billion",
     ]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["meta-llama/Llama-2-7b-hf"], ["Llama-2-7b-hf"]),
+        (["runs/a/model", "runs/b/model/"], ["a/model", "b/model"]),
+        (["/x/base", "runs/a/model", "/y/a/model"], ["base", "runs/a/model", "y/a/model"]),
+        (["model", "a/model"], ["model", "a/model"]),
+        (["a/b", "b/a", "c"], ["b", "a", "c"]),
+    ],
+)
+def test_the_shortest_endings_that_differ(paths: list[str], names: list[str]) -> None:
+    assert shortest_endings(paths) == names
+
+
+def test_the_same_path_twice_is_refused() -> None:
+    with pytest.raises(UserError, match=r"each path once, got runs/a 2 times"):
+        shortest_endings(["runs/a", "b", "runs/a/"])
