@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from forked_ranks import RanksFailed, run_ranks
+from forked_ranks import RanksError, run_ranks
 
 
 def summed(rank: int, world: int, start: torch.Tensor) -> torch.Tensor:
@@ -47,11 +47,11 @@ def one_is_killed(rank: int, world: int) -> None:
 
 
 def test_a_rank_that_fails_ends_the_others():
-    with pytest.raises(RanksFailed, match="ValueError: on rank 1 alone") as raised:
+    with pytest.raises(RanksError, match="ValueError: on rank 1 alone") as raised:
         run_ranks(one_raises)
     assert raised.value.codes[1] == 1
     start = time.monotonic()
-    with pytest.raises(RanksFailed) as raised:
+    with pytest.raises(RanksError) as raised:
         run_ranks(one_is_killed)
     assert raised.value.codes == [-9, -9]
     assert time.monotonic() - start < 20

@@ -29,7 +29,7 @@ _ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_TH
 _GRACE = 2.0  # seconds that the other ranks have to say what they saw, once one has failed
 
 
-class RanksFailed(AssertionError):
+class RanksError(AssertionError):
     """At least one rank raised, was killed or did not end in time; says how each of them ended."""
 
     def __init__(self, message: str, codes: list[int]) -> None:
@@ -59,7 +59,7 @@ def run_ranks(
         environment: variables beside those of this process.
         logs: folder that keeps what the ranks wrote, as ``0.out``, ``0.err``, ``1.out`` ...
 
-    The ranks run in the current folder. RanksFailed, with their last words, if one fails: the
+    The ranks run in the current folder. RanksError, with their last words, if one fails: the
     others are then killed.
     """
     _start_server()
@@ -85,7 +85,7 @@ def run_ranks(
         codes = _wait(ranks, timeout)
         if any(codes):
             ends = [_last_words(folder, rank, code) for rank, code in enumerate(codes)]
-            raise RanksFailed("\n".join(ends), codes)
+            raise RanksError("\n".join(ends), codes)
         return [pickle.loads(result.read_bytes()) for result in results]
 
 

@@ -1,4 +1,5 @@
 """What ranks need and what takes seconds to import: the server that forks them loads it once."""
+# ruff: noqa: F401
 
 import gc
 import os
