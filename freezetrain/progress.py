@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from freezetrain.files import write_results
+from freezetrain.files import write_json
 from freezetrain.ranks import from_first_rank, is_first_rank
 
 
@@ -66,7 +66,7 @@ class Stages:
             with self(name):
                 value = make()
             if is_first_rank():
-                write_results(path, {"seconds": self.seconds[name], "found": value})
+                write_json(path, {"seconds": self.seconds[name], "found": value})
                 found = _read(path)
             found = from_first_rank(found)
             assert found is not None

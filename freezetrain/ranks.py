@@ -3,22 +3,21 @@
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
 
-from freezetrain.errors import UserError
-
-if TYPE_CHECKING:
-    from lightning.fabric.plugins import ClusterEnvironment
-
+from freezetrain.errors import CheckError, Preempted, UserError
 
 OUT = "FREEZETRAIN_OUT"
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+_WATCHDOG = "end-with-parent"  # name of its thread
 
 _SRUN = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES")
 
@@ -38,22 +37,6 @@ class Launch:
     def external(self) -> bool:
         """Whether all processes were started from outside: devices are given, not chosen."""
         return self.by in ("torchrun", "srun")
-
-    def cluster_environment(self) -> "ClusterEnvironment":
-        """What Lightning's ``Trainer(plugins=...)`` takes, so that it does not guess otherwise.
-
-        Lightning takes any process with SLURM_NTASKS for one of srun's, and its SLURM plugin would
-        put the job back in the queue on a signal by itself.
-        """
-        from lightning.fabric.plugins.environments import (
-            LightningEnvironment,
-            SLURMEnvironment,
-            TorchElasticEnvironment,
-        )
-
-        if self.by == "torchrun":
-            return TorchElasticEnvironment()
-        return SLURMEnvironment(auto_requeue=False) if self.by == "srun" else LightningEnvironment()
 
 
 def current_launch(environment: Mapping[str, str] | None = None) -> Launch:
@@ -126,19 +109,22 @@ def run_folder(launch: Launch, out: Path | None, default: Path) -> Path:
     return out or default
 
 
-def end_with_parent() -> None:
-    """End this process, which another one started, as soon as that one is gone.
+def end_with_parent(parent: int | None = None) -> None:
+    """End this process as soon as the one that started it is gone; else it would wait for it.
 
-    Else it would wait for it in a collective operation, and hold its GPU.
+    As in a collective operation, with its GPU held. ``parent``: the id of that process, where it
+    may be gone already. A second call changes nothing.
     """
-    parent = os.getppid()
+    if any(thread.name == _WATCHDOG for thread in threading.enumerate()):  # none after a fork
+        return
+    expected = os.getppid() if parent is None else parent
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == expected:
             time.sleep(0.5)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+    threading.Thread(target=watch, daemon=True, name=_WATCHDOG).start()
 
 
 T = TypeVar("T")
@@ -158,5 +144,50 @@ def from_first_rank(value: T) -> T:
     return held[0]
 
 
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def from_all_ranks(value: T, group: "dist.ProcessGroup | None" = None) -> list[T]:
+    """The ``value`` of each rank of ``group`` (None: all), in their order; every one calls this."""
+    if not _several(group):
+        return [value]
+    values = [value] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+@contextmanager
+def together(group: "dist.ProcessGroup | None" = None) -> Iterator[None]:
+    """A block that all ranks of ``group`` (None: all) leave well, or all leave with an error.
+
+    Every rank must enter it, and none may wait inside for one that may have failed. A rank that
+    failed raises its own error, the others that of the first rank that failed: as it is where it is
+    one of freezetrain.errors, else a ``UserError`` that quotes it. Without other ranks it is just a
+    block.
+    """
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        own = error
+    for failure in from_all_ranks(_for_others(own), group):
+        if failure is not None:
+            raise own or failure
+
+
+def on_first_rank(action: Callable[[], T]) -> T:
+    """What ``action()`` returns on rank 0, on every rank; what it raises, they raise together."""
+    value: Any = None
+    with together():
+        if is_first_rank():
+            value = action()
+    return from_first_rank(value)
+
+
+def _for_others(error: Exception | None) -> Exception | None:
+    """An error as it can be sent to other ranks, which not every one can."""
+    if error is None or isinstance(error, UserError | CheckError | Preempted):
+        return error
+    rank = dist.get_rank() if _several() else 0
+    return UserError(f"rank {rank} failed with {type(error).__name__}: {error}")
+
+
+def _several(group: "dist.ProcessGroup | None" = None) -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1

@@ -17,7 +17,7 @@ except ImportError:  # Windows
 
 from freezetrain import __version__
 from freezetrain.errors import UserError
-from freezetrain.files import write_results
+from freezetrain.files import UNFINISHED, remove_unfinished, whole, write_json
 from freezetrain.recipe import yaml12
 
 _RECIPE = "recipe.yaml"
@@ -50,8 +50,8 @@ def claim(folder: Path, recipe: Any, resumable: bool = False, grows: Sequence[st
     recipe_file = folder / _RECIPE
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give --out a folder")
-    unfinished = recipe_file.with_suffix(".unfinished")  # a start that was killed may have left it
-    if folder.is_dir() and any(path != unfinished for path in folder.iterdir()):
+    # A start that was killed may have left an unfinished recipe.
+    if folder.is_dir() and any(path.suffix != UNFINISHED for path in folder.iterdir()):
         if not resumable or not recipe_file.is_file():
             raise UserError(
                 f"{folder} is not empty, and nothing in it is overwritten; give --out a new folder"
@@ -69,8 +69,9 @@ def claim(folder: Path, recipe: Any, resumable: bool = False, grows: Sequence[st
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(yaml12.dump(told), encoding="utf-8")
-        unfinished.replace(recipe_file)
+        remove_unfinished(recipe_file)
+        with whole(recipe_file) as new:
+            new.write_text(yaml12.dump(told), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"cannot write to {folder}: {error.strerror}; choose another --out"
@@ -168,7 +169,7 @@ def _held(folder: Path) -> Iterator[None]:
 def write_outcome(folder: Path, verb: str, outcome: Outcome) -> None:
     """Write results.json whole or not at all."""
     about = {"freezetrain": __version__, "verb": verb, "passed": outcome.passed}
-    write_results(folder / _RESULTS, {**about, **outcome.results})
+    write_json(folder / _RESULTS, {**about, **outcome.results})
 
 
 def differences(earlier: Any, now: Any, name: str = "") -> list[str]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from freezetrain.analysis.figures import overlap_figures
 from freezetrain.analysis.recipe import OverlapRecipe
 from freezetrain.errors import UserError
-from freezetrain.files import write_whole
+from freezetrain.files import write_text
 from freezetrain.formats import shortest_endings
 from freezetrain.regions import Region
 from freezetrain.regions.overlap import expected_jaccard, jaccard_matrix, shares
@@ -76,7 +76,7 @@ def run(recipe: OverlapRecipe, folder: Path) -> Outcome:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"expected a name of its own for each region, got {twice[0]!r} twice")
     found = overlap({name: Region.load(path) for name, path in zip(names, files, strict=True)})
-    write_whole(folder / "overlap.csv", _csv(found))
+    write_text(folder / "overlap.csv", _csv(found))
     save_pictures(overlap_figures(found), folder / PICTURES)
     display = [_table(found), f"pictures: {folder / PICTURES}"]
     return Outcome({"files": [str(path) for path in files], **found}, display)

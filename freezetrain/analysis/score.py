@@ -18,10 +18,10 @@ from freezetrain.data.packing import Drawn
 from freezetrain.data.texts import languages_in, read_languages
 from freezetrain.data.tokens import default_cache, default_workers, tokenize
 from freezetrain.errors import CheckError, UserError
-from freezetrain.files import require_space
+from freezetrain.files import UNFINISHED, require_space
 from freezetrain.models import check_fit, load_tokenizer, meta_model
 from freezetrain.progress import progress_bar
-from freezetrain.ranks import Launch, current_launch, from_first_rank, is_first_rank
+from freezetrain.ranks import Launch, current_launch, from_first_rank, is_first_rank, together
 from freezetrain.regions import Base
 from freezetrain.regions.base import base_of
 from freezetrain.run_folder import Outcome
@@ -91,7 +91,7 @@ def score_languages(recipe: ScoreRecipe, folder: Path) -> dict[str, dict[str, Ma
     start_ranks(recipe.engine, launch)
     todo = from_first_rank(todo)
     if is_first_rank():
-        for unfinished in folder.rglob(".*.unfinished"):  # of a run that was killed
+        for unfinished in folder.rglob(f".*{UNFINISHED}"):  # of a run that was killed
             shutil.rmtree(unfinished)
     if todo:
         _score(recipe, folder, launch, names, {name: drawn[name] for name in todo})
@@ -172,20 +172,17 @@ def _leave(
     """Write the scores of the text so far, unless an earlier start has; all ranks call this."""
     if from_first_rank(file.exists()):
         return
-    failed = None
     tensors = scoring.tensors(method, last)
-    try:
-        made = scoring.made(method, language)
-        if is_first_rank():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Scores(_Finished(scoring.shapes(method), tensors), base, made).save(file)
-    except (UserError, OSError) as error:
-        failed = str(error)
-    with suppress(UserError):  # rank 0 found the same
-        for _ in tensors:  # other ranks have their parts to give, also where nothing can be written
-            pass
-    if failed := from_first_rank(failed):
-        raise UserError(failed)
+    with together():
+        try:
+            made = scoring.made(method, language)
+            if is_first_rank():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Scores(_Finished(scoring.shapes(method), tensors), base, made).save(file)
+        finally:
+            with suppress(UserError):  # rank 0 found the same
+                for _ in tensors:  # other ranks give their parts, also where nothing can be written
+                    pass
 
 
 class _Finished(Mapping[str, Tensor]):

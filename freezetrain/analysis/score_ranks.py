@@ -19,7 +19,13 @@ from freezetrain.ranks import Launch
 from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.scoring.partition import FullyShard, Partition, Replicated, Split
-from freezetrain.training.engines import deepspeed_config, devices, kind_of, world_size
+from freezetrain.training.engines import (
+    cluster_environment,
+    deepspeed_config,
+    devices,
+    kind_of,
+    world_size,
+)
 from freezetrain.training.sharded import load_partitioned, load_sharded
 
 
@@ -46,7 +52,7 @@ def start_ranks(engine: Engine, launch: Launch) -> None:
         devices=devices(engine, launch),
         num_nodes=launch.nodes if launch.external else 1,
         strategy=DDPStrategy(process_group_backend=None if on_gpu else "gloo"),
-        plugins=[launch.cluster_environment()],
+        plugins=[cluster_environment(launch)],
     ).launch()
 
 

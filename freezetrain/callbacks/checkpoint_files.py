@@ -5,6 +5,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,15 +14,16 @@ from filelock import FileLock
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 
 from freezetrain.errors import UserError
-from freezetrain.files import require_space
+from freezetrain.files import UNFINISHED, publish, require_space, sync, write_json
 from freezetrain.freezing.fsdp import reshard
+from freezetrain.ranks import from_first_rank, together
 
 _FACTS = "freezetrain.json"  # in a checkpoint that is a folder
 
 # What a kill leaves. A checkpoint has its name only while it is whole.
-_UNFINISHED, _REMOVED = ".unfinished", ".removed"
+_REMOVED = ".removed"
 
-LEFT_OVER = (_UNFINISHED, _REMOVED)
+LEFT_OVER = (UNFINISHED, _REMOVED)
 
 
 @dataclass(frozen=True)
@@ -59,38 +61,39 @@ def write(trainer: L.Trainer, path: Path, save: Callable[[str], None]) -> None:
 
     Every rank calls this. ``path`` is a file on one device and under DDP, a folder under DeepSpeed
     and FSDP2. It has its name only when all ranks have written and the disk has it. Raises
-    ``OSError`` on a rank that cannot write, and then ``UserError`` on the others.
+    ``UserError`` on all ranks where one cannot write.
     """
-    unfinished = Path(f"{path}{_UNFINISHED}")
-    _together(trainer, path, True, lambda: save(str(unfinished)))
-    _together(trainer, path, trainer.local_rank == 0, lambda: _sync_files(unfinished))
-    _together(trainer, path, trainer.is_global_zero, lambda: _give_name(trainer, unfinished, path))
+    unfinished = Path(f"{path}{UNFINISHED}")
+    with _written(path):
+        save(str(unfinished))
+    with _written(path):
+        if trainer.local_rank == 0:
+            sync(unfinished)
+    with _written(path):
+        if trainer.is_global_zero:
+            if unfinished.is_dir():
+                files = {
+                    str(file.relative_to(unfinished)): file.stat().st_size
+                    for file in unfinished.rglob("*")
+                    if file.is_file()
+                }
+                engine = engine_kind(trainer)
+                said = Facts(trainer.global_step, trainer.world_size, engine, files)
+                write_json(unfinished / _FACTS, asdict(said))
+            publish(unfinished, path)
 
 
-def _give_name(trainer: L.Trainer, unfinished: Path, path: Path) -> None:
-    if unfinished.is_dir():
-        files = {
-            str(file.relative_to(unfinished)): file.stat().st_size for file in _files(unfinished)
-        }
-        said = Facts(trainer.global_step, trainer.world_size, engine_kind(trainer), files)
-        _write_whole(unfinished / _FACTS, json.dumps(asdict(said)))
-    os.replace(unfinished, path)
-    _sync(path.parent)
-
-
-def _together(trainer: L.Trainer, path: Path, mine: bool, act: Callable[[], None]) -> None:
-    """Have the ranks whose part it is ``act``; all wait for that, and none for one that failed."""
-    failure = None
-    try:
-        if mine:
-            act()
-    except OSError as error:
-        failure = error
-    if trainer.strategy.reduce_boolean_decision(failure is not None, all=False):
-        raise failure or UserError(
-            f"another rank could not write the checkpoint {path} and says why; mend that, then "
-            "start again to go on from the one before"
-        )
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """All ranks wait for this block on each of them, and none for one that failed in it."""
+    with together():
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"could not write the checkpoint {path}: {error}; mend that, then start again to "
+                "go on from the one before"
+            ) from error
 
 
 def remove(path: Path) -> None:
@@ -152,28 +155,27 @@ def convert(checkpoint: Path) -> None:
 
 def require_shared(trainer: L.Trainer, folder: Path) -> None:
     """UserError on all ranks unless rank 0 can write in ``folder`` and each of them sees it."""
-    name, failure = f".probe-{os.getpid()}", None
-    if trainer.is_global_zero:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).touch()
-        except OSError as error:
-            failure = error.strerror
-    name, failure = trainer.strategy.broadcast((name, failure))
-    if failure is not None:
-        raise UserError(
-            f"expected a folder that can be written to, got {str(folder)!r} ({failure}); choose "
-            "another one, or make it writable"
-        )
-    probe = folder / name
-    seen = trainer.strategy.reduce_boolean_decision(probe.exists(), all=True)
-    if trainer.is_global_zero:
-        probe.unlink()
-    if not seen:
-        raise UserError(
-            f"the folder {folder} of rank 0 is not the one that all ranks see under that name; "
-            "give the run a folder on a file system that all machines share"
-        )
+    probe = folder / from_first_rank(f".probe-{os.getpid()}")
+    with together():
+        if trainer.is_global_zero:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                probe.touch()
+            except OSError as error:
+                raise UserError(
+                    f"expected a folder that can be written to, got {str(folder)!r} "
+                    f"({error.strerror}); choose another one, or make it writable"
+                ) from error
+    try:
+        with together():
+            if not probe.exists():
+                raise UserError(
+                    f"the folder {folder} of rank 0 is not the one that all ranks see under that "
+                    "name; give the run a folder on a file system that all machines share"
+                )
+    finally:
+        if trainer.is_global_zero:
+            probe.unlink()
 
 
 def engine_kind(trainer: L.Trainer) -> str:
@@ -182,32 +184,3 @@ def engine_kind(trainer: L.Trainer) -> str:
     if isinstance(strategy, DeepSpeedStrategy):
         return f"zero-{strategy.config['zero_optimization']['stage']}"  # type: ignore[index]
     return "fsdp2" if isinstance(strategy, ModelParallelStrategy) else "ddp"
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        yield from (file for file in path.rglob("*") if file.is_file())
-    else:
-        yield path
-
-
-def _sync_files(path: Path) -> None:
-    for file in _files(path):
-        _sync(file)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    _sync(part)
-    os.replace(part, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Wait until the disk has it, also what a folder's entries are."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

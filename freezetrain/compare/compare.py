@@ -16,7 +16,7 @@ from freezetrain.compare.runs import Made, Run, grid, missing, run_all, slots
 from freezetrain.compare.sentences import summary
 from freezetrain.compare.tables import frontier_table
 from freezetrain.errors import CheckError, UserError
-from freezetrain.files import write_whole
+from freezetrain.files import write_text
 from freezetrain.progress import progress_bar
 from freezetrain.recipe import yaml12
 from freezetrain.report.pictures import FOLDER as PICTURES
@@ -100,7 +100,7 @@ def _outcome(
     }
     render_compare(results, folder / PAGE)
     write_runs_csv(results, folder / "runs.csv")
-    write_whole(folder / "variants.md", to_markdown(results))
+    write_text(folder / "variants.md", to_markdown(results))
     save_pictures(compare_figures(results), folder / PICTURES)
     display: list[Any] = [frontier_table(comparison), *summary(results)]
     path = folder / "recommended.yaml"
@@ -120,7 +120,7 @@ def _write_recipe(
     told = recipe.training(name, rate, seed, prepared.region(name), prepared.scores)
     told = replace(told, watch=recipe.train.watch)
     head = f"# freezetrain train: {name}, which freezetrain compare recommends\n"
-    path.write_text(head + yaml12.dump(asdict(told)), encoding="utf-8")
+    write_text(path, head + yaml12.dump(asdict(told)))
 
 
 def _row(one: Run) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from freezetrain.analysis.select import make_region, monolingual_regions
 from freezetrain.compare.recipe import CompareRecipe
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Document, DocumentSums
-from freezetrain.files import write_results
+from freezetrain.files import write_json
 from freezetrain.measuring.held_out import evaluate_with_bar, held_out_documents
 from freezetrain.models import check_fit, load_model, load_tokenizer, meta_model, on_gpu
 from freezetrain.progress import Stages
@@ -91,7 +91,7 @@ def _base(
     if not path.is_file():
         model = on_gpu(load_model(recipe.train.model))
         found = evaluate_with_bar(model, documents, recipe.train.watch, "evaluate the base")
-        write_results(path, {name: sums.to_dict() for name, sums in found.items()})
+        write_json(path, {name: sums.to_dict() for name, sums in found.items()})
     told = json.loads(path.read_text(encoding="utf-8"))
     return {name: DocumentSums.from_dict(sums) for name, sums in told.items()}
 
@@ -116,7 +116,7 @@ def _regions(
         if not file.exists():
             region = _region(recipe, name, named, scores)
             region.resolve(shape)
-            write_results(how, told)
+            write_json(how, told)
             region.save(file)
     files: dict[str, str] = {}
     counts: dict[str, int] = {}

@@ -19,7 +19,7 @@ from freezetrain.compare.prepare import Prepared
 from freezetrain.compare.recipe import CompareRecipe
 from freezetrain.errors import CheckError, DivergedError, Preempted, UserError
 from freezetrain.evaluation import evaluate_documents, forgetting
-from freezetrain.files import write_results
+from freezetrain.files import write_json
 from freezetrain.measuring.held_out import held_out_documents, window_length
 from freezetrain.models import load_model, load_tokenizer, on_gpu
 from freezetrain.ranks import end_with_parent
@@ -124,7 +124,7 @@ class Trials:
         except DivergedError as error:
             made["failed"] = str(error).partition(";")[0]
         recipe = asdict(told_of(self._recipe, self._prepared, one))
-        write_results(one.folder / _RESULTS, {**made, "recipe": recipe})
+        write_json(one.folder / _RESULTS, {**made, "recipe": recipe})
         one.tidy(self._recipe.keep_models)
         return made
 

@@ -3,13 +3,10 @@
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from freezetrain.data.packing import TokenStore, piece_folder
 from freezetrain.data.texts import Language, Texts, read_languages
 from freezetrain.errors import UserError
-from freezetrain.files import require_space
+from freezetrain.files import remove_unfinished, require_space, whole
+from freezetrain.ranks import end_with_parent
 from freezetrain.recipe.sources import TextSource
 
 if TYPE_CHECKING:
@@ -126,7 +124,8 @@ def _content(rows: datasets.Dataset, cache: Path) -> str:
             if data is not None:
                 texts.update(memoryview(data)[bounds[0] : bounds[-1]])
         digest = texts.hexdigest() + others.hexdigest()
-        _write(known, digest)
+        with whole(known) as new:
+            new.write_text(digest)
     return digest
 
 
@@ -154,8 +153,7 @@ def _prepare(
     require_space(folder, needed, f"the tokens of language {language.name!r}")
 
     folder.mkdir(exist_ok=True)
-    for unfinished in folder.glob("*.unfinished"):
-        shutil.rmtree(unfinished)
+    remove_unfinished(folder / "*")
     if missing:
         dtype = np.uint32 if wide else np.uint16
         write = partial(_write_piece, texts, tokenizer, folder, bounds, dtype, os.getpid())
@@ -181,7 +179,7 @@ def _write_piece(
 ) -> None:
     """Tokens and starts of documents ``bounds[number]`` to ``bounds[number + 1]``."""
     if os.getpid() != parent:
-        _end_with(parent)
+        end_with_parent(parent)
     facts = dict.fromkeys(("documents", "tokens", "bytes", "words"), 0)
 
     def counted() -> Iterator[str]:
@@ -195,29 +193,15 @@ def _write_piece(
     facts["tokens"] = sum(map(len, encoded))
     starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)[:-1]
     piece = piece_folder(folder, number)
-    unfinished = piece.with_suffix(f".{os.getpid()}.unfinished")
-    unfinished.mkdir()
-    _save(unfinished / "tokens.npy", np.concatenate(encoded))
-    _save(unfinished / "starts.npy", starts)
-    _write(unfinished / "facts.json", json.dumps(facts))
     try:
-        os.replace(unfinished, piece)
+        with whole(piece) as new:
+            new.mkdir()
+            np.save(new / "tokens.npy", np.concatenate(encoded))
+            np.save(new / "starts.npy", starts)
+            (new / "facts.json").write_text(json.dumps(facts))
     except OSError:
-        if not piece.exists():
+        if not piece.exists():  # else one whose parent was killed has written the same
             raise
-        shutil.rmtree(unfinished)  # one whose parent was killed has written the same
-
-
-@cache
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent: it would write on, then wait for more for ever."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _finish(folder: Path, language: Language, pieces: int, digest: str) -> None:
@@ -230,9 +214,11 @@ def _finish(folder: Path, language: Language, pieces: int, digest: str) -> None:
         for name, count in json.loads((piece / "facts.json").read_text(encoding="utf-8")).items():
             facts[name] += count
     facts |= {"held_out": len(language.test), "skipped": language.skipped}
-    _save(folder / "starts.npy", np.concatenate(starts))
+    with whole(folder / "starts.npy") as new:
+        np.save(new, np.concatenate(starts))
     kept = {"language": language.name, "digest": digest, "pieces": pieces, "facts": facts}
-    _write(folder / "facts.json", json.dumps(kept, indent=1))  # last: it says that all is there
+    with whole(folder / "facts.json") as new:  # last: it says that all is there
+        new.write_text(json.dumps(kept, indent=1), encoding="utf-8")
 
 
 def _tokens_expected(texts: Texts, total: int, tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -240,22 +226,6 @@ def _tokens_expected(texts: Texts, total: int, tokenizer: "PreTrainedTokenizerBa
     sample = [text[:2000] for text in texts[:: max(1, len(texts) // _SAMPLED)][:_SAMPLED]]
     tokens = sum(len(ids) for ids in encode(sample, tokenizer))
     return round(1.2 * total * tokens / sum(len(text.encode()) for text in sample))
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 @contextmanager

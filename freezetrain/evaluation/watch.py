@@ -21,8 +21,8 @@ from freezetrain.evaluation.history import Evaluation, History
 from freezetrain.evaluation.perplexity import evaluate_documents
 from freezetrain.evaluation.schedule import Schedule, TimeShare, Trained
 from freezetrain.evaluation.tables import forgetting_table
-from freezetrain.files import write_results
-from freezetrain.ranks import from_first_rank, is_first_rank
+from freezetrain.files import write_json
+from freezetrain.ranks import from_first_rank, is_first_rank, together
 
 TABLE_ROWS = 8  # held-out languages in the terminal; the results file has all
 
@@ -310,20 +310,15 @@ def write_own(
     Unless it ``may_replace`` what is there, a file whose first evaluation is not ``base`` is of
     another run. Raises ``UserError``, on all ranks, for that and for a path that cannot be written.
     """
-    refusal = None
-    if path is not None and is_first_rank():
-        try:
-            if not may_replace and Path(path).exists() and not _begins_with(base, Path(path)):
-                raise UserError(
-                    f"the results file {str(path)!r} exists, of another run; choose another path, "
-                    "or give overwrite=True"
-                )
-            write_results(path, results)
-        except UserError as error:
-            refusal = str(error)
-    refusal = from_first_rank(refusal)
-    if refusal is not None:
-        raise UserError(refusal)
+    with together():
+        if path is None or not is_first_rank():
+            return
+        if not may_replace and Path(path).exists() and not _begins_with(base, Path(path)):
+            raise UserError(
+                f"the results file {str(path)!r} exists, of another run; choose another path, or "
+                "give overwrite=True"
+            )
+        write_json(path, results)
 
 
 def _begins_with(base: Evaluation | None, path: Path) -> bool:

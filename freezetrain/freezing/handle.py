@@ -95,13 +95,16 @@ def freeze(
     if len(set(layout.gather(region.digest))) > 1:
         raise UserError("the ranks were given different regions: load one file on all of them")
     if check_base:
-        layout.together(lambda: region.check_base(model, layout.full))
+        with layout.together():
+            region.check_base(model, layout.full)
     prove(layout, resolved, exact=check_base)  # it leaves ZeRO-3 no whole copy to go stale
     if clamp is not None:
-        layout.together(lambda: set_all(layout, clamp))
+        with layout.together():
+            set_all(layout, clamp)
     elif base is not None:
         stored = WeightsFolder(base) if isinstance(base, str | Path) else base
-        layout.together(lambda: take_stored(layout, stored))
+        with layout.together():
+            take_stored(layout, stored)
     handle = Freeze(model, region, resolved, layout, audit_every)
     if layout.first_rank:
         rounded = layout.rounds and base is None and clamp is None

@@ -1,6 +1,7 @@
 """Where an engine keeps a region on this rank: what a freeze masks, guards and audits."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,8 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from freezetrain.errors import CheckError, UserError
+from freezetrain.errors import CheckError
 from freezetrain.freezing.shard import Shard, combined, value_digest
+from freezetrain.ranks import from_all_ranks, together
 from freezetrain.regions import Entries, Resolved
 
 
@@ -92,26 +94,15 @@ class Layout:
 
     def gather(self, item: object) -> list:
         """``item`` of every rank, in their order: this rank's alone where it trains alone."""
-        if not self.distributed:
-            return [item]
-        found: list = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(found, item, group=self.group)
-        return found
+        return from_all_ranks(item, self.group) if self.distributed else [item]
 
     def rank_of(self, place: int) -> int:
         """The rank whose item :meth:`gather` has at ``place``."""
         return place if self.group is None else dist.get_global_rank(self.group, place)
 
-    def together(self, action: Callable[[], None]) -> None:
-        """Do ``action``; what it raises on one rank is raised on all, so that none waits."""
-        mine: UserError | CheckError | None = None
-        try:
-            action()
-        except (UserError, CheckError) as error:
-            mine = error
-        for found in self.gather(mine):
-            if found is not None:
-                raise found
+    def together(self) -> AbstractContextManager[None]:
+        """A block that all ranks which train together leave well, or all with an error."""
+        return together(self.group) if self.distributed else nullcontext()
 
 
 def _dtypes(shards: Sequence[Shard]) -> str:

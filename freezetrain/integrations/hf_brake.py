@@ -1,7 +1,5 @@
 """Hold a run of transformers' Trainer to limits of forgetting."""
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from freezetrain.errors import UserError
 from freezetrain.evaluation import Evaluation
 from freezetrain.evaluation.brake import Brake
 from freezetrain.evaluation.limits import Action, Measure
+from freezetrain.files import remove_unfinished, whole
 from freezetrain.integrations.hf_forgetting import ForgettingTrackerCallback
 from freezetrain.ranks import from_first_rank
 
@@ -185,8 +184,6 @@ def _require_way_back(args: TrainingArguments, model: Any) -> None:
 
 def _save(model: Any, folder: Path) -> None:
     """Write the model, whole or not at all, in the place of one that is there."""
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    for path in (unfinished, folder):
-        shutil.rmtree(path, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    os.replace(unfinished, folder)
+    remove_unfinished(folder)
+    with whole(folder, replace_folder=True) as new:
+        model.save_pretrained(new)

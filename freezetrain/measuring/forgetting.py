@@ -13,7 +13,7 @@ from rich.table import Table
 from freezetrain.errors import CheckError, UserError, near_misses
 from freezetrain.evaluation import DocumentSums, History, forgetting_table
 from freezetrain.evaluation.tables import texts_rows, texts_table
-from freezetrain.files import write_whole
+from freezetrain.files import write_text
 from freezetrain.formats import shortest_endings
 from freezetrain.measuring.harness import Harness, Scores, compared, main_metrics
 from freezetrain.measuring.held_out import evaluate_with_bar, held_out_documents, window_length
@@ -152,7 +152,7 @@ def _written(runs: Sequence[Mapping[str, Any]], folder: Path) -> list[Any]:
         write_benchmarks(benchmarks, folder / "benchmarks.csv")
         markdown += "\n" + benchmark_markdown(benchmarks)
         shown.append(benchmark_table(benchmarks))
-    write_whole(folder / "forgetting.md", markdown)
+    write_text(folder / "forgetting.md", markdown)
     render_runs(runs, folder / "report.html")
     return [*shown, f"report: {folder / 'report.html'}"]
 
@@ -201,7 +201,7 @@ def write_benchmarks(benchmarks: Sequence[Mapping[str, Any]], path: Path) -> Non
     writer = csv.DictWriter(written, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(benchmark_rows(benchmarks))
-    write_whole(path, written.getvalue())
+    write_text(path, written.getvalue())
 
 
 def benchmark_table(benchmarks: Sequence[Mapping[str, Any]]) -> Table:

@@ -2,9 +2,8 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from freezetrain.errors import UserError
+from freezetrain.files import whole
 
 MAX_SHARD_BYTES = 4_000_000_000
 
@@ -45,8 +45,8 @@ class SafetensorsWriter:
     the shape and dtype of every tensor that will be added. Up to ``max_shard_bytes`` of tensors
     become one file; more become a folder at ``path`` of ``WHAT-00001-of-0000N.safetensors`` and
     ``WHAT.safetensors.index.json``, the layout of sharded Hugging Face checkpoints. Everything
-    is written beside ``path``, in a hidden folder that ends in ``.unfinished``, and renamed into
-    place at a clean exit, so that ``path`` never holds half a file.
+    is written beside ``path`` and renamed into place at a clean exit (freezetrain.files.whole), so
+    that ``path`` never holds half a file.
 
     UserError when ``path`` exists and ``overwrite`` is False, when it is a folder that holds no
     such index (never replaced, even with ``overwrite``), and when it cannot be written.
@@ -76,14 +76,9 @@ class SafetensorsWriter:
     def __enter__(self) -> Self:
         _check_target(self.path, self._what, self._overwrite)
         try:
-            self._scratch = Path(
-                tempfile.mkdtemp(".unfinished", f".{self.path.name}.", self.path.parent)
-            )
-            try:
-                self._begin(self._scratch / "new")
-            except BaseException:
-                shutil.rmtree(self._scratch, ignore_errors=True)
-                raise
+            with ExitStack() as stack:
+                self._begin(stack.enter_context(whole(self.path, replace_folder=True)))
+                self._stack = stack.pop_all()
         except OSError as error:
             raise self._cannot(error) from error
         return self
@@ -107,13 +102,15 @@ class SafetensorsWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        incomplete = None
+        if error is None and self._missing:
+            error = incomplete = ValueError(f"never added: {min(self._missing)!r}")
         try:
-            if kind is None:
-                self._finish(self._scratch / "new")
-        except OSError as found:
-            raise self._cannot(found) from found
-        finally:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._stack.__exit__(type(error) if error else None, error, traceback)
+        except OSError as refused:
+            raise self._cannot(refused) from refused
+        if incomplete:
+            raise incomplete
 
     def _begin(self, new: Path) -> None:
         """Make the files, with their headers and room for all data."""
@@ -135,15 +132,6 @@ class SafetensorsWriter:
                 "weight_map": {name: file.name for name, file in self._files.items()},
             }
             (new / index_name(self._what)).write_text(json.dumps(index, indent=1))
-
-    def _finish(self, new: Path) -> None:
-        if self._missing:
-            raise ValueError(f"never added: {min(self._missing)!r}")
-        for file in new.iterdir() if new.is_dir() else [new]:
-            _flush(file)
-        if self.path.is_dir() or (new.is_dir() and self.path.exists()):
-            self.path.rename(self._scratch / "old")  # a rename cannot replace a folder
-        os.replace(new, self.path)
 
     def _cannot(self, error: Exception) -> UserError:
         return UserError(f"cannot write {self.path}: {error}")
@@ -202,12 +190,6 @@ def _check_target(path: Path, what: str, overwrite: bool) -> None:
         raise UserError(f"{path} exists; choose another path or pass overwrite")
     if path.is_dir() and not (path / index_name(what)).is_file():
         raise UserError(f"{path} is a folder that holds no {what}; choose another path")
-
-
-def _flush(path: Path) -> None:
-    """Force a file to disk, so that a rename after a power cut never reveals an empty one."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 class StoredTensors(Mapping[str, Tensor]):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from freezetrain.evaluation.figures import finite_or_none, safe_exp
-from freezetrain.files import write_whole
+from freezetrain.files import write_text
 from freezetrain.formats import (
     fixed,
     language_and_code,
@@ -72,7 +72,7 @@ def write_csv(
     writer = csv.DictWriter(written, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, written.getvalue())
+    write_text(path, written.getvalue())
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from freezetrain.files import write_whole
+from freezetrain.files import write_text
 from freezetrain.formats import language_name
 from freezetrain.report.style import to_svg
 from freezetrain.tables import to_html
@@ -20,8 +20,8 @@ WIDTHS = {"wide": 760, "narrow": 350}  # px; the page shows one of them, by the 
 
 
 def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> None:
-    """Fill in ``template`` and write it to ``path``. Raises what ``write_whole`` raises."""
-    write_whole(path, render_page(template, **values))
+    """Fill in ``template`` and write it to ``path``. Raises what ``write_text`` raises."""
+    write_text(path, render_page(template, **values))
 
 
 def render_page(template: str, **values: Any) -> str:

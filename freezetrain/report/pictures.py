@@ -1,6 +1,5 @@
 """Figures as files, PNG and SVG, and as images in TensorBoard."""
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from freezetrain.errors import UserError
+from freezetrain.files import whole
 from freezetrain.report.page import WIDTHS, Draw
 
 FOLDER, BOARD = "pictures", "tensorboard"
@@ -65,16 +65,15 @@ def _on_white(draw: Draw) -> Figure:
 
 
 def _save(figure: Figure, path: Path, kind: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     # Neither date nor version, which would differ from run to run.
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    try:
-        with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": path.stem}):
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            figure.savefig(temporary, format=kind, dpi=_DOTS, metadata=metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        warnings.catch_warnings(),
+        matplotlib.rc_context({"svg.hashsalt": path.stem}),
+        whole(path) as new,
+    ):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(new, format=kind, dpi=_DOTS, metadata=metadata)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from freezetrain.errors import UserError
 from freezetrain.evaluation import History
-from freezetrain.files import write_whole
+from freezetrain.files import write_text
 from freezetrain.formats import shortest_endings, signed, signed_percent
 from freezetrain.recipe import yaml12
 from freezetrain.report.comparison import MEAN, comparison_rows, to_markdown, write_csv
@@ -47,7 +47,7 @@ def run(recipe: ReportRecipe, folder: Path) -> Outcome:
     render_runs(runs, folder / PAGE)
     rows = comparison_rows(runs)
     write_csv(rows, folder / "forgetting.csv")
-    write_whole(folder / "forgetting.md", to_markdown(rows))
+    write_text(folder / "forgetting.md", to_markdown(rows))
     return Outcome({"runs": runs}, [_table(rows), f"report: {folder / PAGE}"])
 
 

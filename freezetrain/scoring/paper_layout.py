@@ -6,8 +6,6 @@ each parameter of the model.
 """
 
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from freezetrain.errors import UserError
+from freezetrain.files import whole
 from freezetrain.regions import Entries, Region
 from freezetrain.regions.parameters import about, layer_of
 from freezetrain.scoring.scores import Scores
@@ -186,14 +185,10 @@ def _write(names: Iterable[str], tensors: Iterable[tuple[str, Tensor]], folder: 
     if folder.exists():
         raise UserError(f"cannot write to {folder}: it exists; choose another folder")
     try:
-        scratch = Path(tempfile.mkdtemp(".unfinished", f".{folder.name}.", folder.parent))
-        try:
-            (scratch / "new").mkdir()
+        with whole(folder) as new:
+            new.mkdir()
             for name, tensor in tensors:
-                torch.save(tensor, scratch / "new" / f"{name}.pt")
-            (scratch / "new").rename(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+                torch.save(tensor, new / f"{name}.pt")
     except (OSError, RuntimeError) as error:
         raise UserError(f"cannot write to {folder}: {error}") from error
     return folder

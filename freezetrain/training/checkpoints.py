@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from freezetrain.callbacks import checkpoint_files as whole_checkpoint
 from freezetrain.callbacks.checkpoint_files import LEFT_OVER, damaged, facts
 from freezetrain.errors import UserError
-from freezetrain.ranks import current_launch
+from freezetrain.ranks import current_launch, on_first_rank
 
 _FOLDER = "checkpoints"  # in the run's folder
 
@@ -22,18 +21,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
     Rank 0 removes what a killed run left unfinished. UserError for a damaged one.
     """
-    if not dist.is_initialized():
-        return _latest(folder)  # all look at the same files, before any of them can change one
-    answer: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            answer = [_latest(folder)]
-        except UserError as error:
-            answer = [error]
-    dist.broadcast_object_list(answer)
-    if isinstance(answer[0], UserError):
-        raise answer[0]
-    return answer[0]
+    # Without a process group all look at the same files, before any of them can change one.
+    return on_first_rank(lambda: _latest(folder))
 
 
 def _latest(folder: Path) -> Path | None:

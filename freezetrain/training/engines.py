@@ -6,6 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.plugins.environments import (
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -49,6 +55,17 @@ class DeepSpeed(DeepSpeedStrategy):
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
         yield  # CausalLM partitions the model as it loads it
+
+
+def cluster_environment(launch: Launch) -> ClusterEnvironment:
+    """What Lightning's ``Trainer(plugins=...)`` takes, so that it does not guess otherwise.
+
+    Lightning takes any process with SLURM_NTASKS for one of srun's, and its SLURM plugin would
+    put the job back in the queue on a signal by itself.
+    """
+    if launch.by == "torchrun":
+        return TorchElasticEnvironment()
+    return SLURMEnvironment(auto_requeue=False) if launch.by == "srun" else LightningEnvironment()
 
 
 def kind_of(engine: Engine, world: int) -> str:
@@ -149,7 +166,7 @@ def trainer_options(
         "precision": precision(settings),
         "accumulate_grad_batches": settings.accumulate(world),
         "use_distributed_sampler": False,
-        "plugins": [launch.cluster_environment()],
+        "plugins": [cluster_environment(launch)],
     }
     if kind == "ddp":
         options["strategy"] = DDPStrategy(gradient_as_bucket_view=True)

@@ -1,14 +1,12 @@
 """A trained model as a Hugging Face folder, gathered tensor by tensor from where its parts lie."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
 from freezetrain.errors import UserError
-from freezetrain.files import require_space
+from freezetrain.files import remove_unfinished, require_space, whole
 from freezetrain.models import without_progress_bars
+from freezetrain.ranks import is_first_rank, together
 from freezetrain.regions.parameters import full_shape
 from freezetrain.regions.storage import split_into_shards
 
@@ -47,7 +46,6 @@ def export(
     Raises UserError, on all ranks, if the folder exists or cannot be written, or if its disk has
     too little room.
     """
-    unfinished = folder.with_name(folder.name + ".unfinished")
     stored = _stored(model)
     groups = _groups(model, stored)
     sizes = {
@@ -55,10 +53,19 @@ def export(
         for group in groups
         for name, value in _planned(model, group)
     }
-    _on_first_rank(lambda: _begin(model, tokenizer, dtype, folder, unfinished, sum(sizes.values())))
     files = _files(sizes, shard_bytes)
-    failed = _write(unfinished, files, _gathered(model, groups, dtype))
-    _on_first_rank(lambda: _finish(failed, files, sizes, folder, unfinished))
+    new = folder
+    with ExitStack() as stack:
+        with _written():
+            if is_first_rank():
+                _check(folder, sum(sizes.values()))
+                new = stack.enter_context(whole(folder))
+                _write_rest(model, tokenizer, dtype, files, sizes, new)
+        failure = _write_weights(new, files, _gathered(model, groups, dtype))
+        with _written():
+            if failure is not None:
+                raise failure
+            stack.close()  # the folder gets its name
 
 
 def _stored(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -125,7 +132,7 @@ def _whole(tensor: Any) -> Tensor | None:
             tensor = stepped
         elif hasattr(tensor, "ds_id"):
             tensor = gathered(tensor)
-    return tensor.detach().cpu() if _is_first() else None
+    return tensor.detach().cpu() if is_first_rank() else None
 
 
 def _files(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
@@ -137,11 +144,11 @@ def _files(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
     return {f"model-{n + 1:05}-of-{count:05}.safetensors": held for n, held in enumerate(names)}
 
 
-def _write(
+def _write_weights(
     folder: Path, files: Mapping[str, Sequence[str]], tensors: Iterable[tuple[str, Tensor]]
-) -> str | None:
+) -> Exception | None:
     """Write the files. A failure is returned: the other ranks are still gathering."""
-    failed = None
+    failure: Exception | None = None
     left = iter(files.items())
     held: dict[str, Tensor] = {}
     file, names = next(left)
@@ -149,78 +156,54 @@ def _write(
         held[name] = value.contiguous()
         if len(held) == len(names):
             try:
-                if failed is None:
+                if failure is None:
                     save_file(held, folder / file, {"format": "pt"})
             except (OSError, SafetensorError) as error:
-                failed = str(error)
+                failure = error
             held = {}
             file, names = next(left, ("", ()))
-    return failed
+    return failure
 
 
-def _begin(
+def _check(folder: Path, size: int) -> None:
+    if folder.exists():
+        raise UserError(f"{folder} exists already; move it away, nothing was overwritten")
+    remove_unfinished(folder)
+    require_space(folder, size, "the trained model")
+
+
+def _write_rest(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype | None,
-    folder: Path,
-    unfinished: Path,
-    size: int,
-) -> None:
-    """Write all but the weights."""
-    if folder.exists():
-        raise UserError(f"{folder} exists already; move it away, nothing was overwritten")
-    require_space(folder, size, "the trained model")
-    if unfinished.exists():  # of an export that was killed
-        shutil.rmtree(unfinished)
-    with without_progress_bars():
-        model.save_pretrained(unfinished, state_dict={})
-    if dtype is not None:  # save_pretrained said the one of the weights in memory
-        model.config.dtype = dtype
-        model.config.save_pretrained(unfinished)
-    (unfinished / _SINGLE).unlink(missing_ok=True)  # of no weights
-    tokenizer.save_pretrained(unfinished)
-
-
-def _finish(
-    failed: str | None,
     files: Mapping[str, Sequence[str]],
     sizes: Mapping[str, int],
     folder: Path,
-    unfinished: Path,
 ) -> None:
-    if failed is not None:
-        raise UserError(_not_written(f"{failed} in {unfinished}"))
+    """Write all but the weights."""
+    with without_progress_bars():
+        model.save_pretrained(folder, state_dict={})
+    if dtype is not None:  # save_pretrained said the one of the weights in memory
+        model.config.dtype = dtype
+        model.config.save_pretrained(folder)
+    (folder / _SINGLE).unlink(missing_ok=True)  # of no weights
+    tokenizer.save_pretrained(folder)
     if len(files) > 1:
         index = {
             "metadata": {"total_size": sum(sizes.values())},
             "weight_map": {name: file for file, names in files.items() for name in names},
         }
-        (unfinished / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder)
+        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _not_written(why: str) -> str:
-    return (
-        f"could not write the trained model: {why}; make room there and start the command again, "
-        "it goes on from the last checkpoint"
-    )
-
-
-def _is_first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _on_first_rank(act: Callable[[], None]) -> None:
-    """Act on rank 0. What it refuses, all refuse."""
-    refusal: list[str | None] = [None]
-    if _is_first():
+@contextmanager
+def _written() -> Iterator[None]:
+    """What this block refuses on rank 0, which alone writes in it, all ranks refuse."""
+    with together():
         try:
-            act()
-        except UserError as error:
-            refusal = [str(error)]
-        except (OSError, SafetensorError) as error:  # the others are waiting
-            refusal = [_not_written(str(error))]
-    if dist.is_initialized():
-        dist.broadcast_object_list(refusal)
-    if refusal[0] is not None:
-        raise UserError(refusal[0])
+            yield
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"could not write the trained model: {error}; make room there and start the "
+                "command again, it goes on from the last checkpoint"
+            ) from error

@@ -1,8 +1,8 @@
 import errno
 import fcntl
 import os
+import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
@@ -53,11 +53,12 @@ def test_resumable_takes_the_same_recipe_only(tmp_path):
 
 
 def test_a_start_that_was_killed_while_it_wrote_the_recipe_is_started_again(tmp_path, monkeypatch):
-    def killed(self, target):
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", killed)
+        patch.setattr(os, "replace", killed)
+        patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt), claimed(tmp_path, Recipe(), resumable=True):
             pass
     assert any(tmp_path.iterdir())

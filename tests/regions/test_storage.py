@@ -146,7 +146,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def no_space(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("freezetrain.regions.storage.os.fsync", no_space)
+    monkeypatch.setattr("freezetrain.files.os.fsync", no_space)
     with pytest.raises(UserError, match=r"cannot write .*it: .*No space left"):
         write_safetensors(path, {}, HEADER, overwrite=True)
     assert read_safetensors(path, "region")[0].keys() == tensors().keys()

@@ -19,6 +19,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from freezetrain import ranks
 from freezetrain.errors import UserError
 from freezetrain.training import export as module
 from freezetrain.training.export import export
@@ -117,8 +118,9 @@ def test_overwrites_nothing(tmp_path, model, tokenizer):
 
 
 def test_what_a_killed_export_left_does_not_stay(tmp_path, model, tokenizer):
-    (tmp_path / "model.unfinished").mkdir()
-    (tmp_path / "model.unfinished" / "model-00001-of-00009.safetensors").write_text("half")
+    left = tmp_path / ".model.x7.unfinished" / "model"
+    left.mkdir(parents=True)
+    (left / "model-00001-of-00009.safetensors").write_text("half")
     export(model, tokenizer, tmp_path / "model")
     assert os.listdir(tmp_path) == ["model"]
     assert [p.name for p in (tmp_path / "model").glob("*.safetensors")] == ["model.safetensors"]
@@ -142,10 +144,12 @@ def test_failed_write_leaves_no_model(tmp_path, model, tokenizer, monkeypatch):
     monkeypatch.setattr(module, "save_file", fails)
     with pytest.raises(UserError, match=r"could not write the trained model: No space left"):
         export(model, tokenizer, tmp_path / "model")
-    assert os.listdir(tmp_path) == ["model.unfinished"]
+    assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("call", ["PreTrainedTokenizerBase.save_pretrained", "os.replace"])
+@pytest.mark.parametrize(
+    "call", ["training.export.PreTrainedTokenizerBase.save_pretrained", "files.os.replace"]
+)
 def test_what_else_rank_0_cannot_write_is_refused_on_all_ranks(
     tmp_path, model, tokenizer, monkeypatch, call
 ):
@@ -153,11 +157,9 @@ def test_what_else_rank_0_cannot_write_is_refused_on_all_ranks(
         raise OSError("No space left on device")
 
     told = []
-    monkeypatch.setattr(module.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(module.dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(module.dist, "broadcast_object_list", lambda item: told.append(item[0]))
-    monkeypatch.setattr(f"freezetrain.training.export.{call}", fails)
+    monkeypatch.setattr(ranks, "from_all_ranks", lambda error, group: told.append(error) or [error])
+    monkeypatch.setattr(f"freezetrain.{call}", fails)
     with pytest.raises(UserError, match="could not write the trained model: No space left"):
         export(model, tokenizer, tmp_path / "model")
-    assert "No space left" in told[-1]
+    assert "No space left" in str(told[-1])
     assert not (tmp_path / "model").exists()

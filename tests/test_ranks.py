@@ -12,7 +12,15 @@ from lightning.fabric.plugins.environments import (
 )
 
 from freezetrain.errors import UserError
-from freezetrain.ranks import Launch, current_launch
+from freezetrain.ranks import (
+    Launch,
+    current_launch,
+    from_all_ranks,
+    from_first_rank,
+    on_first_rank,
+    together,
+)
+from freezetrain.training.engines import cluster_environment
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {
@@ -73,7 +81,7 @@ def test_lightning_is_told_the_same(monkeypatch):
             for name, value in environment.items():
                 patch.setenv(name, value)
             launch = current_launch()
-            told = launch.cluster_environment()
+            told = cluster_environment(launch)
             assert type(told) is kind
             assert told.local_rank() == launch.local_rank
             if launch.external:
@@ -82,8 +90,11 @@ def test_lightning_is_told_the_same(monkeypatch):
     assert not SLURMEnvironment(auto_requeue=False).auto_requeue
 
 
-def test_a_process_ends_with_the_one_that_started_it(tmp_path):
-    child = "from freezetrain.ranks import end_with_parent as e; import time; e(); time.sleep(60)"
+def test_a_process_ends_with_the_one_that_started_it():
+    child = (
+        "import time\nfrom freezetrain.ranks import end_with_parent\n"
+        "end_with_parent(); end_with_parent()\nprint('ready', flush=True); time.sleep(60)"
+    )
     parent = (
         "import subprocess, sys, time\n"
         f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
@@ -92,7 +103,7 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path):
     started = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
     assert started.stdout is not None
     pid = int(started.stdout.readline())
-    time.sleep(1)  # the child imports
+    assert started.stdout.readline() == "ready\n"
     assert _runs(pid)
     started.send_signal(signal.SIGKILL)
     started.wait()
@@ -102,6 +113,11 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path):
     assert not _runs(pid)
 
 
+def test_a_process_whose_parent_is_gone_already_ends():
+    code = "import time; from freezetrain.ranks import *; end_with_parent(1234567); time.sleep(60)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=50).returncode == 1
+
+
 def _runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -109,3 +125,66 @@ def _runs(pid: int) -> bool:
         return False
     with open(f"/proc/{pid}/stat") as stat:  # one that nobody waits for stays as a zombie
         return stat.read().rpartition(")")[2].split()[0] != "Z"
+
+
+RANKS = """
+import sys, traceback
+import torch.distributed as dist
+from freezetrain.errors import CheckError, UserError
+from freezetrain.ranks import from_all_ranks, from_first_rank, on_first_rank, together
+
+rank = int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=3)
+
+def say(action):
+    try:
+        print(action())
+    except Exception as error:
+        print(type(error).__name__, error)
+
+def fail(errors):
+    with together(pair if errors is PAIR else None):
+        if rank in errors:
+            raise errors[rank]
+
+PAIR = {1: CheckError("moved")}
+pair = dist.new_group([1, 2])
+say(lambda: from_first_rank(rank + 7))
+say(lambda: from_all_ranks(rank))
+say(lambda: on_first_rank(lambda: f"made on {rank}"))
+say(lambda: on_first_rank(lambda: 1 / rank))
+say(lambda: fail({}))
+say(lambda: fail({1: UserError("no"), 2: CheckError("wrong")}))
+say(lambda: fail({2: OSError(28, "full", lambda: "nothing to send")}))
+if rank:
+    say(lambda: fail(PAIR))
+dist.barrier()
+"""
+
+
+def test_what_one_rank_refuses_all_refuse_each_with_its_own_error(tmp_path):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANKS, tmp_path / "store", str(rank)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    first, second, third = (rank.communicate(timeout=100)[0].splitlines() for rank in ranks)
+    assert first[:3] == second[:3] == third[:3] == ["7", "[0, 1, 2]", "made on 0"]
+    assert first[3] == "ZeroDivisionError division by zero"
+    assert second[3] == "UserError rank 0 failed with ZeroDivisionError: division by zero"
+    assert first[4] == second[4] == "None"
+    assert (first[5], second[5], third[5]) == ("UserError no", "UserError no", "CheckError wrong")
+    assert first[6] == second[6]
+    assert first[6].startswith("UserError rank 2 failed with OSError: [Errno 28] full")
+    assert third[6].startswith("OSError [Errno 28] full")
+    assert second[7:] == third[7:] == ["CheckError moved"]
+
+
+def test_without_other_ranks_nothing_is_asked_of_them():
+    assert from_first_rank(3) == on_first_rank(lambda: 3) == 3
+    assert from_all_ranks(3) == [3]
+    with pytest.raises(OSError, match="full"), together():
+        raise OSError("full")
