@@ -131,8 +131,8 @@ SCRIPT = """
 import os, sys, time
 from pathlib import Path
 from transformers import AutoTokenizer
-from freezetrain.recipe import TextSource
-from freezetrain.sequences import tokens
+from freezetrain.recipe.sources import TextSource
+from freezetrain.data import tokens
 
 tokens._SMALLEST_PIECE = 2000
 cache, folder, tokenizer, slow = Path(sys.argv[1]), sys.argv[2], sys.argv[3], len(sys.argv) > 4
