@@ -2,89 +2,64 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    ModelParallelStrategy,
-    SingleDeviceStrategy,
-    SingleDeviceXLAStrategy,
-    XLAStrategy,
-)
-from torch import Tensor, nn
-from torch.distributed.checkpoint import load
-from torch.distributed.tensor import DTensor
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
 
-from freezetrain.callbacks.near_base import trained, wide
+from freezetrain.callbacks.near_base import require_whole, trained, wide
 from freezetrain.callbacks.region_freeze import RegionFreeze
 from freezetrain.errors import UserError
-from freezetrain.freezing.fsdp import reshard
-
-_PREFIX = "weight_average."  # of its tensors in a sharded checkpoint
 
 
-class WeightAverage(L.Callback):
-    """Keeps average ← decay · average + (1 − decay) · weights, after each optimizer step.
+class WeightAverage(WeightAveraging):
+    """Lightning's WeightAveraging: average ← decay · average + (1 − decay) · weights, every step.
 
-    In fp32, from the weights before the first step on, of the trainable parameters; what is not
-    trained is its own average. Each rank averages what it holds: all on one device and under DDP,
-    its shard under FSDP2 (ModelParallelStrategy). Frozen entries stay exact: the average of a
-    value and itself is that value, bit for bit, and where a freeze begins later than the run it
-    takes the values that are then frozen. (Polyak and Juditsky, SIAM J. Control Optim. 30, 1992;
-    as used here: Tarvainen and Valpola, arXiv 1703.01780.)
+    In fp32, from the weights before the first step on. After each update the entries that a
+    RegionFreeze holds are put back, so that they have the same bits in the average as in the
+    weights; so have weights that no step has moved yet. (Polyak and Juditsky, SIAM J. Control
+    Optim. 30, 1992; as used here: Tarvainen and Valpola, arXiv 1703.01780.)
 
-    The average is kept in checkpoints, so that a resumed run goes on with it. ``averaged`` puts it
-    into the module for an evaluation or an export. UserError for any other strategy: DeepSpeed
-    lays the weights out in its own way.
+    As Lightning has it, a checkpoint holds the average as ``state_dict`` and the weights as
+    ``current_model_state``, and Lightning's own validation is of the average. Unlike there, the
+    module keeps its own weights when training ends; ``averaged`` puts the average into it for an
+    evaluation or an export.
+
+    UserError for a decay outside (0, 1), for other strategies than one device and DDP (where
+    weights are sharded, no rank has a copy to average), and on resuming a run without this average.
     """
 
     def __init__(self, decay: float) -> None:
         if not 0 < decay < 1:
             raise UserError(f"the decay of the average must be in (0, 1), got {decay}")
+
+        def update(average: Tensor, weights: Tensor, _: Any) -> Tensor:
+            # Not decay · average + (1 − decay) · weights, which rounds also where both are equal.
+            return average.sub(average - wide(weights), alpha=1 - decay)
+
+        super().__init__(use_buffers=False, avg_fn=update)
         self.decay = decay
-        self._averages: dict[str, Tensor] = {}
-        self._step = 0
-        self._seen: list[object] = []  # freezes whose values have been taken
+        self._weights: list[Tensor] | None = None  # while the average is in their place
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._averages = {}  # a checkpoint is restored after this
-        good = SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy
-        bad = DeepSpeedStrategy | SingleDeviceXLAStrategy | XLAStrategy  # subclasses of these
-        strategy = trainer.strategy
-        if isinstance(strategy, bad) or (stage == "fit" and not isinstance(strategy, good)):
-            raise UserError(
-                f"WeightAverage cannot average weights under {type(strategy).__name__}: train on "
-                "one device, with DDPStrategy or ModelParallelStrategy (FSDP2), or without it"
-            )
-        if (
-            isinstance(strategy, ModelParallelStrategy)
-            and not strategy._save_distributed_checkpoint
-        ):
-            raise UserError(
-                "WeightAverage saves each rank's shard of the average and got save_distributed_"
-                "checkpoint=False: leave it out of the strategy"
-            )
+        if stage != "fit":
+            return
+        require_whole(trainer.strategy, type(self).__name__, "average weights")
+        self._device = trainer.strategy.root_device  # where the weights will be
+        super().setup(trainer, pl_module, stage)
+        assert self._average_model is not None
+        self._average_model.n_averaged.fill_(1)  # 0: Lightning starts from those of the first step
+        for parameter in self._average_model.parameters():
+            parameter.data = wide(parameter.data)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._step, self._seen = trainer.global_step, []
-        # Restored, on one device and under DDP, before the weights were moved to their device.
-        weights = {name: _local(parameter) for name, parameter in trained(pl_module)}
-        self._averages = {n: value.to(weights[n].device) for n, value in self._averages.items()}
+        assert self._average_model is not None
+        self._latest_update_step = trainer.global_step
+        if trainer.global_step == 0:  # they may have been rounded, or set to a value, since setup
+            self._average_model.module.load_state_dict(pl_module.state_dict())
 
-    @torch.no_grad()
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if not self._averages:  # not before: a freeze may set its region to a value first
-            self._averages = {
-                name: wide(_local(p).detach()).clone() for name, p in trained(pl_module)
-            }
-
-    @torch.no_grad()
     def on_train_batch_end(
         self,
         trainer: L.Trainer,
@@ -93,108 +68,77 @@ class WeightAverage(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if trainer.global_step == self._step:
-            return  # in the midst of accumulation
-        self._step = trainer.global_step
-        reshard(pl_module)
-        for name, parameter in trained(pl_module):
-            average = self._averages[name]
-            # Not lerp: it makes 0.0 of two times -0.0.
-            average.sub_(average - wide(_local(parameter)), alpha=1 - self.decay)
-        self._take_frozen(trainer, pl_module)
+        before = self._latest_update_step
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._latest_update_step > before:
+            self._put_frozen_back(trainer, pl_module)
 
-    def _take_frozen(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Where a freeze has begun since the last step: its entries are constants from now on."""
-        names = {id(parameter): name for name, parameter in trained(pl_module)}
+    @torch.no_grad()
+    def _put_frozen_back(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert self._average_model is not None
+        pairs = zip(pl_module.parameters(), self._average_model.module.parameters(), strict=True)
+        averages = {id(parameter): average for parameter, average in pairs}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            handle = callback.handle if isinstance(callback, RegionFreeze) else None
-            if handle is None or any(handle is one for one in self._seen):
-                continue
-            self._seen.append(handle)
-            for shard in handle.shards:
-                if id(shard.owner) in names:
-                    average = self._averages[names[id(shard.owner)]]
+            if isinstance(callback, RegionFreeze) and callback.handle is not None:
+                for shard in callback.handle.shards:
+                    average = averages[id(shard.owner)]
                     shard.entries.write(average, wide(shard.read()))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the weights as they are: a checkpoint may still be saved."""
 
     @contextmanager
     def averaged(self, module: L.LightningModule) -> Iterator[None]:
         """The module's weights are the average here, and come back bit for bit.
 
         Call it on every rank, also once training has ended, with the module that was trained.
-        UserError before the first step.
+        UserError before a fit.
         """
-        if not self._averages:
-            raise UserError("there is no average before the first step: train first")
-        reshard(module)
-        kept = {name: _local(p).detach().clone() for name, p in trained(module)}
+        if self._average_model is None:
+            raise UserError("there is no average before a fit: train first")
+        self._swap_models(module)
         try:
-            self._put(module, self._averages)
             yield
         finally:
-            self._put(module, kept)
+            self._swap_models(module)
 
     @torch.no_grad()
-    def _put(self, module: nn.Module, values: dict[str, Tensor]) -> None:
-        reshard(module)  # what a forward pass has gathered would go stale
-        for name, parameter in trained(module):
-            _local(parameter).copy_(values[name])
+    def _swap_models(self, pl_module: L.LightningModule) -> None:
+        # Lightning's own exchange would leave an average that was rounded to the weights' type.
+        parameters = list(pl_module.parameters())
+        if self._weights is None:
+            self._weights = [parameter.detach().clone() for parameter in parameters]
+            self._copy_average_to_current(pl_module)
+            return
+        for parameter, weights in zip(parameters, self._weights, strict=True):
+            parameter.copy_(weights)
+        self._weights = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"decay": self.decay, "average": dict(self._averages)}
+        return {**super().state_dict(), "decay": self.decay}
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Under FSDP2 the average is saved as the weights are: by each rank its own shard."""
-        if isinstance(trainer.strategy, ModelParallelStrategy) and self._averages:
-            checkpoint["callbacks"][self.state_key]["average"] = {}
-            checkpoint["state_dict"].update(self._sharded(pl_module))
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: ``on_load_checkpoint`` and ``on_train_start`` have it all."""
 
-    @torch.no_grad()
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Not later: where nothing is left to train, no other hook is called.
-        stored = checkpoint["callbacks"].get(self.state_key)
-        if stored is None:
+        state = checkpoint["callbacks"].get(self.state_key)
+        if state is None:
             raise UserError(
                 f"the run resumes at step {checkpoint['global_step']} from a checkpoint without an "
                 "average of weights; start anew, or resume without the average"
             )
-        if stored["decay"] != self.decay:
+        if state["decay"] != self.decay:
             raise UserError(
-                f"the checkpoint's run averages weights with decay {stored['decay']}, got "
+                f"the checkpoint's run averages weights with decay {state['decay']}, got "
                 f"{self.decay}; resume with the same"
             )
-        self._averages = stored["average"]
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            self._averages = {
-                name: torch.empty_like(wide(_local(p))) for name, p in trained(pl_module)
-            }
-            assert trainer.ckpt_path is not None
-            load({"state_dict": self._sharded(pl_module)}, checkpoint_id=Path(trainer.ckpt_path))
-
-    def _sharded(self, pl_module: L.LightningModule) -> dict[str, Tensor]:
-        reshard(pl_module)
-        return {
-            _PREFIX + name: _like(parameter, self._averages[name])
-            for name, parameter in trained(pl_module)
-        }
-
-
-def _local(parameter: nn.Parameter) -> Tensor:
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
-
-
-def _like(parameter: nn.Parameter, local: Tensor) -> Tensor:
-    """``local`` placed over the ranks as ``parameter`` is."""
-    if not isinstance(parameter, DTensor):
-        return local
-    return DTensor.from_local(
-        local,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
+        if "average" in state:  # as freezetrain 0.1 kept it: of the trained parameters, by name
+            assert self._average_model is not None
+            self._average_model.module.load_state_dict(pl_module.state_dict())
+            averages = dict(trained(self._average_model.module))
+            for name, average in state["average"].items():
+                averages[name].data.copy_(average)
+        else:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -45,14 +45,17 @@ def base_weights(module: nn.Module) -> dict[str, Tensor]:
     return copies
 
 
-def require_whole(strategy: Strategy, who: str) -> None:
-    """UserError, in the name of the callback ``who``, where ranks do not hold all weights."""
+def require_whole(strategy: Strategy, callback: str, purpose: str) -> None:
+    """UserError, in the name of ``callback``, where a rank does not hold all weights.
+
+    ``purpose``: what the callback needs them for, as "average weights".
+    """
     good = SingleDeviceStrategy | DDPStrategy
     bad = DeepSpeedStrategy | SingleDeviceXLAStrategy | XLAStrategy  # subclasses of these
     if not isinstance(strategy, good) or isinstance(strategy, bad):
         raise UserError(
-            f"{who} cannot compare weights with the base's under {type(strategy).__name__}: train "
-            "on one device or with DDPStrategy, or without it"
+            f"{callback} cannot {purpose} under {type(strategy).__name__}: train on one device or "
+            "with DDPStrategy, or without it"
         )
 
 
@@ -74,7 +77,7 @@ class BaseAverage(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
-            require_whole(trainer.strategy, type(self).__name__)
+            require_whole(trainer.strategy, type(self).__name__, "compare weights with the base's")
             self._base = base_weights(pl_module)
 
     @contextmanager
@@ -131,7 +134,7 @@ class BasePenalty(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        require_whole(trainer.strategy, type(self).__name__)
+        require_whole(trainer.strategy, type(self).__name__, "compare weights with the base's")
         if self.importance is not None:
             check_importance(self.importance, pl_module, check_base=True)
         self._base = base_weights(pl_module)

@@ -1,12 +1,12 @@
-"""Ends training in good order: when the machine is wanted back, and when the time is used up."""
+"""Callbacks that end training in good order: on a signal, and when its time is used up."""
 
 import signal
 import threading
-import time
+from datetime import timedelta
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, Timer
 
 from freezetrain.errors import Preempted, UserError
 
@@ -124,54 +124,38 @@ def _saver(trainer: L.Trainer) -> ModelCheckpoint:
     return saver
 
 
-class TimeLimit(L.Callback):
-    """Ends training after the optimizer step in which ``hours`` of it are used up.
+class TimeLimit(Timer):
+    """Lightning's Timer, which ends training once ``hours`` of it are used up, after a whole step.
 
     Counted from ``on_train_start`` on, evaluations and checkpoints included, over all starts of
     the run: a checkpoint keeps what has been used. Time whose steps were lost does not count.
     Rank 0's clock decides for all.
+
+    Timer alone looks after each micro-batch, and would end training in the midst of a step. And
+    where a run is started again with no time left, it looks in ``on_fit_start``; Lightning then
+    leaves ``on_train_start`` and ``on_train_end`` out, in which models are evaluated and exported.
     """
 
     def __init__(self, hours: float) -> None:
         if not hours > 0:
             raise UserError(f"the hours of training must be above 0, got {hours}")
-        self.hours = hours
-        self._seconds_before = 0.0
-        self._start: float | None = None
+        super().__init__(timedelta(hours=hours))
         self._step = 0
 
-    @property
-    def hours_used(self) -> float:
-        """Hours of training so far, over all starts."""
-        now = 0.0 if self._start is None else time.monotonic() - self._start
-        return (self._seconds_before + now) / 3600
+    def on_fit_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Nothing: see ``on_train_start``."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start, self._step = time.monotonic(), trainer.global_step
-        self._decide(trainer)  # a run that is started again may have none left
+        super().on_train_start(trainer, pl_module)
+        self._step = trainer.global_step
+        self._check_time_remaining(trainer)
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.global_step > self._step:
             self._step = trainer.global_step
-            self._decide(trainer)
-
-    def _decide(self, trainer: L.Trainer) -> None:
-        over = trainer.is_global_zero and self.hours_used >= self.hours
-        if trainer.strategy.reduce_boolean_decision(over, all=False):
-            trainer.should_stop = True
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._seconds_before, self._start = self.hours_used * 3600, None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.hours_used * 3600}
+            super().on_train_batch_end(trainer, *args, **kwargs)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seconds_before = state_dict["seconds"]
+        if "seconds" in state_dict:  # of a checkpoint from before this was a Timer
+            state_dict = {"time_elapsed": {"train": state_dict["seconds"]}}
+        super().load_state_dict(state_dict)

@@ -4,22 +4,35 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor, nn
 
 from freezetrain.callbacks.region_freeze import RegionFreeze
-from freezetrain.callbacks.stopping import TimeLimit
 from freezetrain.callbacks.tracker import ForgettingTracker
 from freezetrain.regions.parameters import full_shape
 
 # How configurations say that only some of a layer's weights act on each token.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """How far the run is at the end of an optimizer step, since the beginning of the fit."""
+
+    clock: float
+    """Seconds, of time.monotonic."""
+    evaluating: float = 0.0
+    """Seconds spent in evaluations so far."""
+    tokens: int = 0
+    """Trained on, over all ranks."""
 
 
 class Throughput(L.Callback):
@@ -42,6 +55,11 @@ class Throughput(L.Callback):
       waiting for it would slow the training down.
 
     A batch is token ids [B, L], or a mapping that holds them as ``input_ids``.
+
+    Not a subclass of Lightning's ThroughputMonitor, whose methods would all be overridden: it
+    synchronizes the GPU after every micro-batch, counts ForgettingTracker's evaluations as
+    training, works on rank 0 alone, logs past the progress bar, and takes the device's peak from
+    the trainer's precision, which under FSDP2 is not what matrices are multiplied in.
     """
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
@@ -51,18 +69,17 @@ class Throughput(L.Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self._began = self._paced = self._logged = time.monotonic()
-        self._tokens = self._tokens_logged = 0
+        self._fit = self._logged = self._last = _Moment(time.monotonic())
+        self._paced = self._fit.clock  # the end of the first step
+        self._tokens = 0
         self._first_step = self._step = 0
-        self._length = 0
-        self._evaluating_logged = self._evaluating_ended = 0.0
-        self._frozen: dict[str, float] = {}
-        self._peak: float | None = None  # FLOP/s of all devices
-        self._flops: tuple[int, float | None] | None = None  # of a token, for this length
+        self._sequence_length = 0
+        self._frozen: dict[str, float] = {}  # seconds, by state_key of a RegionFreeze
         self._model: nn.Module | None = None
+        self._peak: float | None = None  # FLOP/s of all devices
+        self._flops: tuple[int, float | None] | None = None  # sequence length, FLOPs of a token
+        self._memory = 0.0  # bytes at most, on any rank
         self._data.seconds = 0.0
-        self._memory = 0.0
-        self._ended = self._began
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit" and type(trainer.profiler) is PassThroughProfiler:  # type: ignore[attr-defined]
@@ -76,15 +93,14 @@ class Throughput(L.Callback):
         self._model = next((m for m in pl_module.modules() if _has_layers(m)), None)
         peak = get_available_flops(trainer.strategy.root_device, self.dtype or _dtype(trainer))
         self._peak = None if peak is None else float(peak) * trainer.world_size
-        # Evaluations before the first step are no part of its pace.
-        self._logged, self._evaluating_logged = time.monotonic(), _evaluating(trainer)
+        self._logged = self._now(trainer)  # evaluations before the first step do not slow it
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         ids: Tensor = batch["input_ids"] if isinstance(batch, Mapping) else batch
         self._tokens += ids.numel() * trainer.world_size
-        self._length = ids.shape[-1]
+        self._sequence_length = ids.shape[-1]
 
     def on_train_batch_end(
         self,
@@ -100,47 +116,53 @@ class Throughput(L.Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RegionFreeze) and callback.handle is not None:
                 self._frozen[callback.state_key] = callback.handle.seconds
-        self._ended, self._evaluating_ended = time.monotonic(), _evaluating(trainer)
+        self._last = self._now(trainer)
         if self._step == self._first_step + 1:
-            self._paced = self._ended  # the first step compiles, allocates, connects
+            self._paced = self._last.clock  # the first step compiles, allocates, connects
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and self._step % every == 0:
-            values = self._interval(trainer)
-            fast = "train/tokens_per_second"
-            pl_module.log(fast, values.pop(fast), prog_bar=True)
-            pl_module.log_dict(values)
+            self._log(trainer, pl_module)
 
-    def _interval(self, trainer: L.Trainer) -> dict[str, float]:
-        now, evaluating = self._ended, self._evaluating_ended
-        seconds = now - self._logged - (evaluating - self._evaluating_logged)
-        values = self._speed(self._tokens - self._tokens_logged, seconds, trainer.world_size)
-        self._logged, self._evaluating_logged, self._tokens_logged = now, evaluating, self._tokens
+    def _now(self, trainer: L.Trainer) -> _Moment:
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        evaluating = sum(c.seconds for c in callbacks if isinstance(c, ForgettingTracker))
+        return _Moment(time.monotonic(), evaluating, self._tokens)
+
+    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        values = self._speed(self._logged, trainer.world_size)
+        self._logged = self._last
         values["memory_peak_gib"] = _memory_peak(trainer.strategy.root_device) / 2**30
         steps = self._step - self._first_step - 1
         if steps and trainer.max_steps > 0:
-            hours = (now - self._paced) / steps * (trainer.max_steps - self._step) / 3600
-            limits = [
-                callback.hours - callback.hours_used
-                for callback in trainer.callbacks  # type: ignore[attr-defined]
-                if isinstance(callback, TimeLimit)
-            ]
-            values["hours_left"] = max(0.0, min([hours, *limits]))
-        return {f"train/{key}": value for key, value in values.items()} | self._shares(trainer)
+            pace = (self._last.clock - self._paced) / steps
+            left = [pace * (trainer.max_steps - self._step)]
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                remaining = callback.time_remaining() if isinstance(callback, Timer) else None
+                if remaining is not None:
+                    left.append(remaining)
+            values["hours_left"] = max(0.0, min(left)) / 3600
+        pl_module.log("train/tokens_per_second", values.pop("tokens_per_second"), prog_bar=True)
+        pl_module.log_dict({f"train/{name}": value for name, value in values.items()})
+        pl_module.log_dict(self._shares(trainer))
 
-    def _speed(self, tokens: int, seconds: float, world: int) -> dict[str, float]:
-        rate = tokens / max(seconds, 1e-9)
+    def _speed(self, since: _Moment, world: int) -> dict[str, float]:
+        """Tokens per second, and MFU where it is known, from ``since`` to the last step."""
+        seconds = self._last.clock - since.clock - (self._last.evaluating - since.evaluating)
+        rate = (self._last.tokens - since.tokens) / max(seconds, 1e-9)
         speed = {"tokens_per_second": rate, "tokens_per_second_per_device": rate / world}
         if self._model is not None and self._peak is not None:
-            if self._flops is None or self._flops[0] != self._length:
-                self._flops = self._length, flops_per_token(self._model, self._length)
+            if self._flops is None or self._flops[0] != self._sequence_length:
+                flops = flops_per_token(self._model, self._sequence_length)
+                self._flops = self._sequence_length, flops
             if self._flops[1] is not None:
                 speed["flops_utilization"] = rate * self._flops[1] / self._peak
         return speed
 
     def _shares(self, trainer: L.Trainer) -> dict[str, float]:
-        wall = max(self._ended - self._began, 1e-9)
+        """Shares of the wall time since the beginning of the fit."""
+        wall = max(self._last.clock - self._fit.clock, 1e-9)
         shares = {
-            "time/evaluation": self._evaluating_ended / wall,
+            "time/evaluation": self._last.evaluating / wall,
             "time/freezing": sum(self._frozen.values()) / wall,
         }
         if trainer.profiler is self._data:  # type: ignore[attr-defined]
@@ -162,13 +184,11 @@ class Throughput(L.Callback):
         steps = self._step - self._first_step
         if not steps:
             return {}
-        seconds = self._ended - self._began
-        speed = self._speed(self._tokens, seconds - self._evaluating_ended, trainer.world_size)
         return {
-            "tokens": self._tokens,
+            "tokens": self._last.tokens,
             "steps": steps,
-            "seconds": seconds,
-            **speed,
+            "seconds": self._last.clock - self._fit.clock,
+            **self._speed(self._fit, trainer.world_size),
             "memory_peak_gib": self._memory / 2**30,
             **self._shares(trainer),
         }
@@ -242,8 +262,3 @@ def _memory_peak(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _evaluating(trainer: L.Trainer) -> float:
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return sum(c.seconds for c in callbacks if isinstance(c, ForgettingTracker))

@@ -20,7 +20,7 @@ from freezetrain.progress import Stages
 from freezetrain.recipe.check import file_name
 from freezetrain.regions import Expression, Region, decoder_blocks
 from freezetrain.scoring.scores import language_scores
-from freezetrain.training.train import penalty_of, shape_and_region
+from freezetrain.training.plan import penalty_of, shape_and_region
 
 SUFFIX = ".safetensors"
 

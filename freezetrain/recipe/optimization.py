@@ -59,7 +59,7 @@ class Optimization:
     ema_decay: float | None = None
     """Decay, at each step, of an exponential moving average of the weights, which is then what is
     exported; evaluations on the way are of the weights themselves, a last one is of the average.
-    None: the last weights are exported."""
+    On one device and under ddp. None: the last weights are exported."""
     bad_steps: Literal["stop", "skip"] = "stop"
     """What to do about a step whose loss or gradient norm is not finite or a spike: stop, or leave
     the update out and count it (not under DeepSpeed, which steps by itself)."""

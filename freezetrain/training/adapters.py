@@ -53,21 +53,21 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _targets(layers: dict[str, nn.Module], told: list[str]) -> list[str]:
-    """Full names of the layers that ``told`` means, in the model's order."""
+def _targets(layers: dict[str, nn.Module], targets: list[str]) -> list[str]:
+    """Full names of the layers that ``targets`` means (all: none given), in the model's order."""
     if not layers:
         raise UserError("lora found no linear layer in the model's decoder blocks; leave it out")
     chosen = set()
-    for target in told:
-        found = [name for name in layers if f".{name}".endswith(f".{target}")]
-        if not found:
+    for target in targets:
+        fitting = [name for name in layers if f".{name}".endswith(f".{target}")]
+        if not fitting:
             known = {".".join(name.split(".")[-parts:]) for name in layers for parts in (1, 2)}
             raise UserError(
                 f"lora.targets has {target!r}, with which no linear layer of the decoder blocks "
                 f"ends{near_misses(target, known)}"
             )
-        chosen.update(found)
-    return [name for name in layers if name in chosen or not told]
+        chosen.update(fitting)
+    return [name for name in layers if name in chosen or not targets]
 
 
 @contextmanager

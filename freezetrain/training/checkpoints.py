@@ -26,15 +26,15 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def _latest(folder: Path) -> Path | None:
-    found = {}
+    by_step = {}
     for path in (folder / _FOLDER).glob("*"):
         if match := re.fullmatch(r"step=(\d+)\.ckpt", path.name):
-            found[int(match.group(1))] = path
+            by_step[int(match.group(1))] = path
         elif path.suffix in LEFT_OVER and current_launch().rank == 0:
             whole_checkpoint.delete(path)
-    if not found:
+    if not by_step:
         return None
-    latest = found[max(found)]
+    latest = by_step[max(by_step)]
     if damaged(latest):
         raise UserError(
             f"the checkpoint {latest} is damaged; delete it to go on from an earlier one, or from "
@@ -55,11 +55,11 @@ def resumable(checkpoint: Path, world: int, engine: str) -> dict[str, Any]:
     UserError for a checkpoint of another engine.
     """
     written = facts(checkpoint).engine if checkpoint.is_dir() else "ddp"
-    asked = "ddp" if engine in ("auto", "one") else engine
-    if written != asked:
+    resumed = "ddp" if engine in ("auto", "one") else engine
+    if written != resumed:
         raise UserError(
             f"the checkpoint {checkpoint} was written under {written}, and the run goes on under "
-            f"{asked}; give it engine.kind {written}"
+            f"{resumed}; give it engine.kind {written}"
         )
     if not written.startswith("zero") or facts(checkpoint).world == world:
         return {}
@@ -117,17 +117,17 @@ class StepCheckpoint(ModelCheckpoint):
     ) -> None:
         """Make what depended on the number of ranks that wrote it depend on the present one."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        more = checkpoint["global_step"] * trainer.accumulate_grad_batches
-        more -= progress["total"]["ready"]
+        batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        shift = batches - progress["total"]["ready"]
         for counts in (progress["total"], progress["current"]):
             for name in counts:
-                counts[name] += more
+                counts[name] += shift
         # From the universal format, ZeRO-3 has given all groups the first one's settings, and one
         # step count in common, which each of them would then raise.
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         rates = [rate for state in checkpoint["lr_schedulers"] for rate in state["_last_lr"]]
-        for group, told, rate in zip(groups, self._groups, rates, strict=False):
-            group.update({**told, "lr": rate})
+        for group, settings, rate in zip(groups, self._groups, rates, strict=False):
+            group.update({**settings, "lr": rate})
         for optimizer in trainer.optimizers:
             for state in optimizer.state.values():
                 if isinstance(state.get("step"), Tensor):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from freezetrain.data.loader import SequenceLoader
@@ -18,6 +17,7 @@ from freezetrain.data.tokens import default_cache, default_workers, tokenize
 from freezetrain.errors import UserError
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import TextSource
+from freezetrain.tables import Column, Table
 from freezetrain.training.recipe import Replay, TrainRecipe
 
 
@@ -106,32 +106,26 @@ class TextData(L.LightningDataModule):
 
     def table(self) -> Table:
         """The facts, to be looked at before training starts."""
-        table = Table(
-            *("language", "documents", "tokens", "bytes", "tokens/word", "bytes/token"),
-            *("share", "epochs"),
-            padding=(0, 0),
-        )
-        for column in table.columns[1:]:
-            column.justify = "right"
+        columns = [
+            Column("language", "language", text=True),
+            *(Column(count, count) for count in ("documents", "tokens", "bytes")),
+            Column("tokens/word", "tokens_per_word", "{:.2f}".format),
+            Column("bytes/token", "bytes_per_token", "{:.2f}".format),
+            Column("share", "share", "{:.1%}".format),
+            Column("epochs", "epochs", "{:.2f}".format),
+        ]
+        rows, skipped = [], []
         for name, facts in self.facts().items():
-            if name == next(iter(self.replayed), None):
-                table.add_section()
-            table.add_row(
-                f"{name} (replay)" if facts["replayed"] else name,
-                *(f"{facts[count]:,}" for count in ("documents", "tokens", "bytes")),
-                *(f"{facts[ratio]:.2f}" for ratio in ("tokens_per_word", "bytes_per_token")),
-                f"{facts['share']:.1%}",
-                f"{facts['epochs']:.2f}",
-            )
-        if skipped := {n: f["skipped"] for n, f in self.facts().items() if f["skipped"]}:
-            table.caption = "bad lines skipped: " + ", ".join(
-                f"{count} of {name}" for name, count in skipped.items()
-            )
-        return table
+            replay = " (replay)" if facts["replayed"] else ""
+            rows.append({"language": name + replay, **facts})
+            if facts["skipped"]:
+                skipped.append(f"{facts['skipped']} of {name}")
+        note = f"bad lines skipped: {', '.join(skipped)}" if skipped else ""
+        return Table("texts trained on", columns, rows, note=note)
 
 
 def _tokens(packed: Mapping[str, Packed]) -> dict[str, int]:
-    return {name: len(one.store) for name, one in packed.items()}
+    return {name: len(sequences.store) for name, sequences in packed.items()}
 
 
 def read_data(
@@ -149,8 +143,9 @@ def read_data(
     trained = recipe.languages or languages_in(recipe.texts)
     replayed: list[str] = []
     if recipe.replay is not None:
-        told = recipe.replay.languages
-        replayed = told or [n for n in languages_in(recipe.replay.texts) if n not in trained]
+        replayed = recipe.replay.languages or [
+            name for name in languages_in(recipe.replay.texts) if name not in trained
+        ]
         if not replayed:
             raise UserError(
                 "replay.texts holds no language but those trained on; give it texts of the "

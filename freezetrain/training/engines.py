@@ -1,4 +1,4 @@
-"""From an engine of the recipe to a Lightning strategy, its devices and its precision."""
+"""Lightning's strategy, devices and precision for an engine of the recipe."""
 
 import os
 from collections.abc import Iterator
@@ -79,12 +79,12 @@ def devices(engine: Engine, launch: Launch) -> int:
     """Devices on each machine. UserError where there are fewer than the recipe asks for."""
     if launch.external:
         return launch.local_world
-    found = torch.cuda.device_count()
-    if engine.devices is not None and 0 < found < engine.devices:
+    gpus = torch.cuda.device_count()
+    if engine.devices is not None and 0 < gpus < engine.devices:
         raise UserError(
-            f"engine.devices is {engine.devices} and this machine has {found} GPUs; ask for {found}"
+            f"engine.devices is {engine.devices} and this machine has {gpus} GPUs; ask for {gpus}"
         )
-    return engine.devices or max(1, found)
+    return engine.devices or max(1, gpus)
 
 
 def world_size(engine: Engine, launch: Launch) -> int:
@@ -150,11 +150,11 @@ def optimizer_device(strategy: Strategy) -> torch.device:
 
 
 def trainer_options(
-    engine: Engine, settings: Optimization, launch: Launch, more: dict[str, Any]
+    engine: Engine, settings: Optimization, launch: Launch, deepspeed: dict[str, Any]
 ) -> dict[str, Any]:
-    """What Lightning's Trainer is told about strategy, devices and precision.
+    """Arguments of Lightning's Trainer: strategy, devices, precision, accumulation.
 
-    ``more`` entries for DeepSpeed's configuration come from the checkpoint that it resumes.
+    ``deepspeed``: further entries of DeepSpeed's configuration, which ``resumable`` gives.
     """
     world = world_size(engine, launch)
     kind = kind_of(engine, world)
@@ -182,7 +182,7 @@ def trainer_options(
         if not on_gpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         options["strategy"] = DeepSpeed(
-            config={**deepspeed_config(engine, settings), **more},
+            config={**deepspeed_config(engine, settings), **deepspeed},
             process_group_backend=None if on_gpu else "gloo",
         )
     return options

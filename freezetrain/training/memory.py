@@ -1,4 +1,4 @@
-"""How much memory a rank takes, told from shapes alone: for a job that has not been started.
+"""How much memory a rank takes, estimated from shapes before a run is started.
 
 What each engine keeps was read in its code (PyTorch 2.13: DistributedDataParallel, fully_shard,
 AdamW; DeepSpeed 0.19.8: runtime/zero/stage_1_and_2.py, stage3.py, config.py; Lightning 2.6.6:
@@ -236,23 +236,23 @@ def _mask(settings: Optimization, shapes: _Shapes) -> int:
 
 
 def _deepspeed(shapes: _Shapes, recipe: TrainRecipe, on_gpu: bool) -> list[Part]:
-    told = {**_ZERO_DEFAULTS, **recipe.engine.deepspeed.get("zero_optimization", {})}
-    bucket = told["reduce_bucket_size"]
+    settings = {**_ZERO_DEFAULTS, **recipe.engine.deepspeed.get("zero_optimization", {})}
+    bucket = settings["reduce_bucket_size"]
     if not on_gpu:  # memory that is never written to is not taken
         bucket = min(bucket, shapes.weights)
     during: tuple[str, ...] = ("loss", "backward") if on_gpu else ("backward",)
     if shapes.zero == 3:
         during = TRAINING  # one for all steps
-    twice = 2 if told.get("overlap_comm", on_gpu) and shapes.zero < 3 else 1
+    twice = 2 if settings.get("overlap_comm", on_gpu) and shapes.zero < 3 else 1
     copied = shapes.share
     if shapes.zero == 3:
-        copied = min(shapes.share, told["sub_group_size"])
+        copied = min(shapes.share, settings["sub_group_size"])
     parts = [
         Part("buckets of gradients", shapes.held * bucket * twice, during),
         Part("fp32 copy of the gradients", 4 * copied, ("step",)),
     ]
     if shapes.zero == 3:
-        live = min(told["stage3_max_live_parameters"], shapes.weights)
+        live = min(settings["stage3_max_live_parameters"], shapes.weights)
         gathered = shapes.held * live
         parts.append(Part("weights gathered from all ranks", gathered, (*_PASS, "watch")))
     return parts

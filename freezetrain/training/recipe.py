@@ -67,7 +67,7 @@ class Watch(EvaluationTexts):
         check(valid, "at_samples", "ascending, the last above 0", self.at_samples)
         names = ("every_n_steps", "every_n_tokens", "at_samples")
         given = [name for name in names if getattr(self, name)]
-        expected = "told at most one of every_n_steps, every_n_tokens and at_samples"
+        expected = "given at most one of every_n_steps, every_n_tokens and at_samples"
         check(len(given) <= 1, "watch", expected, given)
         share = self.time_share is None or 0 < self.time_share <= 1
         check(share, "time_share", "above 0 and at most 1", self.time_share)
@@ -95,7 +95,7 @@ class Freezing:
         check(self.audit_every >= 0, "audit_every", "0 or more", self.audit_every)
 
     def check_steps(self, steps: int) -> None:
-        """UserError if a run of ``steps`` optimizer steps would not freeze as is told."""
+        """UserError unless a run of ``steps`` optimizer steps reaches the beginning and the end."""
         first, last = self.first_step, self.last_step
         expected = f"below the {steps} steps of the run: nothing would be frozen"
         check(first < steps, "freeze.first_step", expected, first)
@@ -232,34 +232,39 @@ class TrainRecipe:
             self.freeze.check_steps(self.optimization.max_steps)
         if self.brake is not None:
             self._check_brake(self.brake)
-        zero = self.engine.kind.startswith("zero")
-        for name, only in (("bad_steps", "stop"), ("spike_factor", None), ("ema_decay", None)):
-            value = getattr(self.optimization, name)
-            expected = f"left out under {self.engine.kind}: DeepSpeed steps by itself"
-            check(not zero or value == only, f"optimization.{name}", expected, value)
-
+        self._check_engine()
         self._check_base()
 
+    def _check_engine(self) -> None:
+        """What only some engines can do."""
+        kind, settings = self.engine.kind, self.optimization
+        expected = f"left out under {kind}: DeepSpeed steps by itself"
+        for name, default in (("bad_steps", "stop"), ("spike_factor", None)):
+            value = getattr(settings, name)
+            allowed = value == default or not kind.startswith("zero")
+            check(allowed, f"optimization.{name}", expected, value)
+        expected = f"left out under {kind}: it works on one device and under ddp"
+        for name, value in {
+            "penalty": self.penalty,
+            "average_with_base": self.average_with_base,
+            "lora": self.lora,
+            "optimization.ema_decay": settings.ema_decay,
+        }.items():
+            check(value is None or kind in ("auto", "ddp"), name, expected, value)
+
     def _check_base(self) -> None:
-        """What is told of the base's weights, and what goes with it."""
+        """What needs the base's weights, and what goes with it."""
         for name in ("penalty", "average_with_base", "lora"):
             value = getattr(self, name)
-            if value is None:
-                continue
-            expected = f"left out under {self.engine.kind}: it works on one device and under ddp"
-            check(self.engine.kind in ("auto", "ddp"), name, expected, value)
             expected = "left out when from_scratch is set: there is no base"
-            check(not self.from_scratch, name, expected, value)
+            check(value is None or not self.from_scratch, name, expected, value)
         averaged, share = self.optimization.ema_decay, self.average_with_base
         if share is not None:
             check(0 < share < 1, "average_with_base", "in (0, 1)", share)
             expected = "left out where average_with_base is given: one of them is exported"
             check(averaged is None, "optimization.ema_decay", expected, averaged)
             why = "the base's entries are not those that are frozen"
-            expected = f"left out where average_with_base is given: {why}"
-            for name, only in (("clamp", None), ("first_step", 0)):
-                value = getattr(self.freeze, name)
-                check(value == only, f"freeze.{name}", expected, value)
+            self._check_frozen_as_base(f"left out where average_with_base is given: {why}")
         if self.lora is not None:
             expected = "left out where lora is given: it trains adapters, and no weight of the base"
             for name in ("region", "penalty", "average_with_base"):
@@ -267,7 +272,7 @@ class TrainRecipe:
             check(averaged is None, "optimization.ema_decay", expected, averaged)
 
     def _check_brake(self, brake: Braking) -> None:
-        """What the watch tells it, and weights that it can go back to."""
+        """The brake needs evaluations, and, to go back, weights that those are of."""
         expected = "left out where the watch is off"
         check(not self.watch.off, "brake", expected, brake.limits)
         if self.watch.languages:  # else only the texts tell
@@ -280,10 +285,9 @@ class TrainRecipe:
         check(averaged is None, "optimization.ema_decay", expected + why, averaged)
         check(share is None, "average_with_base", expected + why, share)
         why = "earlier weights would not be frozen as the last ones are"
-        for name, only in (("clamp", None), ("first_step", 0)):
+        self._check_frozen_as_base(expected + why)
+
+    def _check_frozen_as_base(self, expected: str) -> None:
+        for name, default in (("clamp", None), ("first_step", 0)):
             value = getattr(self.freeze, name)
-            check(value == only, f"freeze.{name}", expected + why, value)
-
-
-"""Fields that a run may be resumed with other values of: the weights are the same, to rounding; in
-a model with dropout, micro_batch also decides which places it drops."""
+            check(value == default, f"freeze.{name}", expected, value)

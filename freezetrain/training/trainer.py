@@ -1,4 +1,4 @@
-"""One training run in one folder: fit, checkpoints, resume, export."""
+"""Lightning's Trainer in a run's folder: fit, resume, and the export at the end."""
 
 import logging
 import warnings
@@ -38,6 +38,7 @@ _ADVICE = (
     "treespec",
     "DeepSpeed handles gradient clipping",
     "saving the DeepSpeed Stage 3 checkpoint",
+    "WeightAveraging callback with a model that overrides",
 )
 
 
@@ -64,23 +65,23 @@ def fit(
     L.seed_everything(settings.seed, verbose=False)
     latest = latest_checkpoint(folder)
     world = world_size(engine, launch)
-    more = {} if latest is None else resumable(latest, world, engine.kind)
+    deepspeed = {} if latest is None else resumable(latest, world, engine.kind)
     if progress:
         bar = StepProgress()
         for callback in callbacks:
             if isinstance(callback, ForgettingTracker):
                 callback.progress = bar.evaluating
         callbacks = [bar, *callbacks]  # first, so that it is there when the base is evaluated
-    limits = [] if settings.max_hours is None else [TimeLimit(settings.max_hours)]
+    limit = [] if settings.max_hours is None else [TimeLimit(settings.max_hours)]
     trainer = L.Trainer(
-        **trainer_options(engine, settings, launch, more),
+        **trainer_options(engine, settings, launch, deepspeed),
         max_steps=data.steps,
         max_epochs=1,  # the loader holds the whole run
         gradient_clip_val=settings.clip_norm,
         logger=TensorBoardLogger(folder, name="tensorboard", version=""),
         callbacks=[
             *callbacks,
-            *limits,
+            *limit,
             StepCheckpoint(folder, checkpoint_every),
             StopOnSignal(),
         ],

@@ -99,8 +99,8 @@ def run(engine: str, folder: Path) -> dict:
         how = "ddp" if engine == "ddp" else strategy(engine)
         return fit(freeze, *callbacks, module=module, devices=2, strategy=how, **options)
 
-    zero = engine.startswith("zero")
-    first, second, third = ([] if zero else [WeightAverage(DECAY)] for _ in range(3))
+    sharded = engine != "ddp"
+    first, second, third = ([] if sharded else [WeightAverage(DECAY)] for _ in range(3))
     uninterrupted = train(Distributed(), *first)
     stopped, save = Distributed(told=True), EachStep(folder / "checkpoints")
     said = "nothing"
@@ -119,7 +119,7 @@ def run(engine: str, folder: Path) -> dict:
         "seen again": again.seen,
         "differ": differ(uninterrupted.whole(), again.whole()),
     }
-    if zero:
+    if sharded:
         return found
     (one, back), (other, _) = averaged(*first, uninterrupted), averaged(*third, again)
     expected = reference(uninterrupted.course)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from extras_module import ACCUMULATE, EachStep, Module, fit
+from extras_module import ACCUMULATE, EachStep, Module, Stream, fit
 from frozen_reference import TinyLM, mixed_region
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -69,29 +69,37 @@ def test_of_sixteen_bit_weights_is_kept_in_32():
     for name, value in expected.items():
         assert course.weights[-1][name].dtype == torch.bfloat16
         assert torch.equal(found[name], value.bfloat16()), name
-        torch.testing.assert_close(average.state_dict()["average"][f"wrapped.{name}"], value)
+        kept = average._average_model.module.wrapped.get_parameter(name)
+        torch.testing.assert_close(kept.detach(), value)
 
 
 def bits(tensor):
     return tensor.view({4: torch.int32, 8: torch.int64, 2: torch.int16}[tensor.element_size()])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("decay", [0.1, 0.5, 0.97])
-def test_frozen_entries_are_exact(dtype, decay):
+@pytest.mark.parametrize(
+    ("dtype", "decay"), [(torch.float32, 0.97), (torch.float64, 0.1), (torch.bfloat16, 0.5)]
+)
+def test_frozen_entries_are_exact(tmp_path, dtype, decay):
+    """In the average, in the checkpoint (the average and the weights) and in the module."""
     module = Module(dtype)
     with torch.no_grad():  # values that a careless formula would change
         values = torch.tensor([-0.0, 1e-40, 3e38, 1 / 3], dtype=torch.float64)
         module.wrapped.down.bias[:4] = values.to(dtype)
     start, region = module.weights(), mixed_region(module.wrapped)
     precision = {torch.bfloat16: "bf16-true", torch.float64: "64-true"}.get(dtype, "32-true")
-    average = WeightAverage(decay)
-    fit(RegionFreeze(region, check_base=False), average, module=module, precision=precision)
-    found = inside(average, module)
-    for frozen in region.resolve(module.wrapped):
-        mask = frozen.entries.mask()
-        assert torch.equal(bits(found[frozen.name][mask]), bits(start[frozen.name][mask]))
-        assert mask.all() or not torch.equal(found[frozen.name], start[frozen.name])
+    average, save = WeightAverage(decay), EachStep(tmp_path, every=6)
+    fit(RegionFreeze(region, check_base=False), average, save, module=module, precision=precision)
+    checkpoint = torch.load(tmp_path / "step=6.ckpt", weights_only=True)
+    averaged, weights = (
+        {name.removeprefix("wrapped."): value for name, value in checkpoint[key].items()}
+        for key in ("state_dict", "current_model_state")
+    )
+    for found in (inside(average, module), averaged, weights, module.weights()):
+        for frozen in region.resolve(module.wrapped):
+            mask, values = frozen.entries.mask(), found[frozen.name].to(dtype)
+            assert torch.equal(bits(values[mask]), bits(start[frozen.name][mask]))
+            assert mask.all() or not torch.equal(values, start[frozen.name])
 
 
 @pytest.mark.parametrize("clamp", [None, 0.25])
@@ -115,7 +123,6 @@ def test_what_is_not_trained_stays():
     module.wrapped.up.weight.requires_grad_(False)
     average = WeightAverage(0.9)
     fit(average, module=module)
-    assert "wrapped.up.weight" not in average.state_dict()["average"]
     assert torch.equal(inside(average, module)["up.weight"], Module().wrapped.up.weight)
 
 
@@ -140,6 +147,25 @@ def test_resumes_exactly(tmp_path):
     fit(WeightAverage(0.9), EachStep(tmp_path, every=2), max_steps=2)
     average = WeightAverage(0.9)
     again = fit(average, EachStep(tmp_path), ckpt_path=tmp_path / "step=2.ckpt")
+    expected, found = inside(whole, module), inside(average, again)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_resumes_a_checkpoint_of_before_the_average_was_lightnings(tmp_path):
+    """It held the weights as state_dict, and the average in the callback's own state."""
+    whole, module = WeightAverage(0.9), Module()
+    fit(whole, EachStep(tmp_path, every=2), module=module)
+    path = tmp_path / "step=2.ckpt"
+    fit(WeightAverage(0.9), EachStep(tmp_path, every=2), max_steps=2)
+    checkpoint = torch.load(path, weights_only=True)
+    averages = checkpoint["state_dict"]
+    del averages["wrapped.head.weight"]  # a tied one once, by its first name
+    checkpoint["state_dict"] = checkpoint.pop("current_model_state")
+    del checkpoint["averaging_state"]
+    checkpoint["callbacks"]["WeightAverage"] = {"decay": 0.9, "average": averages}
+    torch.save(checkpoint, path)
+    average = WeightAverage(0.9)
+    again = fit(average, ckpt_path=path)
     expected, found = inside(whole, module), inside(average, again)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
@@ -175,16 +201,11 @@ def test_refuses_what_cannot_work():
     for decay in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(UserError, match=r"must be in \(0, 1\)"):
             WeightAverage(decay)
-    with pytest.raises(UserError, match="no average before the first step"):
+    with pytest.raises(UserError, match="no average before a fit"):
         inside(WeightAverage(0.9), Module())
-
-
-def test_refuses_strategies_that_lay_weights_out_in_their_own_way():
-    deepspeed = object.__new__(DeepSpeedStrategy)
-    one_file = ModelParallelStrategy(save_distributed_checkpoint=False)
-    for strategy, why in ((deepspeed, "under DeepSpeedStrategy"), (one_file, "got save_dist")):
+    for strategy in (object.__new__(DeepSpeedStrategy), ModelParallelStrategy()):
         trainer = SimpleNamespace(strategy=strategy)
-        with pytest.raises(UserError, match=why):
+        with pytest.raises(UserError, match=f"average weights under {type(strategy).__name__}"):
             WeightAverage(0.9).setup(trainer, Module(), "fit")
 
 
@@ -193,9 +214,23 @@ def test_training_is_the_same_with_and_without():
     assert all(torch.equal(value, watched[name]) for name, value in plain.items())
 
 
+def test_lightnings_validation_is_of_the_average():
+    class Validated(Module):
+        def validation_step(self, batch, batch_idx):
+            self.validated = self.weights()
+
+        def val_dataloader(self):
+            return Stream()
+
+    average, module = WeightAverage(0.9), Validated()
+    fit(average, module=module, val_check_interval=12, limit_val_batches=1)
+    expected, now = inside(average, module), module.weights()
+    assert all(torch.equal(module.validated[name], value) for name, value in expected.items())
+    assert not torch.equal(now["up.weight"], expected["up.weight"])
+
+
 def test_of_a_tied_weight_is_one():
     average = WeightAverage(0.9)
     module = fit(average)
     with average.averaged(module):
         assert module.wrapped.head.weight is module.wrapped.embedding.weight
-    assert "wrapped.head.weight" not in average.state_dict()["average"]

@@ -33,10 +33,10 @@ MODEL = ModelSource("model")
         (
             lambda: TrainRecipe(
                 MODEL,
-                engine=Engine(kind="zero-2"),
+                engine=Engine(kind="fsdp2"),
                 optimization=Optimization(ema_decay=0.9),
             ),
-            "ema_decay must be left out under zero-2",
+            "ema_decay must be left out under fsdp2",
         ),
         (
             lambda: TrainRecipe(MODEL, languages=["a"], replay=Replay(languages=["a"])),
@@ -55,7 +55,7 @@ MODEL = ModelSource("model")
         (lambda: Watch(at_samples=[0]), "at_samples must be ascending, the last above 0"),
         (
             lambda: Watch(every_n_steps=5, at_samples=[0, 5]),
-            "watch must be told at most one of .* got .'every_n_steps', 'at_samples'.;",
+            "watch must be given at most one of .* got .'every_n_steps', 'at_samples'.;",
         ),
         (lambda: Watch(time_share=1.5), "time_share must be above 0 and at most 1, got 1.5"),
         (lambda: ExtendRecipe(MODEL), "tokens must be given"),

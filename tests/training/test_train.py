@@ -1,7 +1,13 @@
+"""What `freezetrain train` makes of a region: its facts for the report, and the freeze."""
+
+import pytest
 import torch
 
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import Base, Region
-from freezetrain.training.train import region_facts
+from freezetrain.training.recipe import Freezing, TrainRecipe
+from freezetrain.training.train import region_facts, region_freeze
 
 
 def test_facts_follow_from_the_masks(model):
@@ -32,3 +38,34 @@ def test_the_base_is_named(model):
     base = Base("models/base", None, "0")
     region = Region.random(model, 0.1, seed=0, base=base)
     assert region_facts(region, model, file="x", frozen="y")["base"] == "models/base"
+
+
+@pytest.mark.parametrize(
+    ("stored", "freeze", "reads"),
+    [
+        (torch.float32, Freezing(), True),
+        (torch.bfloat16, Freezing(), False),  # exact already; fused experts cannot be read
+        (torch.float32, Freezing(first_step=2), False),
+        (torch.float32, Freezing(clamp=0.0), False),
+    ],
+)
+def test_the_base_is_read_again_only_where_masters_would_start_rounded(
+    tmp_path, make_model, monkeypatch, stored, freeze, reads
+):
+    model = make_model().to(stored)
+    model.save_pretrained(tmp_path)
+    given = []
+    monkeypatch.setattr(
+        "freezetrain.training.train.local_folder", lambda s: given.append(s.path) or "."
+    )
+    recipe = TrainRecipe(
+        ModelSource(str(tmp_path)),
+        region="in memory",
+        freeze=freeze,
+        optimization=Optimization(precision="bf16-mixed", max_steps=4),
+    )
+    region = Region.random(model, 0.2, seed=0)
+    assert region_freeze(recipe, region, "zero-2").region is region
+    assert given == [str(tmp_path)] * reads
+    assert not region_freeze(recipe, region, "fsdp2").handle
+    assert given == [str(tmp_path)] * reads

@@ -1,0 +1,155 @@
+"""What a training run will be, told from its recipe and its model's configuration alone."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from transformers import PreTrainedModel
+
+from freezetrain.callbacks import BasePenalty
+from freezetrain.callbacks.near_base import check_importance
+from freezetrain.errors import UserError
+from freezetrain.models import check_length, meta_model, stored_dtype
+from freezetrain.ranks import Launch
+from freezetrain.regions import Region
+from freezetrain.scoring import Scores
+from freezetrain.scoring.scores import language_scores
+from freezetrain.training.adapters import add_adapters
+from freezetrain.training.engines import kind_of, precision, trained_in_16_bits, world_size
+from freezetrain.training.recipe import TrainRecipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before texts are read and weights are loaded."""
+
+    recipe: TrainRecipe
+    world: int
+    """Ranks."""
+    engine: str
+    """one, ddp, fsdp2, zero-1, zero-2 or zero-3."""
+    accumulate: int
+    """Micro-batches of a rank in an optimizer step."""
+    model: PreTrainedModel
+    """On the meta device, with adapters."""
+    region: Region | None
+    penalty: BasePenalty | None
+
+    @cached_property
+    def weights(self) -> int:
+        """All of the model's."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @cached_property
+    def trained(self) -> int:
+        """Weights that are trained: all, or those of the adapters."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of one checkpoint, of all ranks together.
+
+        The weights in fp32 and, of those that are trained, AdamW's two moments; under ZeRO-1 and 2
+        the weights as they are computed with too, which ZeRO-3's checkpoint does without; the
+        average of the weights where there is one.
+        """
+        averages = 0 if self.recipe.optimization.ema_decay is None else 4
+        return self._bytes_of_all() + (8 + averages) * self.trained
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the weights that the brake keeps; there are two such checkpoints at times."""
+        brake = self.recipe.brake
+        if brake is None or not brake.goes_back:
+            return 0
+        moments = 8 * self.weights if self.engine.startswith("zero") else 0
+        return self._bytes_of_all() + moments
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that the run's folder takes at most: two of each checkpoint, and the model."""
+        return 2 * self.checkpoint_bytes + 2 * self.kept_bytes + 4 * self.weights
+
+    def _bytes_of_all(self) -> int:
+        computed = 0
+        if self.engine in ("zero-1", "zero-2"):
+            computed = 2 if trained_in_16_bits(self.recipe.optimization) else 4
+        return (4 + computed) * self.weights
+
+
+def make_plan(recipe: TrainRecipe, launch: Launch) -> Plan:
+    """Raises UserError for all that can be refused before texts are read and weights loaded."""
+    world = world_size(recipe.engine, launch)
+    accumulate = recipe.optimization.accumulate(world)
+    model, region = shape_and_region(recipe)
+    penalty = penalty_of(recipe, model)
+    engine = kind_of(recipe.engine, world)
+    return Plan(recipe, world, engine, accumulate, model, region, penalty)
+
+
+def shape_and_region(recipe: TrainRecipe) -> tuple[PreTrainedModel, Region | None]:
+    """The model on the meta device, with adapters, and the region.
+
+    UserError where a type rounds frozen entries, or sequence length or region do not fit the model.
+    """
+    refuse_types(recipe)
+    model = meta_model(recipe.model, trained_in_16_bits(recipe.optimization))
+    check_length(model, recipe.optimization.sequence_length)
+    if recipe.lora is not None:
+        add_adapters(model, recipe.lora, recipe.optimization.seed)
+    if recipe.region is None:
+        return model, None
+    region = Region.load(recipe.region)
+    region.resolve(model)
+    return model, region
+
+
+def refuse_types(recipe: TrainRecipe) -> None:
+    """UserError for weights in float16, and for a type that would round frozen entries.
+
+    They are the base's, bit for bit. A base that does not say its type may be in float32.
+    """
+    stored = stored_dtype(recipe.model)
+    if recipe.model.dtype == "stored" and stored == torch.float16:
+        raise UserError(
+            "model.dtype is stored and the base is stored in float16, which overflows in training; "
+            "use float32 or bfloat16"
+        )
+    if recipe.region is None or recipe.freeze.clamp is not None:
+        return
+    types = {"export_dtype": recipe.export_dtype, "model.dtype": recipe.model.dtype}
+    if precision(recipe.optimization) == "bf16-true":
+        types["optimization.precision"] = "bfloat16"
+    widest = stored or torch.float32
+    for field, name in types.items():
+        if name == "stored":
+            continue
+        dtype = getattr(torch, name)
+        if torch.promote_types(widest, dtype) != dtype:
+            base = stored or "a type that its config.json leaves open"
+            raise UserError(
+                f"the base is stored in {base}, and {field}, {dtype}, would round the entries that "
+                "are to be frozen; use model.dtype float32, export_dtype stored and precision "
+                "32-true or bf16-mixed"
+            )
+
+
+def penalty_of(recipe: TrainRecipe, model: PreTrainedModel) -> BasePenalty | None:
+    """The callback of ``recipe.penalty``; ``model`` may be without weights.
+
+    UserError where the folder holds no scores, scores of another method, or of another model.
+    """
+    if recipe.penalty is None:
+        return None
+    if recipe.penalty.fisher is None:
+        return BasePenalty(recipe.penalty.strength)
+    by_language = language_scores(recipe.penalty.fisher, recipe.penalty.languages or ())
+    scores = Scores.sum(list(by_language.values()))
+    if scores.made["method"] != "fisher":
+        raise UserError(
+            f"penalty.fisher must be a folder of scores of the method fisher, and those in "
+            f"{recipe.penalty.fisher} are of {scores.made['method']}; make them with `freezetrain "
+            "score --methods '[fisher]'`"
+        )
+    check_importance(scores, model)
+    return BasePenalty(recipe.penalty.strength, scores)

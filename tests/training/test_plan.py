@@ -1,0 +1,108 @@
+"""What is refused before texts are read: types that round frozen entries, scores of others."""
+
+import json
+
+import pytest
+import torch
+
+from freezetrain.errors import UserError
+from freezetrain.models import stored_dtype
+from freezetrain.ranks import Launch
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import ModelSource, TextSource
+from freezetrain.regions import Base, fingerprint
+from freezetrain.scoring import Scores
+from freezetrain.training.plan import make_plan, refuse_types
+from freezetrain.training.recipe import Freezing, Penalty, TrainRecipe
+from freezetrain.training.train import run
+
+
+def save(model, folder, dtype, told=True):
+    """A model folder whose config.json says its type if ``told`` (GPT-2's on the hub does not)."""
+    model.to(dtype).save_pretrained(folder, max_shard_size="20KB")
+    if not told:
+        config = json.loads((folder / "config.json").read_text())
+        del config["dtype"]
+        (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_files_say_the_type_where_the_configuration_does_not(tmp_path, make_model, dtype):
+    assert stored_dtype(ModelSource(save(make_model(), tmp_path, dtype, told=False))) == dtype
+
+
+def test_files_of_several_types_are_of_the_one_that_holds_all(tmp_path, make_model):
+    model = make_model().bfloat16()
+    model.model.norm.to(torch.float16)
+    path = save(model, tmp_path, None, told=False)
+    assert stored_dtype(ModelSource(path)) == torch.float32
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"export_dtype": "bfloat16"},
+        {"optimization": Optimization(precision="bf16-true")},
+    ],
+)
+@pytest.mark.parametrize("told", [True, False])
+def test_rounding_is_refused_also_where_the_configuration_has_no_type(
+    tmp_path, make_model, more, told
+):
+    path = save(make_model(), tmp_path / "32", torch.float32, told)
+    with pytest.raises(UserError, match="would round the entries that are to be frozen"):
+        refuse_types(TrainRecipe(ModelSource(path), region="r", **more))
+    refuse_types(TrainRecipe(ModelSource(path), region="r", freeze=Freezing(clamp=0.0), **more))
+    refuse_types(TrainRecipe(ModelSource(path), **more))
+    path = save(make_model(), tmp_path / "16", torch.bfloat16, told)
+    refuse_types(TrainRecipe(ModelSource(path), region="r", **more))
+
+
+def test_float16_is_refused_also_as_stored(tmp_path, make_model):
+    path = save(make_model(), tmp_path, torch.float16)
+    with pytest.raises(UserError, match="stored in float16, which overflows"):
+        refuse_types(TrainRecipe(ModelSource(path, dtype="stored")))
+    refuse_types(TrainRecipe(ModelSource(path)))
+
+
+def recipe_of(model_folder, **more):
+    settings = Optimization(max_steps=1, sequence_length=16, precision="32-true")
+    nowhere = TextSource(folder="there is no such folder")
+    return TrainRecipe(ModelSource(str(model_folder)), optimization=settings, texts=nowhere, **more)
+
+
+def saved(folder, model, method="fisher", base=None, **more):
+    tensors = {n: torch.rand(p.shape) for n, p in model.named_parameters() if "layers" in n}
+    Scores({**tensors, **more}, base, {"method": method, "batches": 2}).save(
+        folder / "en.safetensors"
+    )
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("made", "complaint"),
+    [
+        ({"method": "taylor"}, "of the method fisher, and those in .* are of taylor"),
+        ({"sideways": torch.rand(2)}, "name parameters that LlamaForCausalLM lacks"),
+        ({"lm_head.weight": torch.rand(2)}, r"'lm_head.weight' of shape \[2\], the model"),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused_first(model_folder, model, tmp_path, made, complaint):
+    folder = saved(tmp_path, model, **made)
+    with pytest.raises(UserError, match=complaint):
+        make_plan(recipe_of(model_folder, penalty=Penalty(1.0, folder)), Launch())
+
+
+def test_a_folder_without_scores_is_refused(model_folder, tmp_path):
+    with pytest.raises(UserError, match="expected a folder of score files"):
+        make_plan(recipe_of(model_folder, penalty=Penalty(1.0, str(tmp_path))), Launch())
+
+
+def test_scores_of_another_model_are_refused(model_folder, model, make_model, tmp_path):
+    base = Base("another", None, fingerprint(make_model(seed=1)))
+    folder = saved(tmp_path, model, base=base)
+    recipe = recipe_of(model_folder, penalty=Penalty(1.0, folder))
+    recipe.texts, recipe.languages, recipe.watch.off = TextSource(), ["zh"], True
+    with pytest.raises(UserError, match="scores were made for another model, another with the"):
+        run(recipe, tmp_path / "run", table=False, progress=False)
