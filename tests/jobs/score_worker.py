@@ -17,7 +17,7 @@ from pathlib import Path
 
 # Once, for all ranks that are forked.
 import deepspeed  # noqa: F401
-import freezetrain.jobs.score
+import freezetrain.analysis.score
 from forked_ranks import run_ranks
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
