@@ -14,8 +14,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from freezetrain.data.packing import TokenStore
 from freezetrain.data.texts import read_languages
+from freezetrain.data.tokens import TokenStore
 from freezetrain.recipe.sources import TextSource
 
 LANGUAGES = ("en", "es", "zh")
@@ -140,6 +140,6 @@ def make_store(tmp_path_factory):
         facts |= {"held_out": 1, "skipped": 0}
         kept = {"digest": repr(documents), "pieces": pieces, "facts": facts}
         (folder / "facts.json").write_text(json.dumps(kept))
-        return TokenStore(folder)
+        return TokenStore(folder, "xx")
 
     return make

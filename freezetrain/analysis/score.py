@@ -16,7 +16,7 @@ from freezetrain.analysis.recipe import ScoreRecipe
 from freezetrain.analysis.score_ranks import check_batch, load_scored, start_ranks
 from freezetrain.data.packing import Drawn
 from freezetrain.data.texts import languages_in, read_languages
-from freezetrain.data.tokens import default_cache, default_workers, tokenize
+from freezetrain.data.tokens import tokenize
 from freezetrain.errors import CheckError, UserError
 from freezetrain.files import UNFINISHED, require_space
 from freezetrain.models import check_fit, load_tokenizer, meta_model
@@ -110,15 +110,12 @@ def _drawn(recipe: ScoreRecipe, language: str, tokenizer: PreTrainedTokenizerBas
     if recipe.methods == ["magnitude"]:
         read_languages(recipe.texts, [language])  # refuses what is not there
         return None
-    cache = Path(recipe.cache).expanduser() if recipe.cache else default_cache()
-    workers = recipe.workers or default_workers()
     return Drawn(
-        tokenize(recipe.texts, language, tokenizer, cache, workers),
+        tokenize(recipe.texts, language, tokenizer, recipe.cache, recipe.workers),
         recipe.sequence_length,
         recipe.sequences,
         first=recipe.first,
         seed=recipe.seed,
-        what=f"the training part of language {language!r}",
     )
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from freezetrain.analysis.recipe import SelectRecipe
-from freezetrain.data.tokens import default_cache, default_workers, tokenize
+from freezetrain.data.tokens import tokenize
 from freezetrain.errors import UserError
 from freezetrain.freezing.weights_folder import WeightsFolder
 from freezetrain.models import load_model, load_tokenizer, local_folder, meta_model
@@ -64,7 +64,7 @@ def _token_counts(
     texts: TextSource, language: str, tokenizer: "PreTrainedTokenizerBase"
 ) -> torch.Tensor:
     """How often each token stands in the language's training documents, int64 [V]."""
-    store = tokenize(texts, language, tokenizer, default_cache(), default_workers())
+    store = tokenize(texts, language, tokenizer)
     counts = np.zeros(len(tokenizer), dtype=np.int64)
     for first in range(0, len(store), _READ):
         part = store.read(first, min(first + _READ, len(store)))

@@ -5,17 +5,15 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import datasets
 
-from freezetrain.data.reading import FEATURES, document
+from freezetrain.data.reading import AT_ONCE, FEATURES, document
 from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe.sources import TextSource
 
 _VERSION = 1  # of what is kept on disk
-
-_AT_ONCE = 256  # documents in memory: one may be a whole book
 
 T = TypeVar("T")
 
@@ -29,11 +27,11 @@ def configurations(source: TextSource, languages: Sequence[str] = ()) -> dict[st
     Raises UserError where the hub or the data set cannot be reached, where no configuration fits,
     and where one would have to hold several languages.
     """
-    known = _asked(
+    known = _read(
         source, lambda place: datasets.get_dataset_config_names(place, revision=source.revision)
     )
-    before, found, after = source.hub_config.partition("{language}")
-    if not found:
+    before, name_follows, after = source.hub_config.partition("{language}")
+    if not name_follows:
         wanted = list(languages) or list(source.names)
         if len(wanted) != 1:
             raise UserError(
@@ -41,22 +39,22 @@ def configurations(source: TextSource, languages: Sequence[str] = ()) -> dict[st
                 f"{len(wanted)}; name one, or put {{language}} where the configurations of "
                 f"{source.hub} have the language's name: they are {' '.join(known)}"
             )
-        _require(source.hub_config, known, source)
+        _require_config(source.hub_config, known, source)
         return {wanted[0]: source.hub_config}
-    called = {place: language for language, place in source.names.items()}
-    places = {
+    languages_by_place = {place: language for language, place in source.names.items()}
+    configs = {
         name[len(before) : len(name) - len(after)]: name
         for name in known
         if name.startswith(before) and name.endswith(after) and len(name) > len(before + after)
     }
-    if not places:
+    if not configs:
         raise UserError(
             f"no configuration of the data set {source.hub} is called like hub_config "
             f"{source.hub_config!r}; they are {' '.join(known)}"
         )
-    for place in called:
-        _require(before + place + after, known, source)
-    return {called.get(place, place): name for place, name in sorted(places.items())}
+    for place in languages_by_place:
+        _require_config(before + place + after, known, source)
+    return {languages_by_place.get(place, place): name for place, name in sorted(configs.items())}
 
 
 def hub_rows(config: str, source: TextSource) -> datasets.Dataset:
@@ -72,7 +70,7 @@ def hub_rows(config: str, source: TextSource) -> datasets.Dataset:
 
 def _downloaded(config: str, source: TextSource) -> datasets.Dataset:
     _require_split(config, source)
-    rows = _asked(
+    rows = _read(
         source,
         lambda place: datasets.load_dataset(
             place, config, split=source.hub_split, revision=source.revision
@@ -83,10 +81,10 @@ def _downloaded(config: str, source: TextSource) -> datasets.Dataset:
         rows = rows.select(range(min(source.documents, len(rows))))
     fields = list(dict.fromkeys([source.text_field, source.key_field or source.text_field]))
     fingerprint = _fingerprint(rows._fingerprint, config, source)
-    about = rows.map(
-        _about,
+    keys_and_kinds = rows.map(
+        _keys_and_kinds,
         batched=True,
-        batch_size=_AT_ONCE,
+        batch_size=AT_ONCE,
         with_indices=True,
         input_columns=fields,
         remove_columns=rows.column_names,
@@ -96,25 +94,29 @@ def _downloaded(config: str, source: TextSource) -> datasets.Dataset:
     )
     texts = rows.select_columns(source.text_field).rename_column(source.text_field, "text")
     # Side by side: the texts stay in the files that `datasets` has made of them.
-    together = datasets.concatenate_datasets([texts, about], axis=1)
-    together._fingerprint = fingerprint
-    return together
+    joined = datasets.concatenate_datasets([texts, keys_and_kinds], axis=1)
+    joined._fingerprint = fingerprint
+    return joined
 
 
-def _about(texts: list, *more: Any, place: str, source: TextSource) -> dict[str, list[int]]:
-    """Keys and kinds of a batch; ``more`` is the keys, if a field has them, and the row numbers."""
-    *keys, numbers = more
-    found = []
-    for position, (text, number) in enumerate(zip(texts, numbers, strict=True)):
+def _keys_and_kinds(
+    texts: list, *keys_and_numbers: list, place: str, source: TextSource
+) -> dict[str, list[int]]:
+    """Of a batch of rows: texts, the values of a key field where it is another one, numbers."""
+    keys, numbers = keys_and_numbers[0], keys_and_numbers[-1]
+    if len(keys_and_numbers) == 1:
+        keys = texts
+    rows = []
+    for text, key, number in zip(texts, keys, numbers, strict=True):
         item = {source.text_field: text}
         if source.key_field is not None:
-            item[source.key_field] = keys[0][position] if keys else text
-        found.append(document(item, f"{place} row {number + 1}", source))
-    return {name: [row[name] for row in found] for name in ("key", "kind")}
+            item[source.key_field] = key
+        rows.append(document(item, f"{place} row {number + 1}", source))
+    return {name: [row[name] for row in rows] for name in ("key", "kind")}
 
 
 def _streamed(config: str, source: TextSource) -> datasets.Dataset:
-    builder = _asked(
+    builder = _read(
         source,
         lambda place: datasets.load_dataset_builder(place, config, revision=source.revision),
     )
@@ -131,22 +133,22 @@ def _streamed(config: str, source: TextSource) -> datasets.Dataset:
                 _require_fields(list(item), config, source)
             yield document(item, f"{source.hub} {config} row {number}", source)
 
-    return _asked(
+    return _read(
         source,
         lambda place: datasets.Dataset.from_generator(
-            rows, features=FEATURES, fingerprint=fingerprint, writer_batch_size=_AT_ONCE
+            rows, features=FEATURES, fingerprint=fingerprint, writer_batch_size=AT_ONCE
         ),
     )
 
 
-def _fingerprint(of_rows: str, config: str, source: TextSource) -> str:
-    told = [_VERSION, list(FEATURES), of_rows, source.hub, config, source.hub_split]
-    told += [source.text_field, source.key_field, source.bad_lines, source.documents]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+def _fingerprint(rows: str, config: str, source: TextSource) -> str:
+    content = [_VERSION, list(FEATURES), rows, source.hub, config, source.hub_split]
+    content += [source.text_field, source.key_field, source.bad_lines, source.documents]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
-def _asked(source: TextSource, ask: Callable[[str], T]) -> T:
-    """What `datasets` says of the data set, its errors as one sentence."""
+def _read(source: TextSource, read: Callable[[str], T]) -> T:
+    """What ``read`` (folder or id) gets from `datasets`; its errors become one sentence."""
     place = str(source.hub)
     is_id = place.count("/") <= 1 and not place.startswith((".", "/", "~"))
     local = Path(place).expanduser()
@@ -156,7 +158,7 @@ def _asked(source: TextSource, ask: Callable[[str], T]) -> T:
             "in the hub's layout, or an id on the hub"
         )
     try:
-        return ask(str(local) if local.is_dir() else place)
+        return read(str(local) if local.is_dir() else place)
     except UserError:
         raise
     except Exception as error:  # a network fails in the ways of several libraries
@@ -175,7 +177,7 @@ def _asked(source: TextSource, ask: Callable[[str], T]) -> T:
         ) from error
 
 
-def _require(config: str, known: Sequence[str], source: TextSource) -> None:
+def _require_config(config: str, known: Sequence[str], source: TextSource) -> None:
     if config not in known:
         raise UserError(
             f"the data set {source.hub} has no configuration {config!r}"
@@ -184,7 +186,7 @@ def _require(config: str, known: Sequence[str], source: TextSource) -> None:
 
 
 def _require_split(config: str, source: TextSource) -> None:
-    splits = _asked(
+    splits = _read(
         source,
         lambda place: datasets.get_dataset_split_names(place, config, revision=source.revision),
     )

@@ -1,4 +1,4 @@
-"""The order of the sequences, a function of seed and place alone: a run resumes exactly."""
+"""The order of the sequences of a run: each place is computed from the seed when asked for."""
 
 import hashlib
 import json
@@ -86,18 +86,16 @@ class Order:
             for pool in self._pools
         ]
         self._ends = [np.cumsum([sizes[name] for name in pool.languages]) for pool in self._pools]
-        alone = np.array([pool.share for pool in target] + [0.0] * len(replayed))
-        mixed = np.array(
-            [pool.share * (1 - replay_share) for pool in target]
-            + [pool.share * replay_share for pool in replayed]
-        )
+        mixed = [pool.share * (1 - replay_share) for pool in target]
+        mixed += [pool.share * replay_share for pool in replayed]
+        alone = [pool.share for pool in target] + [0.0] * len(replayed)
         self._until = min(until, length) if replayed else 0
-        self._early = Mixture(mixed, self._until, seed)
-        self._late = Mixture(alone, length - self._until, seed)
+        self._early = Mixture(np.array(mixed), self._until, seed)
+        self._late = Mixture(np.array(alone), length - self._until, seed)
         self._drawn_early = self._early.drawn(self._until)
-        told = [list(sizes.items()), [[pool.languages, pool.share] for pool in self._pools]]
-        told += [seed, replay_share, until if replayed else 0]
-        self.digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        shares = [[pool.languages, pool.share] for pool in self._pools]
+        content = [list(sizes.items()), shares, seed, replay_share, until if replayed else 0]
+        self.digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def places(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """At places ``first`` to ``last``, the last excluded: number of the language in
@@ -222,13 +220,13 @@ def permuted(places: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
     low = np.uint64(2**half - 1)
     rounds = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
 
-    def once(values: np.ndarray) -> np.ndarray:
+    def permuted_once(values: np.ndarray) -> np.ndarray:
         left, right = values >> np.uint64(half), values & low
         for constant in rounds:
             left, right = right, left ^ (_mix(right + constant) & low)
         return (left << np.uint64(half)) | right
 
-    found = once(np.asarray(places, dtype=np.uint64))
-    while len(outside := np.flatnonzero(found >= size)):
-        found[outside] = once(found[outside])
-    return found.astype(np.int64)
+    items = permuted_once(np.asarray(places, dtype=np.uint64))
+    while len(outside := np.flatnonzero(items >= size)):
+        items[outside] = permuted_once(items[outside])
+    return items.astype(np.int64)

@@ -1,78 +1,20 @@
-"""Token ids on disk → sequences of fixed length, without padding and with nothing lost."""
+"""Sequences of fixed length, cut from token ids on disk, and batches of them in a given order."""
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from freezetrain.data.order import Order
+from freezetrain.data.tokens import TokenStore
 from freezetrain.errors import UserError
 from freezetrain.nll import NO_LABEL
-
-
-class TokenStore:
-    """The training documents of one language, end to end, as one stream of token ids on disk.
-
-    ``facts`` counts documents, tokens (BOS and EOS included), bytes of UTF-8, words (between white
-    space), held_out documents and skipped lines. ``digest`` [hex] tells its content: texts, split
-    and tokenizer. Raises UserError where files of it are missing or damaged.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            kept = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-            self.digest: str = kept["digest"]
-            self.facts: dict[str, int] = kept["facts"]
-            self._starts = np.load(folder / "starts.npy", mmap_mode="r", allow_pickle=False)
-            self._pieces = [
-                np.load(
-                    piece_folder(folder, number) / "tokens.npy", mmap_mode="r", allow_pickle=False
-                )
-                for number in range(kept["pieces"])
-            ]
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise UserError(
-                f"the tokens in {folder} are damaged ({error}); delete the folder, they are then "
-                "made anew"
-            ) from error
-        self._ends = np.cumsum([len(piece) for piece in self._pieces], dtype=np.int64)
-        if self._ends[-1] != len(self) or len(self._starts) != self.facts["documents"]:
-            raise UserError(
-                f"the tokens in {folder} are {self._ends[-1]} and not the {len(self)} that were "
-                "written; delete the folder, they are then made anew"
-            )
-
-    def __len__(self) -> int:
-        return self.facts["tokens"]
-
-    def read(self, first: int, last: int) -> np.ndarray:
-        """Token ids ``first`` to ``last``, the last excluded, int64."""
-        tokens = np.empty(last - first, dtype=np.int64)
-        number = int(np.searchsorted(self._ends, first, side="right"))
-        at = first
-        while at < last:
-            end = int(self._ends[number])
-            offset = end - len(self._pieces[number])
-            until = min(last, end)
-            tokens[at - first : until - first] = self._pieces[number][at - offset : until - offset]
-            at, number = until, number + 1
-        return tokens
-
-    def starts(self, first: int, last: int) -> np.ndarray:
-        """Places in ``first`` to ``last``, the last excluded, at which a document starts, int64."""
-        low, high = np.searchsorted(self._starts, [first, last])
-        return np.asarray(self._starts[low:high])
-
-    def starts_before(self, places: np.ndarray) -> np.ndarray:
-        """How many documents start before each of ``places``."""
-        return np.searchsorted(self._starts, places)
-
-
-def piece_folder(folder: Path, number: int) -> Path:
-    """Where the tokens and document starts of one piece of a store's texts are."""
-    return folder / f"{number:05d}"
+from freezetrain.recipe.optimization import Optimization
 
 
 class Packed:
@@ -85,17 +27,13 @@ class Packed:
     ``document_mask`` says that each document is alone: then no label crosses one, and positions
     start from 0 at each.
 
-    Raises UserError where the stream does not fill one sequence; ``what`` names it.
+    Raises UserError where the stream does not fill one sequence.
     """
 
     def __init__(
-        self,
-        store: TokenStore,
-        sequence_length: int,
-        document_mask: bool = False,
-        what: str = "a language",
+        self, store: TokenStore, sequence_length: int, document_mask: bool = False
     ) -> None:
-        require_sequence(len(store), sequence_length, what)
+        _require_sequence(store, sequence_length)
         self.store = store
         self.sequence_length = sequence_length
         self.document_mask = document_mask
@@ -136,12 +74,11 @@ class Packed:
         return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
 
-def require_sequence(tokens: int, sequence_length: int, what: str) -> None:
-    """UserError where there are fewer tokens than one sequence has; ``what`` has them."""
-    if tokens < sequence_length:
+def _require_sequence(store: TokenStore, sequence_length: int) -> None:
+    if len(store) < sequence_length:
         raise UserError(
-            f"{what} has {tokens} tokens, fewer than one sequence of {sequence_length}; give "
-            "it more text or lower sequence_length"
+            f"the training part of language {store.language!r} has {len(store)} tokens, fewer than "
+            f"one sequence of {sequence_length}; give it more text or lower sequence_length"
         )
 
 
@@ -150,10 +87,7 @@ class Drawn:
 
     They are cut from a language's stream one after another, what does not fill one is left out,
     and the order is a function of their number and ``seed`` alone; the ``first`` so many of it are
-    left out. ``what`` names the language.
-
-    Raises:
-        UserError: the stream does not fill a sequence, or ``first`` leaves none.
+    left out. Raises UserError where the stream does not fill a sequence, or ``first`` leaves none.
     """
 
     def __init__(
@@ -164,18 +98,18 @@ class Drawn:
         *,
         first: int = 0,
         seed: int = 0,
-        what: str = "a language",
     ) -> None:
-        require_sequence(len(store), sequence_length, what)
+        _require_sequence(store, sequence_length)
         self.store = store
         self.sequence_length = sequence_length
-        there = len(store) // sequence_length
-        if first >= there:
+        count = len(store) // sequence_length
+        if first >= count:
             raise UserError(
-                f"{what} has {there} sequences of {sequence_length} tokens and first leaves out "
-                f"{first} of them; lower it, or give it more text"
+                f"the training part of language {store.language!r} has {count} sequences of "
+                f"{sequence_length} tokens and first leaves out {first} of them; lower it, or give "
+                "it more text"
             )
-        order = torch.randperm(there, generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         self.numbers = order[first : first + sequences]
 
     def __len__(self) -> int:
@@ -189,8 +123,96 @@ class Drawn:
         for part in torch.tensor_split(self.numbers, torch.tensor(marks, dtype=torch.int64)):
             for numbers in part.split(size):
                 if len(numbers):
-                    yield torch.from_numpy(np.stack([self._read(n) for n in numbers.tolist()]))
+                    starts = (numbers * self.sequence_length).tolist()
+                    rows = [self.store.read(at, at + self.sequence_length) for at in starts]
+                    yield torch.from_numpy(np.stack(rows))
 
-    def _read(self, number: int) -> np.ndarray:
-        first = number * self.sequence_length
-        return self.store.read(first, first + self.sequence_length)
+
+class SequenceLoader:
+    """Batches of one of ``world`` ranks, for ``order.length`` sequences in all.
+
+    A batch holds ``input_ids`` and ``labels`` [B, L] int64 (the label of a place is the token
+    after it, -100 where none counts), ``position_ids`` [B, L] where documents are masked, and
+    ``step_labels``, int64: how many labels count in its whole optimizer step, over all ranks and
+    micro-batches. Optimizer step ``s`` takes the places ``s·S`` to ``(s+1)·S`` of the order, and
+    in it micro-batch ``m`` of rank ``r`` those from ``(m·world + r)·B`` on: what a step is trained
+    on depends neither on the number of ranks nor on the size of their micro-batches.
+
+    Lightning saves and restores the position through ``state_dict``; it is counted in sequences
+    over all ranks. Iteration starts at the restored position, ``len`` stays the whole.
+    """
+
+    def __init__(
+        self,
+        packed: Mapping[str, Packed],
+        order: Order,
+        settings: Optimization,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._packed = [packed[language] for language in order.languages]
+        self._order = order
+        self._step = settings.step_sequences
+        self._accumulate = settings.accumulate(world)
+        self._micro_batch = settings.micro_batch
+        self._rank = rank
+        self._world = world
+        self._next = 0
+
+    def __len__(self) -> int:
+        return self._order.length // (self._micro_batch * self._world)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        current = -1  # step of which places and labels are known
+        while self._next < len(self):
+            step, micro = divmod(self._next, self._accumulate)
+            if step != current:
+                current = step
+                languages, sequences = self._order.places(
+                    step * self._step, (step + 1) * self._step
+                )
+                labels = self._labels(languages, sequences)
+            first = (micro * self._world + self._rank) * self._micro_batch
+            mine = slice(first, first + self._micro_batch)
+            batch = self._batch(languages[mine], sequences[mine])
+            self._next += 1
+            yield {**batch, "step_labels": torch.tensor(labels)}
+
+    def _labels(self, languages: np.ndarray, sequences: np.ndarray) -> int:
+        return sum(
+            int(self._packed[number].labels(sequences[languages == number]).sum())
+            for number in np.unique(languages).tolist()
+        )
+
+    def _batch(self, languages: np.ndarray, sequences: np.ndarray) -> dict[str, Tensor]:
+        rows = [
+            self._packed[language].sequence(sequence)
+            for language, sequence in zip(languages.tolist(), sequences.tolist(), strict=True)
+        ]
+        return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what decides each sequence and its place."""
+        stores = [[packed.store.digest, packed.sequence_length] for packed in self._packed]
+        content = [self._order.digest, stores, self._packed[0].document_mask]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def state_dict(self) -> dict[str, Any]:
+        consumed = self._next * self._micro_batch * self._world
+        return {"sequences": consumed, "digest": self.digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["digest"] != self.digest:
+            raise UserError(
+                "the training texts, their split or the tokenizer changed since the checkpoint "
+                "was written; restore them, or start a new run in another folder"
+            )
+        at_once = self._micro_batch * self._world
+        if state["sequences"] % at_once:
+            raise UserError(
+                f"the checkpoint was written after {state['sequences']} sequences, inside an "
+                f"optimizer step, and {at_once} are now taken at once; resume it on as many "
+                "devices as before"
+            )
+        self._next = state["sequences"] // at_once

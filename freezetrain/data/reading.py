@@ -1,4 +1,4 @@
-"""Reading the documents of one file, whatever its kind and compression, with bad lines named."""
+"""Documents of one file, of any kind and compression; bad lines are named by file and number."""
 
 import bz2
 import gzip
@@ -22,14 +22,14 @@ from freezetrain.recipe.sources import TextSource
 
 _UNREADABLE = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, pa.ArrowException)
 
-_PARQUET_ROWS = 256  # at once: a document may be a whole book
+AT_ONCE = 256  # documents in memory: one may be a whole book
 
 SENTENCES = (".dev", ".devtest")
 """Text files of the FLORES-200 release, a sentence a line, whose number all languages share."""
 
-KINDS = (".jsonl", ".json", ".txt", ".parquet", *SENTENCES)
+_KINDS = (".jsonl", ".json", ".txt", ".parquet", *SENTENCES)
 
-COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
+_COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
 
 FEATURES = Features({"text": Value("large_string"), "key": Value("uint32"), "kind": Value("uint8")})
 """What is read of a document: its text, the CRC-32 of its key, which decides the split, and its
@@ -42,8 +42,8 @@ def kind_of(path: Path) -> str | None:
     """The ending that says how a file is read, whatever it is compressed with; None: no texts."""
     if path.name.startswith(".") or not path.is_file():
         return None
-    suffixes = path.suffixes[:-1] if path.suffix in COMPRESSIONS else path.suffixes
-    return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
+    suffixes = path.suffixes[:-1] if path.suffix in _COMPRESSIONS else path.suffixes
+    return suffixes[-1] if suffixes and suffixes[-1] in _KINDS else None
 
 
 def read_file(path: Path, source: TextSource) -> Iterator[dict[str, Any]]:
@@ -53,22 +53,22 @@ def read_file(path: Path, source: TextSource) -> Iterator[dict[str, Any]]:
     ``source.bad_lines`` is skip. Bad is what is no JSON object, or has no string (or no valid
     Unicode) in the text field, or nothing in the key field.
     """
-    kind = kind_of(path)
-    text = _sentences if source.txt_documents == "lines" else _paragraphs
-    readers = {".jsonl": _lines, ".json": _json, ".txt": text, ".parquet": _parquet}
-    readers |= dict.fromkeys(SENTENCES, _sentences)
+    kind = cast(str, kind_of(path))
+    text = _text_lines if source.txt_documents == "lines" else _paragraphs
+    readers = {".jsonl": _json_lines, ".json": _json, ".txt": text, ".parquet": _parquet}
+    readers |= dict.fromkeys(SENTENCES, _text_lines)
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty; give it some text or leave it out")
     try:
         with _open(path) as file:
-            for place, item in readers[cast(str, kind)](file, source):
+            for place, item in readers[kind](file, source):
                 row = document(item, f"{path} {place}", source)
                 if row["kind"] != BLANK:
                     yield row
     except _UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot read {path} as {str(kind).removeprefix('.')}: {reason}; repair or replace it"
+            f"cannot read {path} as {kind.removeprefix('.')}: {reason}; repair or replace it"
         ) from error
 
 
@@ -121,72 +121,65 @@ def _open(path: Path) -> IO[bytes]:
     return openers.get(path.suffix, open)(path, "rb")
 
 
-def _parse(line: bytes) -> Any:
+def _json_lines(file: IO[bytes], source: TextSource, first: int = 1) -> Iterator[tuple[str, Any]]:
+    """An item a line; ``first`` is the number of the next one."""
+    for number, line in enumerate(file, first):
+        if line.strip():
+            yield f"line {number}", _parsed(line)
+
+
+def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
         return error
 
 
-def _lines(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            yield f"line {number}", _parse(line)
-
-
 def _json(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
     """A JSON file is one array of objects, or what a JSONL file is."""
     first = file.readline()
     if first.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
-        items = json.loads(first + file.read())
-        yield from ((f"item {number}", item) for number, item in enumerate(items, 1))
+        for number, item in enumerate(json.loads(first + file.read()), 1):
+            yield f"item {number}", item
         return
     if first.strip():
-        yield "line 1", _parse(first)
-    for number, line in enumerate(file, 2):
-        if line.strip():
-            yield f"line {number}", _parse(line)
+        yield "line 1", _parsed(first)
+    yield from _json_lines(file, source, 2)
 
 
-def _text(file: IO[bytes]) -> IO[str]:
-    return io.TextIOWrapper(file, encoding="utf-8-sig")
-
-
-def _text_item(line: int, text: str, source: TextSource) -> dict[str, Any]:
-    """The fields of a document of a text file; ``line`` is its first one's number."""
-    return {"line": line, source.text_field: text.removesuffix("\n")}
-
-
-def _sentences(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
+def _text_lines(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
     """A document is a line."""
-    for number, line in enumerate(_text(file), 1):
-        yield f"line {number}", _text_item(number, line, source)
+    for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), 1):
+        yield _text_document(number, line, source)
 
 
 def _paragraphs(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
     """A document is a paragraph: lines up to a blank one."""
-    lines: list[str] = []
-    first = 1
-    for number, line in enumerate(itertools.chain(_text(file), [""]), 1):
+    paragraph: list[str] = []
+    lines = itertools.chain(io.TextIOWrapper(file, encoding="utf-8-sig"), [""])
+    for number, line in enumerate(lines, 1):
         if line.strip():
-            lines.append(line)
-            continue
-        if lines:
-            yield f"line {first}", _text_item(first, "".join(lines), source)
-        lines, first = [], number + 1
+            paragraph.append(line)
+        elif paragraph:
+            yield _text_document(number - len(paragraph), "".join(paragraph), source)
+            paragraph = []
+
+
+def _text_document(line: int, text: str, source: TextSource) -> tuple[str, dict[str, Any]]:
+    """Place and fields of a document of a text file; ``line`` is its first one's number."""
+    return f"line {line}", {"line": line, source.text_field: text.removesuffix("\n")}
 
 
 def _parquet(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
-    with tempfile.TemporaryFile() as whole:
+    with tempfile.TemporaryFile() as unpacked:
         if not isinstance(getattr(file, "raw", None), io.FileIO):
-            shutil.copyfileobj(file, whole)  # compressed again: Parquet is read from its end
-            file = cast(IO[bytes], whole)
+            shutil.copyfileobj(file, unpacked)  # compressed again: Parquet is read from its end
+            file = cast(IO[bytes], unpacked)
         table = pq.ParquetFile(file)
         names = table.schema_arrow.names
         fields = {source.text_field, source.key_field or source.text_field}
         columns = sorted(fields) if fields <= set(names) else names  # all are named in the error
-        number = 0
-        for batch in table.iter_batches(_PARQUET_ROWS, columns=columns):
+        numbers = itertools.count(1)
+        for batch in table.iter_batches(AT_ONCE, columns=columns):
             for item in batch.to_pylist():
-                number += 1
-                yield f"row {number}", item
+                yield f"row {next(numbers)}", item

@@ -1,20 +1,29 @@
-"""Texts of several languages, kept on disk and split into train and test by document."""
+"""Texts of several languages, in a folder or a data set: kept on disk, split by document."""
 
+import hashlib
+import json
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import overload
 
 import datasets
 import numpy as np
+from datasets.exceptions import DatasetGenerationError
 
-from freezetrain.data.folder import folder_rows, language_files
 from freezetrain.data.hub import configurations, hub_rows
-from freezetrain.data.reading import BAD, GOOD
+from freezetrain.data.reading import AT_ONCE, BAD, FEATURES, GOOD, SENTENCES, kind_of, read_file
 from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe.sources import TextSource
 
-_AT_ONCE = 256  # documents in memory: one may be a whole book
+BUILT_IN = Path(__file__).parent / "udhr"
+
+_VERSION = 1  # of what is kept on disk
+
+_LARGE = 64 * 2**20  # bytes: below this, progress bars and processes of reading would only be noise
 
 
 class Texts(Sequence[str]):
@@ -37,8 +46,8 @@ class Texts(Sequence[str]):
         return self.rows[int(self.numbers[index])]["text"]
 
     def __iter__(self) -> Iterator[str]:
-        for first in range(0, len(self), _AT_ONCE):
-            yield from self[first : first + _AT_ONCE]
+        for first in range(0, len(self), AT_ONCE):
+            yield from self[first : first + AT_ONCE]
 
     def sample(self, documents: int) -> "Texts":
         """At most so many of the documents, chosen by a hash of their keys, in the same order.
@@ -102,13 +111,13 @@ def read_languages(source: TextSource, languages: Sequence[str] = ()) -> dict[st
     Raises UserError for a language without a file or without text, and for unreadable files.
     """
     if source.hub is not None:
-        found = configurations(source, languages)
-        read = {name: partial(hub_rows, config, source) for name, config in found.items()}
+        configs = configurations(source, languages)
+        read = {name: partial(hub_rows, config, source) for name, config in configs.items()}
     else:
-        built_in = source.folder is None
-        source = replace(source, key_field="section") if built_in else source
+        if source.folder is None:
+            source = replace(source, key_field="section")
         files = language_files(source)
-        read = {name: partial(folder_rows, paths, source) for name, paths in files.items()}
+        read = {name: partial(_folder_rows, paths, source) for name, paths in files.items()}
     where = source.hub or source.folder or "the built-in texts"
     for language in languages:
         if language not in read:
@@ -129,8 +138,124 @@ def _split(rows: datasets.Dataset, language: str, where: str, source: TextSource
             "language out"
         )
     is_test = keys % source.test_one_in == 0 if source.test_one_in else np.zeros_like(good)
-    kind = np.uint32 if len(rows) < 2**32 else np.uint64
+    dtype = np.uint32 if len(rows) < 2**32 else np.uint64
     train, test = (
-        np.flatnonzero(chosen).astype(kind) for chosen in (good & ~is_test, good & is_test)
+        Texts(rows, np.flatnonzero(good & side).astype(dtype)) for side in (~is_test, is_test)
     )
-    return Language(language, Texts(rows, train), Texts(rows, test), bad)
+    return Language(language, train, test, bad)
+
+
+def language_files(source: TextSource) -> dict[str, list[Path]]:
+    """Files of each language in the source's folder, in the order that they are read in.
+
+    A language is one file ``<language>.jsonl`` (or another kind, also compressed), or a folder
+    ``<language>/`` with such files of any name, sorted by name. ``source.names`` says which file
+    or folder a language's texts are in where that has another name; all others keep theirs.
+
+    Raises UserError where there is no such folder, where it holds no texts, and where a language
+    has two places.
+    """
+    folder = Path(source.folder).expanduser() if source.folder else BUILT_IN
+    if not folder.is_dir():
+        raise UserError(
+            f"expected a folder of texts at {folder}, there is "
+            f"{'a file' if folder.is_file() else 'none'}; give texts.folder a "
+            "folder with one file a language, such as en.jsonl"
+        )
+    places = _places(folder)
+    if not places:
+        raise UserError(
+            f"{folder} holds no texts; expected one file a language, such as en.jsonl, "
+            "en.jsonl.zst, en.txt, en.parquet or en.devtest, or a folder en/ of such files"
+        )
+    named = set(source.names) | set(source.names.values())
+    languages = {place: files for place, files in places.items() if place not in named}
+    for language, place in source.names.items():
+        if place not in places:
+            raise UserError(
+                f"names calls language {language!r} {place!r}, which {folder} does not hold"
+                f"{near_misses(place, places)}; it holds {' '.join(places)}"
+            )
+        languages[language] = places[place]
+    return dict(sorted(languages.items()))
+
+
+def _places(folder: Path) -> dict[str, list[Path]]:
+    """What the folder calls a language → its files."""
+    places: dict[str, tuple[Path, list[Path]]] = {}
+    for path in sorted(folder.iterdir()):
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        texts = [file for file in files if kind_of(file)]
+        if path.is_dir():  # FLORES-200's dev/ and devtest/ are no languages, but hold them
+            texts = [file for file in texts if kind_of(file) not in SENTENCES]
+        if not texts or path.name.startswith("."):
+            continue
+        name = path.name if path.is_dir() else path.name.split(".")[0]
+        if name in places:
+            raise UserError(
+                f"{folder} holds two files for {name!r}, {places[name][0].name} and {path.name}; "
+                f"keep one file a language, or put them in a folder {name}/"
+            )
+        places[name] = path, texts
+    return {name: texts for name, (_, texts) in places.items()}
+
+
+def _folder_rows(files: Sequence[Path], source: TextSource) -> datasets.Dataset:
+    """Documents of all files as rows (FEATURES), from the cache of `datasets` if they are there.
+
+    Raises UserError as :func:`read_file` does.
+    """
+    known = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    how = [source.text_field, source.key_field, source.bad_lines, source.documents]
+    how.append(source.txt_documents)
+    content = json.dumps([_VERSION, list(FEATURES), known, how])
+    large = sum(size for _, size, _ in known) >= _LARGE
+    divided = large and len(files) > 1 and source.documents is None
+    try:
+        with progress_bars(shown=large):
+            return datasets.Dataset.from_generator(
+                _rows,
+                features=FEATURES,
+                # A list is divided among processes, a tuple goes to one.
+                gen_kwargs={"files": list(files) if divided else tuple(files), "source": source},
+                num_proc=min(len(files), os.cpu_count() or 1) if divided else None,
+                fingerprint=hashlib.sha256(content.encode()).hexdigest()[:32],
+                writer_batch_size=AT_ONCE,
+            )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        if isinstance(error.__cause__, OSError):
+            raise UserError(
+                f"cannot keep the texts of {files[0]} in {datasets.config.HF_DATASETS_CACHE}: "
+                f"{error.__cause__}; make room there, or set HF_DATASETS_CACHE to another folder"
+            ) from error
+        for _ in _rows(files, source):  # says what went wrong, which another process could not
+            pass
+        raise
+    except ValueError as error:  # what `datasets` says of a data set without a row
+        raise UserError(f"{files[0]} holds no text; give it some or leave it out") from error
+
+
+def _rows(files: Sequence[Path], source: TextSource) -> Iterator[dict]:
+    left = source.documents
+    for path in files:
+        for row in read_file(path, source):
+            yield row
+            if left is not None and row["kind"] == GOOD:
+                left -= 1
+                if left == 0:
+                    return
+
+
+@contextmanager
+def progress_bars(shown: bool) -> Iterator[None]:
+    """Leave it to `datasets` to show its progress bars, or have it show none."""
+    enabled = datasets.is_progress_bar_enabled()
+    if not shown:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if enabled:
+            datasets.enable_progress_bars()

@@ -1,4 +1,4 @@
-"""Texts → token ids on disk, once for all runs that read the same texts with the same tokenizer."""
+"""Token ids of texts, kept on disk for all runs with the same texts and the same tokenizer."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
 import datasets
 import numpy as np
@@ -17,16 +17,11 @@ import pyarrow.compute as pc
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
-from freezetrain.data.packing import TokenStore, piece_folder
-from freezetrain.data.texts import Language, Texts, read_languages
+from freezetrain.data.texts import Language, Texts, progress_bars, read_languages
 from freezetrain.errors import UserError
 from freezetrain.files import remove_unfinished, require_space, whole
 from freezetrain.ranks import end_with_parent
 from freezetrain.recipe.sources import TextSource
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 _VERSION = 1  # of what is kept on disk
 
@@ -36,32 +31,81 @@ _SMALLEST_PIECE = 2**20
 
 _SAMPLED = 64  # documents, to tell how much room the tokens will take
 
-
-def default_cache() -> Path:
-    """FREEZETRAIN_CACHE, else freezetrain in XDG_CACHE_HOME, else ~/.cache/freezetrain."""
-    if told := os.environ.get("FREEZETRAIN_CACHE"):
-        return Path(told)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "freezetrain"
+_ENCODED_AT_ONCE = 2**20  # characters of text
 
 
-def default_workers() -> int:
-    """Cores that this process may use, where the system tells; else all."""
-    tells = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if tells else os.cpu_count() or 1
+class TokenStore:
+    """The training documents of one language, end to end, as one stream of token ids on disk.
+
+    ``facts`` counts documents, tokens (BOS and EOS included), bytes of UTF-8, words (between white
+    space), held_out documents and skipped lines. ``digest`` [hex] tells its content: texts, split
+    and tokenizer. ``language`` is what messages call it: two languages of the same texts share a
+    folder. Raises UserError where files of it are missing or damaged.
+    """
+
+    def __init__(self, folder: Path, language: str) -> None:
+        self.language = language
+        try:
+            kept = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+            self.digest: str = kept["digest"]
+            self.facts: dict[str, int] = kept["facts"]
+            self._starts = np.load(folder / "starts.npy", mmap_mode="r", allow_pickle=False)
+            self._pieces = [
+                np.load(_piece(folder, number) / "tokens.npy", mmap_mode="r", allow_pickle=False)
+                for number in range(kept["pieces"])
+            ]
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise UserError(
+                f"the tokens in {folder} are damaged ({error}); delete the folder, they are then "
+                "made anew"
+            ) from error
+        self._ends = np.cumsum([len(piece) for piece in self._pieces], dtype=np.int64)
+        if self._ends[-1] != len(self) or len(self._starts) != self.facts["documents"]:
+            raise UserError(
+                f"the tokens in {folder} are {self._ends[-1]} and not the {len(self)} that were "
+                "written; delete the folder, they are then made anew"
+            )
+
+    def __len__(self) -> int:
+        return self.facts["tokens"]
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Token ids ``first`` to ``last``, the last excluded, int64."""
+        tokens = np.empty(last - first, dtype=np.int64)
+        number = int(np.searchsorted(self._ends, first, side="right"))
+        at = first
+        while at < last:
+            end = int(self._ends[number])
+            offset = end - len(self._pieces[number])
+            until = min(last, end)
+            tokens[at - first : until - first] = self._pieces[number][at - offset : until - offset]
+            at, number = until, number + 1
+        return tokens
+
+    def starts(self, first: int, last: int) -> np.ndarray:
+        """Places in ``first`` to ``last``, the last excluded, at which a document starts, int64."""
+        low, high = np.searchsorted(self._starts, [first, last])
+        return np.asarray(self._starts[low:high])
+
+    def starts_before(self, places: np.ndarray) -> np.ndarray:
+        """How many documents start before each of ``places``."""
+        return np.searchsorted(self._starts, places)
 
 
 def tokenize(
     source: TextSource,
     language: str,
-    tokenizer: "PreTrainedTokenizerBase",
-    cache: Path,
-    workers: int,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: str | Path | None = None,
+    workers: int | None = None,
 ) -> TokenStore:
     """Tokens of the training documents of ``language``, from ``cache`` where they are there.
 
     They are found by content: of the documents read and their split, and of the tokenizer. Else
-    they are made by ``workers`` processes in pieces; a preparation that was killed goes on after
-    its last whole pieces. Of several processes, one prepares and the others wait.
+    they are made by ``workers`` processes (None: as many as this one may use cores) in pieces; a
+    preparation that was killed goes on after its last whole pieces. Of several processes, one
+    prepares and the others wait. ``cache`` None: FREEZETRAIN_CACHE, else freezetrain in
+    XDG_CACHE_HOME, else ~/.cache/freezetrain.
 
     Raises UserError as :func:`read_languages` does, where there is no training document, where
     the tokenizer has no EOS, where the disk has too little room and where ``cache`` cannot be
@@ -69,8 +113,18 @@ def tokenize(
     """
     texts = read_languages(source, [language])[language]
     texts.to_train()  # refuses a language without a training document
+    cache = Path(cache).expanduser() if cache else _default_cache()
     try:
-        return _found_or_made(texts, source, tokenizer, cache, workers)
+        content = _content(texts.train.rows, cache)
+        key = [_VERSION, content, source.test_one_in, tokenizer_digest(tokenizer)]
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        folder = cache / "tokens" / digest[:32]
+        if not (folder / "facts.json").exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_suffix(".lock")):
+                if not (folder / "facts.json").exists():
+                    _prepare(folder, texts, tokenizer, workers or _usable_cores(), digest)
+        return TokenStore(folder, language)
     except OSError as error:
         raise UserError(
             f"cannot keep the tokens of language {language!r} in {cache}: {error}; give cache, or "
@@ -78,29 +132,21 @@ def tokenize(
         ) from error
 
 
-def _found_or_made(
-    texts: Language,
-    source: TextSource,
-    tokenizer: "PreTrainedTokenizerBase",
-    cache: Path,
-    workers: int,
-) -> TokenStore:
-    key = json.dumps(
-        [
-            _VERSION,
-            _content(texts.train.rows, cache),
-            source.test_one_in,
-            tokenizer_digest(tokenizer),
-        ]
-    )
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    folder = cache / "tokens" / digest[:32]
-    if not (folder / "facts.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not (folder / "facts.json").exists():
-                _prepare(folder, texts, tokenizer, workers, digest)
-    return TokenStore(folder)
+def _default_cache() -> Path:
+    if folder := os.environ.get("FREEZETRAIN_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "freezetrain"
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not everywhere
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _piece(folder: Path, number: int) -> Path:
+    """Where the tokens and document starts of one piece of a store's texts are."""
+    return folder / f"{number:05d}"
 
 
 def _content(rows: datasets.Dataset, cache: Path) -> str:
@@ -112,18 +158,17 @@ def _content(rows: datasets.Dataset, cache: Path) -> str:
     with FileLock(known.with_suffix(".lock")):
         if known.exists():
             return known.read_text()
-        texts, others = hashlib.sha256(), hashlib.sha256()
+        texts, facts = hashlib.sha256(), hashlib.sha256()
         for batch in rows.data.table.select(["text", "key", "kind"]).to_batches():
-            text, *more = batch.columns
+            text, key, kind = batch.columns
             lengths = pc.fill_null(pc.binary_length(text), -1).cast(pa.int64())
-            others.update(
-                np.column_stack([lengths, *(column.cast(pa.int64()) for column in more)]).data
-            )
+            columns = [lengths, key.cast(pa.int64()), kind.cast(pa.int64())]
+            facts.update(np.column_stack(columns).data)
             _, offsets, data = text.cast(pa.large_string()).buffers()
             bounds = np.frombuffer(offsets, np.int64)[text.offset : text.offset + len(text) + 1]
             if data is not None:
                 texts.update(memoryview(data)[bounds[0] : bounds[-1]])
-        digest = texts.hexdigest() + others.hexdigest()
+        digest = texts.hexdigest() + facts.hexdigest()
         with whole(known) as new:
             new.write_text(digest)
     return digest
@@ -132,7 +177,7 @@ def _content(rows: datasets.Dataset, cache: Path) -> str:
 def _prepare(
     folder: Path,
     language: Language,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     workers: int,
     digest: str,
 ) -> None:
@@ -141,23 +186,22 @@ def _prepare(
     numbers = pa.array(texts.numbers)
     lengths = pc.binary_length(texts.rows.data.table.column("text")).take(numbers).to_numpy()
     total = int(lengths.sum(dtype=np.int64))
-    wide = max(tokenizer.get_vocab().values()) >= 2**16
+    dtype = np.dtype(np.uint32 if max(tokenizer.get_vocab().values()) >= 2**16 else np.uint16)
 
     # By content alone, so that a preparation that goes on with other workers has the same pieces.
     size = min(max(total // 32, _SMALLEST_PIECE), _LARGEST_PIECE)
-    of_document = (np.cumsum(lengths, dtype=np.int64) - lengths) // size
-    bounds = [*np.unique(of_document, return_index=True)[1].tolist(), len(texts)]
-    missing = [n for n in range(len(bounds) - 1) if not piece_folder(folder, n).exists()]
-    expected = _tokens_expected(texts, total, tokenizer) * (4 if wide else 2)
+    piece_of_document = (np.cumsum(lengths, dtype=np.int64) - lengths) // size
+    bounds = [*np.unique(piece_of_document, return_index=True)[1].tolist(), len(texts)]
+    missing = [n for n in range(len(bounds) - 1) if not _piece(folder, n).exists()]
+    expected = _tokens_expected(texts, total, tokenizer) * dtype.itemsize
     needed = expected * len(missing) // (len(bounds) - 1) + 16 * len(texts)
     require_space(folder, needed, f"the tokens of language {language.name!r}")
 
     folder.mkdir(exist_ok=True)
     remove_unfinished(folder / "*")
     if missing:
-        dtype = np.uint32 if wide else np.uint16
         write = partial(_write_piece, texts, tokenizer, folder, bounds, dtype, os.getpid())
-        with bars(shown=total >= _LARGEST_PIECE), _tokenizers_alone(workers > 1):
+        with progress_bars(shown=total >= _LARGEST_PIECE), _tokenizers_alone(workers > 1):
             datasets.Dataset.from_dict({"piece": missing}).map(
                 write,
                 input_columns="piece",
@@ -170,10 +214,10 @@ def _prepare(
 
 def _write_piece(
     texts: Texts,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     bounds: Sequence[int],
-    dtype: type,
+    dtype: np.dtype,
     parent: int,
     number: int,
 ) -> None:
@@ -192,7 +236,7 @@ def _write_piece(
     encoded: list[np.ndarray] = [np.array(ids, dtype=dtype) for ids in encode(counted(), tokenizer)]
     facts["tokens"] = sum(map(len, encoded))
     starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)[:-1]
-    piece = piece_folder(folder, number)
+    piece = _piece(folder, number)
     try:
         with whole(piece) as new:
             new.mkdir()
@@ -205,11 +249,11 @@ def _write_piece(
 
 
 def _finish(folder: Path, language: Language, pieces: int, digest: str) -> None:
-    """Put together what the pieces count and where their documents start."""
+    """Write what the pieces count together and where all documents start."""
     facts = {"documents": 0, "tokens": 0, "bytes": 0, "words": 0}
     starts = []
     for number in range(pieces):
-        piece = piece_folder(folder, number)
+        piece = _piece(folder, number)
         starts.append(np.load(piece / "starts.npy", allow_pickle=False) + facts["tokens"])
         for name, count in json.loads((piece / "facts.json").read_text(encoding="utf-8")).items():
             facts[name] += count
@@ -221,7 +265,7 @@ def _finish(folder: Path, language: Language, pieces: int, digest: str) -> None:
         new.write_text(json.dumps(kept, indent=1), encoding="utf-8")
 
 
-def _tokens_expected(texts: Texts, total: int, tokenizer: "PreTrainedTokenizerBase") -> int:
+def _tokens_expected(texts: Texts, total: int, tokenizer: PreTrainedTokenizerBase) -> int:
     """About how many tokens ``total`` bytes of text have, from documents all over them."""
     sample = [text[:2000] for text in texts[:: max(1, len(texts) // _SAMPLED)][:_SAMPLED]]
     tokens = sum(len(ids) for ids in encode(sample, tokenizer))
@@ -229,34 +273,18 @@ def _tokens_expected(texts: Texts, total: int, tokenizer: "PreTrainedTokenizerBa
 
 
 @contextmanager
-def bars(shown: bool) -> Iterator[None]:
-    """Leave it to `datasets` to show its progress bars, or have it show none."""
-    before = datasets.is_progress_bar_enabled()
-    if not shown:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if before:
-            datasets.enable_progress_bars()
-
-
-@contextmanager
 def _tokenizers_alone(forked: bool) -> Iterator[None]:
     """Threads of the `tokenizers` library do not survive a fork; processes work in parallel."""
-    before: Any = os.environ.get("TOKENIZERS_PARALLELISM")
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
     if forked:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
         yield
     finally:
-        if forked:
-            os.environ.pop("TOKENIZERS_PARALLELISM")
-            if before is not None:
-                os.environ["TOKENIZERS_PARALLELISM"] = before
-
-
-_ENCODED_AT_ONCE = 2**20  # characters of text
+        if before is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+        elif forked:
+            del os.environ["TOKENIZERS_PARALLELISM"]
 
 
 def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
@@ -302,9 +330,9 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     digest = hashlib.sha256(json.dumps([tokenizer.bos_token_id, tokenizer.eos_token_id]).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        told = json.loads(backend.to_str())
-        told |= {"truncation": None, "padding": None}  # left over from earlier calls
-        digest.update(json.dumps(told).encode())
+        # Truncation and padding are left over from earlier calls.
+        state = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+        digest.update(json.dumps(state).encode())
         return digest.hexdigest()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)

@@ -3,17 +3,15 @@
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 from transformers import PreTrainedTokenizerBase
 
-from freezetrain.data.loader import SequenceLoader
 from freezetrain.data.order import Order, check_weights, pools
-from freezetrain.data.packing import Packed
+from freezetrain.data.packing import Packed, SequenceLoader
 from freezetrain.data.texts import languages_in
-from freezetrain.data.tokens import default_cache, default_workers, tokenize
+from freezetrain.data.tokens import tokenize
 from freezetrain.errors import UserError
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import TextSource
@@ -159,16 +157,10 @@ def read_data(
     check_weights(trained, recipe.weights)
     if recipe.replay is not None:
         check_weights(replayed, recipe.replay.weights, "replay.weights")
-    cache = Path(recipe.cache).expanduser() if recipe.cache else default_cache()
-    workers = recipe.workers or default_workers()
 
     def packed(source: TextSource, language: str) -> Packed:
-        return Packed(
-            tokenize(source, language, tokenizer, cache, workers),
-            settings.sequence_length,
-            settings.document_mask,
-            f"the training part of language {language!r}",
-        )
+        store = tokenize(source, language, tokenizer, recipe.cache, recipe.workers)
+        return Packed(store, settings.sequence_length, settings.document_mask)
 
     return TextData(
         {name: packed(recipe.texts, name) for name in trained},

@@ -20,7 +20,7 @@ from freezetrain.callbacks import (
     Throughput,
     WeightAverage,
 )
-from freezetrain.data.tokens import bars
+from freezetrain.data.texts import progress_bars
 from freezetrain.evaluation import forgetting, forgetting_table
 from freezetrain.evaluation.tables import texts_rows, texts_table
 from freezetrain.files import require_space
@@ -53,7 +53,7 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = 
     plan = make_plan(recipe, launch)
     check_fit(plan.model, tokenizer, recipe.optimization.sequence_length)
     require_space(folder, plan.disk_bytes, "checkpoints and the model")
-    with bars(shown=progress):
+    with progress_bars(shown=progress):
         data = read_data(recipe, tokenizer, plan.world)
     recipe.freeze.check_steps(data.steps)
     if table:

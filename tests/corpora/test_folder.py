@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from freezetrain.data import folder as module
+from freezetrain.data import texts as module
 from freezetrain.data.texts import languages_in, read_languages
 from freezetrain.errors import UserError
 from freezetrain.recipe.sources import TextSource

@@ -3,8 +3,7 @@ import zlib
 
 import pytest
 
-from freezetrain.data.folder import BUILT_IN
-from freezetrain.data.texts import languages_in, read_languages
+from freezetrain.data.texts import BUILT_IN, languages_in, read_languages
 from freezetrain.errors import UserError
 from freezetrain.recipe.sources import TextSource
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 # Once, for all ranks that are forked.
 import deepspeed  # noqa: F401
-import freezetrain.analysis.score
 from forked_ranks import run_ranks
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
+import freezetrain.analysis.score
 import freezetrain.freezing.zero
 from freezetrain.cli import main
 from freezetrain.scoring import Scores

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from freezetrain.cli import main
-from freezetrain.data.folder import BUILT_IN
-from freezetrain.data.texts import read_languages
+from freezetrain.data.texts import BUILT_IN, read_languages
 from freezetrain.freezing import compare_checkpoints
 from freezetrain.quickstart.quickstart import BUILT_IN_BASE
 from freezetrain.recipe.sources import TextSource

@@ -137,8 +137,9 @@ def test_what_lies_outside_the_blocks_is_scored_where_it_is_asked_for(alone):
 
 
 def test_every_rank_ends_where_nothing_can_be_written(ranks):
-    assert "freezetrain: the disk is full: [Errno 28] No space left on device" in (ranks / "said").read_text()
-    assert "rank 1: [Errno 28] No space left on device" in (ranks / "said").read_text()
+    said = (ranks / "said").read_text()
+    assert "freezetrain: the disk is full: [Errno 28] No space left on device" in said
+    assert "rank 1: rank 0 failed with OSError: [Errno 28] No space left on device" in said
     assert files(ranks / "full") == []
     assert not (ranks / "full" / "results.json").exists()
 

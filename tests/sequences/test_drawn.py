@@ -58,6 +58,6 @@ def test_a_batch_ends_at_each_mark(make_store, marks, sizes):
 def test_too_little_text_is_refused(make_store):
     store = make_store(DOCUMENTS)
     with pytest.raises(UserError, match="'xx' has 140 tokens, fewer than one sequence of 141"):
-        Drawn(store, 141, 1, what="language 'xx'")
+        Drawn(store, 141, 1)
     with pytest.raises(UserError, match=r"'xx' has 28 sequences of 5 tokens and first leaves out"):
-        Drawn(store, 5, 1, first=28, what="language 'xx'")
+        Drawn(store, 5, 1, first=28)

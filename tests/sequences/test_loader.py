@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from freezetrain.data.loader import SequenceLoader
 from freezetrain.data.order import Order, Pool
-from freezetrain.data.packing import Packed
+from freezetrain.data.packing import Packed, SequenceLoader
 from freezetrain.errors import UserError
 from freezetrain.recipe.optimization import Optimization
 

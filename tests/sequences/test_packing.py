@@ -84,4 +84,4 @@ def test_too_little_text_is_refused(make_store):
     with pytest.raises(
         UserError, match=r"language 'xx' has 4 tokens, fewer than one sequence of 5"
     ):
-        Packed(make_store([[0, 1], [2, 3]]), 5, what="language 'xx'")
+        Packed(make_store([[0, 1], [2, 3]]), 5)

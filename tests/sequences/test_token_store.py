@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freezetrain.data.packing import TokenStore
+from freezetrain.data.tokens import TokenStore
 from freezetrain.errors import UserError
 
 DOCUMENTS = [[7, 8, 1], [9, 1], [5, 5, 5, 5, 1], [2, 1], [3, 4, 1]]
@@ -35,12 +35,12 @@ def test_damaged_stores_are_refused(make_store, tmp_path):
     whole = tokens.read_bytes()
     tokens.write_bytes(whole[:-4])
     with pytest.raises(UserError, match=r"damaged .*delete the folder"):
-        TokenStore(folder)
+        TokenStore(folder, "xx")
     np.save(tokens, np.zeros(3, dtype=np.uint16))
     with pytest.raises(UserError, match=r"tokens in .* are \d+ and not the 15"):
-        TokenStore(folder)
+        TokenStore(folder, "xx")
     tokens.write_bytes(whole)
-    TokenStore(folder)
+    TokenStore(folder, "xx")
     (folder / "facts.json").write_text("{}")
     with pytest.raises(UserError, match="damaged"):
-        TokenStore(folder)
+        TokenStore(folder, "xx")

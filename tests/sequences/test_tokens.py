@@ -17,7 +17,7 @@ import pytest
 
 from freezetrain.data import tokens
 from freezetrain.data.texts import read_languages
-from freezetrain.data.tokens import default_cache, tokenize
+from freezetrain.data.tokens import tokenize
 from freezetrain.errors import UserError
 from freezetrain.recipe.sources import TextSource
 
@@ -226,15 +226,20 @@ def test_nothing_to_train_on_is_refused(tokenizer, tmp_path):
         tokenize(TextSource(folder=str(tmp_path), key_field="id"), "en", tokenizer, tmp_path, 1)
 
 
-def test_where_the_cache_is(monkeypatch, tmp_path):
-    monkeypatch.setenv("FREEZETRAIN_CACHE", str(tmp_path / "mine"))
-    assert default_cache() == tmp_path / "mine"
+@pytest.mark.parametrize(
+    ("variable", "folder"),
+    [
+        ("FREEZETRAIN_CACHE", "tokens"),
+        ("XDG_CACHE_HOME", "freezetrain/tokens"),
+        ("HOME", ".cache/freezetrain/tokens"),
+    ],
+)
+def test_where_the_cache_is(tokenizer, monkeypatch, tmp_path, variable, folder):
     monkeypatch.delenv("FREEZETRAIN_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert default_cache() == tmp_path / "xdg" / "freezetrain"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache() == tmp_path / ".cache" / "freezetrain"
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    tokenize(TextSource(), "zh", tokenizer, workers=1)
+    assert (tmp_path / folder).is_dir()
 
 
 def test_a_cache_that_is_a_file_is_named(tokenizer, tmp_path):
