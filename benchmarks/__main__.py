@@ -4,6 +4,7 @@ Each runs in a process of its own. What it finds goes to ``benchmarks/results/<d
 soon as it is done; the tables of benchmarks/README.md are made from these files.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -15,8 +16,6 @@ from datetime import date
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-from jsonargparse import CLI
 
 from benchmarks import table
 from benchmarks.harness import Options
@@ -64,14 +63,7 @@ def _readme() -> None:
     table.write(HERE / "README.md", sections)
 
 
-def main(only: Sequence[str] = (), device: str = "cpu", rounds: int = 9) -> None:
-    """Run the benchmarks and write the tables.
-
-    Args:
-        only: names of those to run; all of them by default, none but the tables with ``[none]``.
-        device: cpu or cuda.
-        rounds: timed turns of each way.
-    """
+def main(only: Sequence[str], device: str, rounds: int) -> None:
     if list(only) == ["none"]:
         return _readme()
     unknown = set(only) - set(PARTS)
@@ -97,4 +89,12 @@ _run(sys.argv[1], Options(device=sys.argv[2], rounds=int(sys.argv[3])))
 """
 
 if __name__ == "__main__":
-    CLI(main, as_positional=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Run the benchmarks and write the tables."
+    )
+    parser.add_argument(
+        "--only", nargs="*", default=(), help="those to run (default: all); none: just the tables"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--rounds", type=int, default=9, help="timed turns of each way")
+    main(**vars(parser.parse_args()))

@@ -18,7 +18,7 @@ from typing import Any
 
 from random_model_runs import make_model, run_ranks
 
-from freezetrain.cli.verbs import parse
+from freezetrain.cli.command_line import parse
 
 CASES: dict[str, tuple[int, list[str]]] = {
     "one": (1, []),

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from freezetrain.errors import CheckError, Preempted, UserError
+
+if TYPE_CHECKING:  # slow to import, which the command line's help does without
+    import torch.distributed as dist
 
 OUT = "FREEZETRAIN_OUT"
 
@@ -132,11 +133,13 @@ T = TypeVar("T")
 
 def is_first_rank() -> bool:
     """Whether this process is rank 0, or the only one."""
-    return not _several() or dist.get_rank() == 0
+    return _own_rank() == 0
 
 
 def from_first_rank(value: T) -> T:
     """Rank 0's ``value``; every rank must call this. ``value`` itself without other ranks."""
+    import torch.distributed as dist
+
     if not _several():
         return value
     held = [value]
@@ -146,6 +149,8 @@ def from_first_rank(value: T) -> T:
 
 def from_all_ranks(value: T, group: "dist.ProcessGroup | None" = None) -> list[T]:
     """The ``value`` of each rank of ``group`` (None: all), in their order; every one calls this."""
+    import torch.distributed as dist
+
     if not _several(group):
         return [value]
     values = [value] * dist.get_world_size(group)
@@ -185,9 +190,16 @@ def _for_others(error: Exception | None) -> Exception | None:
     """An error as it can be sent to other ranks, which not every one can."""
     if error is None or isinstance(error, UserError | CheckError | Preempted):
         return error
-    rank = dist.get_rank() if _several() else 0
-    return UserError(f"rank {rank} failed with {type(error).__name__}: {error}")
+    return UserError(f"rank {_own_rank()} failed with {type(error).__name__}: {error}")
 
 
 def _several(group: "dist.ProcessGroup | None" = None) -> bool:
+    import torch.distributed as dist
+
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
+def _own_rank() -> int:
+    import torch.distributed as dist
+
+    return dist.get_rank() if _several() else 0

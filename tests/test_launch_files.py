@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from freezetrain.cli.verbs import VERBS, parse
+from freezetrain.cli.command_line import parse
+from freezetrain.cli.verbs import VERBS
 from freezetrain.run_folder import CHANGEABLE
 
 ROOT = Path(__file__).parent.parent

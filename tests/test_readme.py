@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from freezetrain.cli.verbs import VERBS, parse
+from freezetrain.cli.command_line import parse
+from freezetrain.cli.verbs import VERBS
 from freezetrain.compare.recipe import CompareRecipe
 from freezetrain.recipe import yaml12
-from freezetrain.recipe.changes import built
+from freezetrain.recipe.mapping import build
 from freezetrain.training.recipe import Lora, TrainRecipe
 
 ROOT = Path(__file__).parent.parent
@@ -69,9 +70,9 @@ def test_table_names_every_verb():
 
 def test_recipe_examples_are_valid():
     (train,) = map(yaml12.load, blocks("yaml"))
-    assert built(TrainRecipe, train, "README").optimization.learning_rate == 5e-5
+    assert build(TrainRecipe, train, "README").optimization.learning_rate == 5e-5
     (compare,) = map(yaml12.load, blocks("yaml", "docs/comparing.md"))
-    pilot = built(CompareRecipe, compare, "docs/comparing.md")
+    pilot = build(CompareRecipe, compare, "docs/comparing.md")
     assert pilot.training("LoRA", 1e-3, 0).lora == Lora(rank=16)
 
 

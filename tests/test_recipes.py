@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from freezetrain.cli import main
-from freezetrain.cli.verbs import parse
+from freezetrain.cli.command_line import parse
 from freezetrain.compare.recipe import CompareRecipe
 from freezetrain.data.texts import read_languages
 from freezetrain.evaluation import PAPER_SAMPLES

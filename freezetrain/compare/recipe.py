@@ -5,29 +5,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from freezetrain.analysis.recipe import ScoreRecipe, SelectRecipe
 from freezetrain.errors import UserError, near_misses
-from freezetrain.recipe.changes import built, changed
 from freezetrain.recipe.check import check, file_name
+from freezetrain.recipe.mapping import build, change
 from freezetrain.recipe.optimization import Engine
 from freezetrain.recipe.sources import check_held_out
 from freezetrain.training.recipe import TrainRecipe
 
 REFERENCE = "plain"
 """The variant that all others are compared with."""
-
-GROWS = (
-    "variants",
-    "learning_rates",
-    "seeds",
-    "regions",
-    "gain",
-    "runs_at_once",
-    "keep_models",
-)
-"""Fields that may change when a comparison is repeated in its folder: what is missing is run."""
 
 # All variants are trained on the same texts in the same order, and evaluated on the same.
 _SHARED = ("model", "texts", "languages", "weights", "temperature", "watch", "from_scratch")
@@ -53,6 +42,17 @@ class Variant:
 @dataclass
 class CompareRecipe:
     """Compare ways to train further at equal gain of the target language: does freezing help?"""
+
+    # May change when a comparison is repeated in its folder: what is missing is run.
+    GROWS: ClassVar = (
+        "variants",
+        "learning_rates",
+        "seeds",
+        "regions",
+        "gain",
+        "runs_at_once",
+        "keep_models",
+    )
 
     train: TrainRecipe
     """What all runs share: the base, the target's texts, how long; watch says which held-out
@@ -85,7 +85,7 @@ class CompareRecipe:
 
     def __post_init__(self) -> None:
         self._variants = {
-            name: built(Variant, told, f"variants.{name}") for name, told in self.variants.items()
+            name: build(Variant, told, f"variants.{name}") for name, told in self.variants.items()
         }
         train = self.train
         check(len(train.languages) == 1, "train.languages", "one, the target", train.languages)
@@ -195,7 +195,7 @@ class CompareRecipe:
         if self.train.engine.devices is None:
             changes["engine"] = {"devices": 1}
         unwatched = replace(self.train, watch=replace(self.train.watch, off=True))
-        return changed(unwatched, changes, where)
+        return change(unwatched, changes, where)
 
     @property
     def methods(self) -> list[str]:
@@ -251,7 +251,7 @@ class CompareRecipe:
             groups[group] |= value
         languages = list(held_out) or [name for name in watch.languages if name != self.target]
         told = {"languages": languages, **self.scoring, **groups, "model": asdict(self.train.model)}
-        recipe = built(ScoreRecipe, told, "scoring")
+        recipe = build(ScoreRecipe, told, "scoring")
         check_held_out(recipe.texts, watch.texts, "scoring.texts", "train.watch.texts")
         expected = "1 or left out: for more, run freezetrain score, and give scores its folder"
         check(recipe.engine.devices == 1, "scoring.engine.devices", expected, recipe.engine.devices)
@@ -280,7 +280,7 @@ class CompareRecipe:
         if kind == "vocabulary":
             told.setdefault("language", self.target)
             told.setdefault("texts", asdict(self.train.texts))
-        return built(SelectRecipe, told, where)
+        return build(SelectRecipe, told, where)
 
     def reads_old(self, name: str) -> bool:
         """Whether the variant ``name`` needs texts of held-out languages before it is trained."""

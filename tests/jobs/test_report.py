@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from freezetrain.cli import main
-from freezetrain.cli.verbs import parse
+from freezetrain.cli.command_line import parse
 from freezetrain.regions import Region
 
 RECIPE = {

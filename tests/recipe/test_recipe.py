@@ -2,7 +2,7 @@
 
 import pytest
 
-from freezetrain.cli.verbs import parse
+from freezetrain.cli.command_line import parse
 from freezetrain.errors import UserError
 from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource

@@ -1,0 +1,277 @@
+"""The command line as a recipe: options are the fields of the verb's recipe, in dotted names."""
+
+import argparse
+import ast
+import inspect
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from itertools import pairwise, takewhile
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from yaml import YAMLError
+
+from freezetrain import __version__
+from freezetrain.cli.verbs import VERBS, Verb
+from freezetrain.errors import UserError, near_misses
+from freezetrain.recipe import yaml12
+from freezetrain.recipe.mapping import (
+    check_type,
+    check_types,
+    construct,
+    field_names,
+    field_types,
+    without_none,
+)
+
+# `--model X` reads better than `--model.path X`; in a recipe both are groups of fields.
+SHORT = {"model": "path", "texts": "folder"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A verb, its recipe, and what is to be done with it."""
+
+    verb: str
+    recipe: Any
+    out: Path | None
+    print_config: bool
+    dry_run: bool
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """What the command line says; fields come from recipes (YAML files), then from options.
+
+    Raises UserError, one sentence, for bad input.
+    """
+    name = arguments[0] if arguments else ""
+    if name not in VERBS and name not in ("-h", "--help", "--version"):
+        problem = f"unknown verb {name!r}{near_misses(name, VERBS)}" if name else "no verb given"
+        raise UserError(f"{problem}; verbs: {', '.join(VERBS)}")
+    options = vars(_options(name, arguments))
+    kind = VERBS[name].recipe_type()
+    values: dict[str, Any] = {}
+    for path in options["config"]:
+        _assign_all(values, kind, check_types(kind, _read_recipe(path), where=path))
+    for field, text in options.items():
+        if (hint := _type_of(kind, field)) is not None:
+            value = check_type(hint, _read_option(hint, field, text), field)
+            _assign(values, kind, field, value)
+    return Command(
+        name,
+        construct(kind, values),
+        Path(options["out"]) if options["out"] else None,
+        options["print_config"],
+        options.get("dry_run", False),
+    )
+
+
+def _options(name: str, arguments: Sequence[str]) -> argparse.Namespace:
+    """The words of the command line, each under the field or option that it is for."""
+    parser = _Parser(
+        prog="freezetrain",
+        description="Further pre-training with regions of weights frozen bit for bit.",
+        epilog="`freezetrain VERB --help` lists a verb's options.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for other, verb in VERBS.items():
+        if other != name:
+            verbs.add_parser(other, help=verb.help, add_help=False)
+            continue
+        asked = verbs.add_parser(
+            name,
+            help=verb.help,
+            description=verb.help,
+            usage=_usage(name, verb),
+            allow_abbrev=False,
+        )
+        kind = verb.recipe_type()
+        _add_options(asked, verb, kind)
+        arguments = [name, *_leading_words_named(verb, arguments[1:])]
+        for word in arguments:  # a name in a group that has any names: --brake.limits.es 0.05
+            field = word.removeprefix("--").partition("=")[0]
+            if word.startswith("--") and field not in field_names(kind) and _type_of(kind, field):
+                asked.add_argument(f"--{field}", default=argparse.SUPPRESS)
+    options, strays = parser.parse_known_args(arguments)
+    if strays and strays[0].startswith("--"):
+        field = strays[0][2:].partition("=")[0]
+        misses = near_misses(field, field_names(kind))
+        raise UserError(f"unknown field {field!r}{misses}; `freezetrain {name} --help` lists them")
+    if strays:
+        raise UserError(
+            f"did not expect {strays[0]!r}: words without an option's name come right after the "
+            f"verb; `freezetrain {name} --help` says which"
+        )
+    return options
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `{self.prog} --help` lists the options")
+
+
+def _usage(name: str, verb: Verb) -> str:
+    words = [part.split(".")[0].upper() for part in verb.positional]
+    if verb.trailing:
+        word = verb.trailing.split(".")[0].removesuffix("s").upper()
+        words.append(f"{word} [{word} ...]")
+    return " ".join(["freezetrain", name, *words, "[options]"]).replace("CONFIG", "[RECIPE.yaml]")
+
+
+def _leading_words_named(verb: Verb, words: Sequence[str]) -> list[str]:
+    """``words`` with the names of the options that those at the beginning are for."""
+    leading = list(takewhile(lambda word: not word.startswith("-"), words))
+    count = min(len(leading), len(verb.positional))
+    named = [f"--{field}={word}" for field, word in zip(verb.positional, leading, strict=False)]
+    if verb.trailing and leading[count:]:
+        field, _, part = verb.trailing.partition(".")
+        items = [{part: word} if part else word for word in leading[count:]]
+        named.append(f"--{field}={json.dumps(items)}")  # no word is taken for a number or a list
+        count = len(leading)
+    return [*named, *words[count:]]
+
+
+def _add_options(parser: argparse.ArgumentParser, verb: Verb, kind: type) -> None:
+    parser.add_argument(
+        "--config", action="append", default=[], help="A recipe: a YAML file of the fields below."
+    )
+    parser.add_argument(
+        "--out",
+        help="Folder for all that the verb leaves; new or empty (default: runs/<verb>-<time>).",
+    )
+    parser.add_argument(
+        "--print_config",
+        "--print-config",
+        action="store_true",
+        help="Print the recipe with all fields filled in, and do nothing else.",
+    )
+    if verb.dry:
+        parser.add_argument(
+            "--dry_run",
+            "--dry-run",
+            action="store_true",
+            help="Print what would run, with the memory it takes, and do nothing else.",
+        )
+    _add_fields(parser, kind, "", "Fields of the recipe, which may also be given as options.")
+
+
+def _add_fields(parser: argparse.ArgumentParser, kind: type, prefix: str, heading: str) -> None:
+    """Options for the fields of ``kind``, then for those of its groups."""
+    docs, types = _field_docs(kind), field_types(kind)
+    section = parser.add_argument_group(prefix.rstrip(".") or "recipe", heading)
+    for item in fields(kind):
+        name, hint = f"{prefix}{item.name}", without_none(types[item.name])
+        if is_dataclass(hint):
+            _add_fields(parser, hint, f"{name}.", docs[item.name])  # type: ignore[arg-type]
+            if name not in SHORT:  # the whole group, as YAML or as a file
+                parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+            continue
+        group, _, last = name.rpartition(".")
+        names = [f"--{name}"]
+        if SHORT.get(group) == last:
+            names.append(f"--{group}")
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        said = "required" if default is MISSING else f"default: {_written(default)}"
+        section.add_argument(
+            *names,
+            dest=name,
+            metavar=_metavar(hint),
+            default=argparse.SUPPRESS,
+            help=f"{docs[item.name]} ({said})".replace("%", "%%"),
+        )
+
+
+@cache
+def _field_docs(kind: type) -> dict[str, str]:
+    """Name of each field → the text that stands below it in the source."""
+    docs: dict[str, str] = {}
+    for parent in reversed(kind.__mro__[:-1]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(parent))).body
+        assert isinstance(definition, ast.ClassDef)
+        for statement, text in pairwise(definition.body):
+            match statement, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                    ast.Constant(value=str(doc))
+                ):
+                    docs[name] = " ".join(doc.split())
+    return docs
+
+
+def _metavar(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"{{{','.join(get_args(hint))}}}"
+    if get_origin(hint) is list:
+        return f"[{_metavar(get_args(hint)[0])},...]"
+    if get_origin(hint) is dict:
+        return "{NAME: VALUE,...}"
+    if is_dataclass(hint):
+        return "{FIELD: VALUE,...}"
+    return {bool: "{true,false}", str: "TEXT"}.get(hint, hint.__name__.upper())
+
+
+def _written(default: Any) -> str:
+    return default if isinstance(default, str) else json.dumps(default)
+
+
+def _type_of(kind: type, field: str) -> Any:
+    """The type of a dotted field, or of a name in a dict; None where there is no such field."""
+    hint: Any = kind
+    for part in field.split("."):
+        inner = without_none(hint)
+        if is_dataclass(inner):
+            hint = field_types(inner).get(part)  # type: ignore[arg-type]
+        elif get_origin(inner) is dict:
+            hint = get_args(inner)[1]
+        elif inner is not Any:
+            return None
+    return hint
+
+
+def _read_recipe(path: str) -> Mapping[str, Any]:
+    try:
+        recipe = yaml12.load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"cannot read the recipe {path}: it does not exist") from error
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise UserError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, Mapping | None):
+        raise UserError(f"{path}: expected the fields of a recipe, name: value, got {recipe!r}")
+    return recipe or {}
+
+
+def _read_option(hint: Any, field: str, text: str) -> Any:
+    """The value of an option: text as it is, all else as YAML, or the file of a group of fields."""
+    inner = without_none(hint)
+    if inner is str or get_origin(inner) is Literal:
+        return None if text == "null" and inner is not hint else text
+    if is_dataclass(inner) and text.endswith((".yaml", ".yml")):
+        return _read_recipe(text)
+    try:
+        return yaml12.load(text)
+    except YAMLError as error:
+        raise UserError(
+            f"--{field}: {text!r} is not YAML: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _assign(values: dict[str, Any], kind: type, field: str, value: Any) -> None:
+    """Set the dotted ``field``; a group of fields keeps those that ``value`` does not have."""
+    *groups, last = field.split(".")
+    for group in groups:
+        if not isinstance(values.get(group), dict):
+            values[group] = {}
+        values = values[group]
+    inner = without_none(_type_of(kind, field))
+    if is_dataclass(inner) and isinstance(value, Mapping) and isinstance(values.get(last), dict):
+        _assign_all(values[last], inner, value)  # type: ignore[arg-type]
+    else:
+        values[last] = value
+
+
+def _assign_all(values: dict[str, Any], kind: type, later: Mapping[str, Any]) -> None:
+    for field, value in later.items():
+        _assign(values, kind, field, value)
