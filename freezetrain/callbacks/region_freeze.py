@@ -1,6 +1,6 @@
 """Freeze a region while any LightningModule trains."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,22 @@ from lightning.pytorch.strategies import (
     Strategy,
     XLAStrategy,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from freezetrain.errors import UserError, near_misses
-from freezetrain.freezing import Freeze
+from freezetrain.freezing import Freeze, FreezeOptions
 from freezetrain.freezing.engines import refuse_unsupported
-from freezetrain.freezing.resume import RunFreeze
+from freezetrain.freezing.run import RunFreeze
 from freezetrain.regions import Region
 
 
-class RegionFreeze(L.Callback):
+@dataclass(eq=False, repr=False)
+class RegionFreeze(FreezeOptions, L.Callback):
     """Hold a region bit for bit during ``fit``, as :func:`freezetrain.freeze` does in any loop.
 
-    Works with accumulation, clipping, every precision and manual optimization, on one device,
-    under DDP, FSDP2 (ModelParallelStrategy) and DeepSpeed ZeRO. The freeze starts when the
+    ``RegionFreeze("region.safetensors", clamp=0.0)``, with the fields of :class:`FreezeOptions` as
+    keywords. Works with accumulation, clipping, every precision and manual optimization, on one
+    device, under DDP, FSDP2 (ModelParallelStrategy) and DeepSpeed ZeRO. The freeze starts when the
     optimizer exists and a checkpoint has been restored, is audited as it goes, verified before
     each checkpoint is written and at the end of training (CheckError names what moved), and ends
     with the fit, also on an exception. Checkpoints hold digests of the region and of its values:
@@ -40,64 +42,22 @@ class RegionFreeze(L.Callback):
     region that does not fit the module or its base, and a checkpoint of another region.
     """
 
-    def __init__(
-        self,
-        region: Region | str | Path,
-        module: str | None = None,
-        *,
-        check_base: bool = True,
-        clamp: float | None = None,
-        base: str | Path | Mapping[str, Tensor] | None = None,
-        audit_every: int = 100,
-        first_step: int = 0,
-        last_step: int | None = None,
-        other_region: bool = False,
-    ) -> None:
-        """Say what is frozen, and when.
+    region: Region | str | Path
+    """What is frozen, or its file, which is loaded at once."""
+    module: str | None = None
+    """Attribute path, in the LightningModule, of the model that the region was made for. None finds
+    the one submodule that has the region's parameters."""
 
-        Args:
-            region: the region, or its file.
-            module: attribute path, in the LightningModule, of the model that the region was made
-                for; None finds the one submodule that has the region's parameters.
-            check_base: refuse a model that is not the region's base. Not looked at on resuming
-                a frozen run, whose trainable entries have moved since.
-            clamp: set the frozen entries to this value first, when the freeze begins. A callback
-                that is to see the base as it was (ForgettingTracker) stands before this one.
-            base: folder or weights of the base as it is stored, for engines that round it, see
-                :func:`freezetrain.freeze`.
-            audit_every: optimizer steps between audits.
-            first_step: optimizer steps before the freeze begins. It begins and ends between two
-                batches, also where manual optimization makes several steps in one.
-            last_step: optimizer steps after which it ends; None: it lasts.
-            other_region: resume a checkpoint that was trained with another region.
-        """
-        self._run = RunFreeze(
-            region,
-            check_base=check_base,
-            clamp=clamp,
-            base=base,
-            audit_every=audit_every,
-            first_step=first_step,
-            last_step=last_step,
-            other_region=other_region,
-        )
-        self.module = module
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._run = RunFreeze(self.region, self)
+        self.region = self._run.region
         self._stored: dict[str, Any] | None = None
-
-    @property
-    def region(self) -> Region:
-        """What is frozen."""
-        return self._run.region
 
     @property
     def handle(self) -> Freeze | None:
         """The freeze while it holds."""
         return self._run.handle
-
-    @property
-    def from_the_start(self) -> bool:
-        """Whether the region is frozen as it is in the base, from the first step on."""
-        return self._run.from_the_start
 
     @property
     def state_key(self) -> str:
@@ -160,14 +120,18 @@ class RegionFreeze(L.Callback):
     ) -> None:
         # Not load_state_dict: the run that wrote it may have said module= in another way.
         states = checkpoint.get("callbacks", {})
-        others = {c.state_key for c in _all(trainer)} - {self.state_key}
+        others = {
+            callback.state_key
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, RegionFreeze) and callback is not self
+        }
         left = [
             state
             for key, state in states.items()
             if key.startswith(type(self).__qualname__) and key not in others
         ]
-        mine = [state for state in left if state["region"] == self._run.state["region"]]
-        self._stored = states.get(self.state_key, next(iter([*mine, *left]), None))
+        of_region = [state for state in left if state["region"] == self._run.region.digest]
+        self._stored = states.get(self.state_key, next(iter([*of_region, *left]), None))
 
     def _model(self, pl_module: L.LightningModule) -> nn.Module:
         if self.module is None:
@@ -187,10 +151,6 @@ class RegionFreeze(L.Callback):
             assert trainer.strategy.model is not None
             refuse_unsupported(trainer.strategy.model)
             self._run.verify()
-
-
-def _all(trainer: L.Trainer) -> list[RegionFreeze]:
-    return [c for c in trainer.callbacks if isinstance(c, RegionFreeze)]  # type: ignore[attr-defined]
 
 
 def _refuse_strategy(strategy: Strategy) -> None:

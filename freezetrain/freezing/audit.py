@@ -10,10 +10,8 @@ from torch.optim import Optimizer
 
 from freezetrain.errors import CheckError
 from freezetrain.freezing.engines import own_master
-from freezetrain.freezing.guard import StepGuard, in_step
-from freezetrain.freezing.layout import Layout
-from freezetrain.freezing.mask import GradientMask
-from freezetrain.freezing.shard import Shard, as_hex, combined
+from freezetrain.freezing.hooks import GradientMask, StepGuard, in_step, not_traced
+from freezetrain.freezing.layout import Layout, Shard, as_hex, combined
 
 
 class _Report(NamedTuple):
@@ -74,7 +72,7 @@ class Audit:
             )
         (self._total,) = totals
         self._handles = [
-            optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step))
+            optimizer.register_step_pre_hook(not_traced(self._before_step))
             for optimizer in layout.inner
             if every
         ]
@@ -136,7 +134,8 @@ class Audit:
                 self._guard.put_back()  # the step that this stops has no post-hook
                 where = f"rank {self._layout.rank_of(rank)}, " if self._layout.distributed else ""
                 raise CheckError(f"{where}step {self._now()}: {problem}")
-        if masters is not None and self._totals([r.masters for r in reports]) != {self._total}:
+        held = [report.masters for report in reports if report.masters is not None]
+        if masters is not None and self._totals(held) != {self._total}:
             self._guard.put_back()
             raise CheckError(f"step {self._now()}: the ranks no longer hold the same frozen values")
         self.seconds += perf_counter() - start

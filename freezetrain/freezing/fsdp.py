@@ -12,8 +12,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.optim import Optimizer
 
 from freezetrain.errors import UserError
-from freezetrain.freezing.layout import Layout
-from freezetrain.freezing.shard import Shard
+from freezetrain.freezing.layout import Layout, Shard
 from freezetrain.regions import Resolved
 
 

@@ -13,10 +13,9 @@ from freezetrain.errors import UserError, near_misses
 from freezetrain.freezing.audit import Audit
 from freezetrain.freezing.engines import lay_out, refuse_unsupported
 from freezetrain.freezing.fsdp import reshard
-from freezetrain.freezing.guard import StepGuard
-from freezetrain.freezing.layout import Layout, prove
-from freezetrain.freezing.mask import GradientMask
-from freezetrain.freezing.shard import Shard
+from freezetrain.freezing.hooks import GradientMask, StepGuard
+from freezetrain.freezing.layout import Layout, Shard, prove
+from freezetrain.freezing.options import FreezeOptions
 from freezetrain.freezing.weights_folder import WeightsFolder
 from freezetrain.regions import Region, Resolved
 
@@ -84,27 +83,22 @@ def freeze(
             an optimizer under which the freeze cannot be guaranteed.
         CheckError: the ranks, or the masters and the weights, disagree from the start.
     """
-    if audit_every < 0:
-        raise UserError(f"audit_every must be 0 or more steps, got {audit_every}")
-    if clamp is not None and base is not None:
-        raise UserError("clamp and base both say what the frozen entries start from: give one")
+    FreezeOptions(clamp=clamp, base=base, audit_every=audit_every)  # refuses what cannot work
     refuse_unsupported(model)
     reshard(model)
     resolved = region.resolve(model)
     layout = lay_out(model, optimizer, resolved, replicated).on_device()
     if len(set(layout.gather(region.digest))) > 1:
         raise UserError("the ranks were given different regions: load one file on all of them")
-    if check_base:
-        with layout.together():
+    with layout.together():
+        if check_base:
             region.check_base(model, layout.full)
     prove(layout, resolved, exact=check_base)  # it leaves ZeRO-3 no whole copy to go stale
-    if clamp is not None:
-        with layout.together():
+    with layout.together():
+        if clamp is not None:
             set_all(layout, clamp)
-    elif base is not None:
-        stored = WeightsFolder(base) if isinstance(base, str | Path) else base
-        with layout.together():
-            take_stored(layout, stored)
+        elif base is not None:
+            take_stored(layout, WeightsFolder(base) if isinstance(base, str | Path) else base)
     handle = Freeze(model, region, resolved, layout, audit_every)
     if layout.first_rank:
         rounded = layout.rounds and base is None and clamp is None

@@ -77,11 +77,13 @@ class WeightsFolder(Mapping[str, Tensor]):
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last``, not included, of a stored tensor; nothing else is read."""
         with self._open(self._files[name]) as file:
-            return file.get_slice(name)[first:last]
+            rows: Tensor = file.get_slice(name)[first:last]
+            return rows
 
     def __getitem__(self, name: str) -> Tensor:
         with self._open(self._files[name]) as file:
-            return file.get_tensor(name)
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
 
     def __contains__(self, name: object) -> bool:
         return name in self._files  # a Mapping would read the tensor to find out

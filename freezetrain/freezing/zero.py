@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from freezetrain.errors import UserError
-from freezetrain.freezing.layout import Layout
-from freezetrain.freezing.shard import Shard
+from freezetrain.freezing.layout import Layout, Shard
 from freezetrain.regions import Resolved
 
 _KNOWN = (BF16_Optimizer, DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3)
@@ -78,7 +77,8 @@ def zero(wrapper: Any, inner: Sequence[Optimizer], resolved: Sequence[Resolved])
 def _groups(wrapper: Any) -> list[list[nn.Parameter]]:
     for name in ("bit16_groups", "bf16_groups", "fp16_groups"):
         if hasattr(wrapper, name):
-            return getattr(wrapper, name)
+            groups: list[list[nn.Parameter]] = getattr(wrapper, name)
+            return groups
     raise AssertionError(type(wrapper))
 
 

@@ -1,27 +1,27 @@
 """Freeze a region while the Trainer of transformers trains."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from freezetrain.freezing import Freeze
-from freezetrain.freezing.resume import RunFreeze
+from freezetrain.freezing import Freeze, FreezeOptions
+from freezetrain.freezing.run import RunFreeze
 from freezetrain.regions import Region
 
 _KEY = "freezetrain"  # in trainer_state.json, among the states of callbacks
 
 
-class RegionFreezeCallback(TrainerCallback):
+@dataclass(eq=False, repr=False)
+class RegionFreezeCallback(FreezeOptions, TrainerCallback):
     """Hold a region bit for bit during ``Trainer.train``, as :func:`freezetrain.freeze` does.
 
-    ``Trainer(..., callbacks=[RegionFreezeCallback("region.safetensors")])`` is all: one device,
-    DDP, DeepSpeed and FSDP2, accumulation and mixed precision need nothing more. Gradients are
-    masked during backward, so that the Trainer clips, and logs as ``grad_norm``, the norm over
-    trainable entries.
+    ``Trainer(..., callbacks=[RegionFreezeCallback("region.safetensors")])`` is all, with the fields
+    of :class:`FreezeOptions` as keywords: one device, DDP, DeepSpeed and FSDP2, accumulation and
+    mixed precision need nothing more. Gradients are masked during backward, so that the Trainer
+    clips, and logs as ``grad_norm``, the norm over trainable entries.
 
     The freeze starts when training begins and a checkpoint has been restored, is verified before
     each checkpoint is written and at the end of training (CheckError names parameter, entry, rank
@@ -34,50 +34,14 @@ class RegionFreezeCallback(TrainerCallback):
     checkpoint of another region.
     """
 
-    def __init__(
-        self,
-        region: Region | str | Path,
-        *,
-        check_base: bool = True,
-        clamp: float | None = None,
-        base: str | Path | Mapping[str, Tensor] | None = None,
-        audit_every: int = 100,
-        first_step: int = 0,
-        last_step: int | None = None,
-        other_region: bool = False,
-    ) -> None:
-        """Say what is frozen and when.
+    region: Region | str | Path
+    """What is frozen, or its file, which is loaded at once."""
 
-        Args:
-            region: the region, or its file.
-            check_base: refuse a model that is not the region's base. Not looked at on resuming
-                a frozen run, whose trainable entries have moved since.
-            clamp: set the region to this value when the freeze begins, not again on resuming.
-            base: folder of the base's weights, or parameter name -> tensor, for engines that
-                train in 16 bits; see :func:`freezetrain.freeze`.
-            audit_every: steps between two audits; 0 for none but the verifications.
-            first_step: optimizer steps before the freeze begins; those of earlier runs that
-                this one goes on from count.
-            last_step: steps after which it ends; None: with training.
-            other_region: go on from a checkpoint that was trained with another region, or that
-                holds other values than were frozen.
-        """
-        self._run = RunFreeze(
-            region,
-            check_base=check_base,
-            clamp=clamp,
-            base=base,
-            audit_every=audit_every,
-            first_step=first_step,
-            last_step=last_step,
-            other_region=other_region,
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._run = RunFreeze(self.region, self)
+        self.region = self._run.region
         self._verified = -1  # the step after which this last looked
-
-    @property
-    def region(self) -> Region:
-        """What is frozen."""
-        return self._run.region
 
     @property
     def handle(self) -> Freeze | None:

@@ -22,7 +22,7 @@ from transformers import (
 from freezetrain.callbacks import ForgettingTracker, RegionFreeze, Throughput, TimeLimit
 from freezetrain.callbacks.throughput import flops_per_token
 from freezetrain.evaluation import Document
-from freezetrain.freezing import audit, freeze, guard, mask
+from freezetrain.freezing import audit, freeze, hooks
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",
@@ -255,8 +255,9 @@ def test_freezing_is_its_share(clock, monkeypatch):
         clock.now += 0.5
         return clock.now
 
-    monkeypatch.setattr(guard, "perf_counter", passes)
-    monkeypatch.setattr(mask, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(hooks, "perf_counter", passes)
+    unseen = property(lambda mask: 0.0, lambda mask, seconds: None)
+    monkeypatch.setattr(hooks.GradientMask, "seconds", unseen, raising=False)
     monkeypatch.setattr(audit, "perf_counter", lambda: 0.0)
     region = mixed_region(TinyLM())
     _, speed, trainer = run(clock, RegionFreeze(region, check_base=False, last_step=5))
@@ -268,7 +269,7 @@ def test_freezing_is_its_share(clock, monkeypatch):
 def test_seconds_of_a_freeze(monkeypatch):
     """Every reading of the clock is a second after the last: each timed piece takes one."""
     readings = iter(range(10**6))
-    for module in (mask, guard, audit):
+    for module in (hooks, audit):
         monkeypatch.setattr(module, "perf_counter", lambda: float(next(readings)))
     model, steps = TinyLM(), steps_of_batches(3)
     region, optimizer = mixed_region(model), adamw(model.parameters())

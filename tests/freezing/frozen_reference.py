@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from freezetrain.freezing.layout import Layout
-from freezetrain.freezing.shard import Shard
+from freezetrain.freezing.layout import Layout, Shard
 from freezetrain.regions import Region
 
 VOCABULARY = 13

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from freezetrain.errors import CheckError
 from freezetrain.freezing import freeze
-from freezetrain.freezing.guard import StepGuard
-from freezetrain.freezing.mask import GradientMask
+from freezetrain.freezing.hooks import GradientMask, StepGuard
 from freezetrain.regions import Region
 
 

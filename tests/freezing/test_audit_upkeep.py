@@ -9,7 +9,7 @@ from torch import Tensor
 from freezetrain.errors import CheckError, UserError
 from freezetrain.freezing import freeze
 from freezetrain.freezing.audit import Audit
-from freezetrain.freezing.mask import GradientMask
+from freezetrain.freezing.hooks import GradientMask
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [1, 2, 4, 7])])

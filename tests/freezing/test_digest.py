@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from freezetrain.freezing import shard as module
-from freezetrain.freezing.shard import as_hex, combined, value_digest
+from freezetrain.freezing import layout as module
+from freezetrain.freezing.layout import as_hex, combined, value_digest
 
 WORD = 2**64
 

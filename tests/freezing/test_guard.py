@@ -14,8 +14,7 @@ from frozen_reference import (
 
 from freezetrain.errors import CheckError, UserError
 from freezetrain.freezing import freeze
-from freezetrain.freezing.guard import StepGuard, in_step
-from freezetrain.freezing.mask import GradientMask
+from freezetrain.freezing.hooks import GradientMask, StepGuard, in_step
 from freezetrain.regions import Region
 
 

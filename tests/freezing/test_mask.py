@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from freezetrain.errors import CheckError, UserError
 from freezetrain.freezing import freeze
-from freezetrain.freezing.guard import StepGuard
+from freezetrain.freezing.hooks import StepGuard
 from freezetrain.regions import Region
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from freezetrain.freezing.shard import Shard, combined
+from freezetrain.freezing.layout import Shard, combined
 from freezetrain.regions import Entries, Resolved
 
 SHAPE = (7, 6)

@@ -39,9 +39,8 @@ from zero_fault_cells import (
 
 from freezetrain.errors import CheckError
 from freezetrain.freezing import freeze
-from freezetrain.freezing.guard import StepGuard
-from freezetrain.freezing.mask import GradientMask
-from freezetrain.freezing.shard import Shard
+from freezetrain.freezing.hooks import GradientMask, StepGuard
+from freezetrain.freezing.layout import Shard
 from freezetrain.regions import Entries, Resolved
 
 REGION = uneven_region(TinyLM())

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from freezetrain.errors import CheckError, UserError
 from freezetrain.freezing.handle import Freeze, freeze
+from freezetrain.freezing.options import FreezeOptions
 from freezetrain.regions import Region
 
 
@@ -24,56 +25,14 @@ class RunFreeze:
     applied before. They do apply where the region was not frozen when the checkpoint was written.
     """
 
-    def __init__(
-        self,
-        region: Region | str | Path,
-        *,
-        check_base: bool = True,
-        clamp: float | None = None,
-        base: str | Path | Mapping[str, Tensor] | None = None,
-        audit_every: int = 100,
-        first_step: int = 0,
-        last_step: int | None = None,
-        other_region: bool = False,
-    ) -> None:
-        """Say what is frozen and when. No model is looked at yet.
-
-        Args:
-            region: the region, or its file.
-            check_base, clamp, base, audit_every: as in :func:`freezetrain.freeze`.
-            first_step: optimizer steps, counted from the start of the whole run, before the
-                freeze begins; ``clamp`` sets the entries then.
-            last_step: the freeze ends before this step, so that steps ``first_step`` to
-                ``last_step - 1`` are frozen; None: to the end of training.
-            other_region: go on from a checkpoint that was trained with another region, or that
-                holds other values than were frozen.
-        """
-        if first_step < 0 or (last_step is not None and last_step <= first_step):
-            raise UserError(
-                f"expected 0 <= first_step < last_step, got {first_step} and {last_step}: the "
-                "freeze holds from first_step on and ends before last_step"
-            )
-        if first_step and base is not None:
-            raise UserError(
-                "base says what the frozen entries start from, which is not where they are after "
-                f"first_step={first_step} steps of training: leave base out or freeze from step 0"
-            )
+    def __init__(self, region: Region | str | Path, options: FreezeOptions) -> None:
+        """``region``: what is frozen, or its file. No model is looked at yet."""
         self.region = region if isinstance(region, Region) else Region.load(region)
+        self.options = options
         self.handle: Freeze | None = None
         """The freeze while it holds."""
-        self._check_base = check_base
-        self._start: dict[str, Any] = {"clamp": clamp, "base": base}
-        self._audit_every = audit_every
-        self._first = first_step
-        self._last = last_step
-        self._other_region = other_region
         self._trained: tuple[nn.Module, Any, bool | None] | None = None
         self._ended: str | None = None  # digest of what was frozen when the run ended
-
-    @property
-    def from_the_start(self) -> bool:
-        """Whether the region is frozen as it is in the base, from the first step on."""
-        return self._first == 0 and self._start["clamp"] is None
 
     def begin(
         self,
@@ -93,35 +52,31 @@ class RunFreeze:
         would begin no sooner, for a checkpoint of another region and for other values, unless
         ``other_region``; and as :func:`freezetrain.freeze`.
         """
-        if last_of_run is not None and self._first >= last_of_run > step:
+        first, last = self.options.first_step, self.options.last_step
+        if last_of_run is not None and first >= last_of_run > step:
             raise UserError(
-                f"first_step={self._first} lies beyond the run's {last_of_run} steps, so that "
+                f"first_step={first} lies beyond the run's {last_of_run} steps, so that "
                 "nothing would be frozen: give a smaller one"
             )
         held = self._still_held(model)  # by an attempt at this run that an exception ended
         self.end()
         self._ended = None
-        if stored is not None and stored["region"] != self.region.digest and not self._other_region:
+        same = stored is not None and stored["region"] == self.region.digest
+        if stored is not None and not same and not self.options.other_region:
             raise UserError(
                 f"the checkpoint was trained with the region {stored['region'][:12]} frozen, got "
                 f"{self.region.digest[:12]}: resume with the same region, start a new run from its "
                 "weights, or say other_region=True"
             )
         self._trained = model, optimizer, replicated
-        check_base = self._check_base and stored is None and not held
+        check_base = self.options.check_base and stored is None and not held
         if not self._holds(step):
-            if self._last is None or step < self._last:
-                self._freeze(step, check_base=check_base, audit_every=0).remove()
+            if last is None or step < last:
+                self._freeze(step, check_base=check_base, as_it_is=True).remove()
             return
-        same = stored is not None and stored["region"] == self.region.digest
         values = stored["values"] if stored is not None and same else None
-        self.handle = self._freeze(
-            step,
-            check_base=check_base,
-            audit_every=self._audit_every,
-            **({} if values is not None else self._start),
-        )
-        if values not in (None, self.handle.digest) and not self._other_region:
+        self.handle = self._freeze(step, check_base=check_base, as_it_is=values is not None)
+        if values not in (None, self.handle.digest) and not self.options.other_region:
             self.end()
             self._ended = None
             raise UserError(
@@ -133,9 +88,7 @@ class RunFreeze:
     def before_step(self, step: int) -> None:
         """Begin or end the freeze where the step after ``step`` others is the first or last."""
         if self.handle is None and self._trained is not None and self._holds(step):
-            self.handle = self._freeze(
-                step, check_base=False, audit_every=self._audit_every, **self._start
-            )
+            self.handle = self._freeze(step, check_base=False)
         elif self.handle is not None and not self._holds(step):
             self.verify()
             self.handle.remove()
@@ -163,12 +116,23 @@ class RunFreeze:
         return {"region": self.region.digest, "values": values}
 
     def _holds(self, step: int) -> bool:
-        return self._first <= step and (self._last is None or step < self._last)
+        first, last = self.options.first_step, self.options.last_step
+        return first <= step and (last is None or step < last)
 
-    def _freeze(self, step: int, **options: Any) -> Freeze:
+    def _freeze(self, step: int, *, check_base: bool, as_it_is: bool = False) -> Freeze:
+        """``as_it_is``: the entries have their values, which neither clamp nor base may change."""
         assert self._trained is not None
         model, optimizer, replicated = self._trained
-        handle = freeze(model, optimizer, self.region, replicated=replicated, **options)
+        handle = freeze(
+            model,
+            optimizer,
+            self.region,
+            check_base=check_base,
+            clamp=None if as_it_is else self.options.clamp,
+            base=None if as_it_is else self.options.base,
+            audit_every=self.options.audit_every,
+            replicated=replicated,
+        )
         handle.counts_from(step)
         return handle
 
