@@ -125,7 +125,7 @@ def test_sixteen_bit(precision: str) -> None:
 
 def test_two_processes(tmp_path: Path) -> None:
     script = Path(__file__).with_name("freeze_ddp_fit.py")
-    paths = [Path(freezetrain.__file__).parents[1], Path(__file__).parents[1] / "freezing"]
+    paths = [Path(freezetrain.__file__).parents[1], Path(__file__).parents[1] / "support"]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, paths)),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from forked_ranks import run_ranks
+from forked_workers import run_ranks
 from frozen_reference import TinyLM
 from fsdp_sharded import build, train_steps, whole
 from safetensors.torch import save_file

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from forked_ranks import run_worker
+from forked_workers import run_worker
 from torch import nn
 
 from freezetrain.regions import Region

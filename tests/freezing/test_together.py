@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from forked_ranks import run_worker
+from forked_workers import run_worker
 from together_worker import WORLD
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from forked_ranks import run_worker
+from forked_workers import run_worker
 from frozen_reference import TinyLM
 from zero_checkpoint_cells import uneven_region
 from zero_fault_cells import (

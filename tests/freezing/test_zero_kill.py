@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked_ranks import run_worker
+from forked_workers import run_worker
 from frozen_reference import TinyLM
 from safetensors.torch import load_file
 from zero_checkpoint_cells import uneven_region

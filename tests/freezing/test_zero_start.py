@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked_ranks import run_worker
+from forked_workers import run_worker
 from frozen_reference import TinyLM, adamw, steps_of_batches
 from safetensors import safe_open
 from safetensors.torch import load_file

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from forked_ranks import run_ranks
+from forked_workers import run_ranks
 from frozen_reference import TinyLM, adamw, loss_of, mixed_region, steps_of_batches
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel

@@ -14,13 +14,13 @@ WORLD = 2
 
 def launch(folder: Path, *command: Any) -> list[str]:
     """Run ``python command...`` on each rank in ``folder``; what each printed."""
-    package = Path(freezetrain.__file__).parents[1]
+    package, here = Path(freezetrain.__file__).parents[1], Path(__file__).parent
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(package), str(Path(__file__).parent)]),
+        "PYTHONPATH": os.pathsep.join(map(str, [package, here, here.parent / "support"])),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "DS_ACCELERATOR": "cpu",

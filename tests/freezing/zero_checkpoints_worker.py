@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.checkpoint.ds_to_universal import main as convert
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-from forked_ranks import run_ranks
+from forked_workers import run_ranks
 from frozen_reference import TinyLM
 from safetensors.torch import save_file
 from torch import Tensor

@@ -16,7 +16,7 @@ import deepspeed
 import fsdp_sharded
 import torch
 import zero_engines
-from forked_ranks import run_ranks
+from forked_workers import run_ranks
 from frozen_reference import TinyLM, adamw
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-from forked_ranks import run_ranks, start_ranks
+from forked_workers import run_ranks, start_ranks
 from frozen_reference import TinyLM
 from safetensors.torch import save_file
 from zero_checkpoint_cells import uneven_region

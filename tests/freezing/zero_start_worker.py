@@ -8,7 +8,7 @@ import fsdp_sharded
 import torch
 import zero_engines
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-from forked_ranks import run_ranks
+from forked_workers import run_ranks
 from frozen_reference import TinyLM, steps_of_batches
 from safetensors.torch import save_file
 from torch import Tensor

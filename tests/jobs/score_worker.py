@@ -17,7 +17,7 @@ from pathlib import Path
 
 # Once, for all ranks that are forked.
 import deepspeed  # noqa: F401
-from forked_ranks import run_ranks
+from forked_workers import run_ranks
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
 import freezetrain.analysis.score

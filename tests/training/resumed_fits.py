@@ -14,7 +14,7 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.distributed as dist
-from forked_ranks import run_ranks
+from forked_workers import run_ranks
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor

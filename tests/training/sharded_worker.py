@@ -8,7 +8,7 @@ import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
-from forked_ranks import run_ranks
+from forked_workers import run_ranks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, PreTrainedModel

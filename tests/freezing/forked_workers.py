@@ -32,7 +32,11 @@ def run_worker(name: str, *arguments: object) -> None:
     package = Path(freezetrain.__file__).parents[1]
     done = subprocess.run(
         [sys.executable, worker, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{package}:{worker.parents[1] / 'support'}",
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
         timeout=240,
