@@ -1,4 +1,4 @@
-"""The ways in which freezetrain says no or not yet, and the near misses of a name."""
+"""The errors that freezetrain raises, each with an exit status, and near misses of a name."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -12,18 +12,18 @@ class UserError(Exception):
 
 
 class CheckError(Exception):
-    """A check said no: a frozen entry moved, a loss is not finite.
+    """A check failed: a frozen entry moved, a loss is not finite.
 
     The command line prints it and exits with status 1.
     """
 
 
 class DivergedError(CheckError):
-    """Training came to a loss or a gradient that is not finite, or to one that ends it."""
+    """A loss or a gradient of training is not finite, or so large that the settings end it."""
 
 
 class Preempted(Exception):  # noqa: N818  it is no error
-    """The run was told to stop, has saved a checkpoint and can go on from it.
+    """The run was stopped from outside, after it saved a checkpoint to go on from.
 
     The command line prints it and exits with status 75, EX_TEMPFAIL of sysexits.h.
     """

@@ -1,4 +1,4 @@
-"""Loading a causal language model and its tokenizer, with errors that say what to do."""
+"""Loading a causal language model, its configuration and its tokenizer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +40,7 @@ def without_progress_bars() -> Iterator[None]:
 
 
 def _check_path(source: ModelSource) -> None:
-    """Spare the hub a question about what can only be a folder that is not there."""
+    """UserError for what can only be a folder and is not there, so that the hub is not asked."""
     is_id = source.path.count("/") <= 1 and not source.path.startswith((".", "/", "~"))
     if not is_id and not Path(source.path).is_dir():
         raise UserError(
@@ -64,20 +64,23 @@ def _torch_dtype(dtype: Dtype) -> torch.dtype | str:
 
 
 def _attention(source: ModelSource, config: "PretrainedConfig", in_16_bits: bool) -> str | None:
-    """What transformers is told about attention; None: it chooses."""
-    there = is_flash_attn_2_available()  # looks for a GPU too
-    if source.attention == "flash_attention_2" and not (there and in_16_bits):
-        lacks = "it computes in 16 bits, and this is in 32" if there else "it is not installed here"
+    """The implementation of attention that transformers is to use; None: it chooses."""
+    installed = is_flash_attn_2_available()  # looks for a GPU too
+    if source.attention == "flash_attention_2" and not installed:
         raise UserError(
-            f"model.attention is flash_attention_2 and {lacks}; use sdpa, or "
-            + ("train in 16 bits" if there else "install flash-attn, where there is a GPU")
+            "model.attention is flash_attention_2 and it is not installed here; use sdpa, or "
+            "install flash-attn, where there is a GPU"
+        )
+    if source.attention == "flash_attention_2" and not in_16_bits:
+        raise UserError(
+            "model.attention is flash_attention_2 and it computes in 16 bits, and this is in 32; "
+            "use sdpa, or train in 16 bits"
         )
     if source.attention != "auto":
         return source.attention
-    known = transformers.AutoModelForCausalLM._model_mapping
-    model = known.get(type(config), None)
-    has_flash = getattr(model, "_supports_flash_attn", False)
-    return "flash_attention_2" if there and in_16_bits and has_flash else None
+    model = transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)
+    supported = getattr(model, "_supports_flash_attn", False)
+    return "flash_attention_2" if installed and in_16_bits and supported else None
 
 
 def _new(source: ModelSource, config: "PretrainedConfig", in_16_bits: bool) -> "PreTrainedModel":
@@ -155,15 +158,12 @@ def load_config(source: ModelSource) -> "PretrainedConfig":
 
 
 def stored_dtype(source: ModelSource) -> torch.dtype | None:
-    """The type that the model's files hold its weights in.
-
-    As its configuration says, or a folder's files where it says nothing; None where those are not
-    here either.
-    """
-    told = cast(torch.dtype | None, load_config(source).dtype)
-    if told is None and any(Path(source.path).glob("model.safetensors*")):
+    """The type that the model's files hold its weights in: by its configuration or, where that
+    says nothing, by a folder's files; None where those are not here either."""
+    dtype = cast(torch.dtype | None, load_config(source).dtype)
+    if dtype is None and any(Path(source.path).glob("model.safetensors*")):
         return WeightsFolder(source.path).dtype()
-    return told
+    return dtype
 
 
 def local_folder(source: ModelSource) -> Path:

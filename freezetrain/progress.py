@@ -1,4 +1,4 @@
-"""Progress bars of long jobs, and their stages: timed, and kept so that a repeated run goes on."""
+"""Progress bars of long jobs; stages of a job, timed, whose results a repeated run reads again."""
 
 import json
 import time
@@ -12,12 +12,12 @@ from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from freezetrain.files import write_json
-from freezetrain.ranks import from_first_rank, is_first_rank
+from freezetrain.ranks import from_first_rank, is_first_rank, on_first_rank, together
 
 
 class Update(Protocol):
     def __call__(self, done: int, total: int, what: str | None = None) -> None:
-        """How much is done, of how much, and, where it has changed, what is being done."""
+        """Show that ``done`` of ``total`` is done and, where it has changed, ``what`` is."""
 
 
 @contextmanager
@@ -35,9 +35,9 @@ def progress_bar(what: str, shown: bool = True) -> Iterator[Update]:
 
 
 class Stages:
-    """Says what is going on on rank 0, and keeps how long each stage took.
+    """Names each stage of a job on rank 0's terminal as it begins, and times it.
 
-    ``folder``: where :meth:`kept` leaves what stages found. ``seconds``: stage → how long it took.
+    ``folder``: where :meth:`kept` keeps results. ``seconds``: stage → how long it took.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -54,25 +54,19 @@ class Stages:
         self.seconds[name] = round(time.monotonic() - start, 1)
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
-        """What ``make()`` gives, ready for JSON; from the folder where an earlier start left it.
+        """The result of ``make()``, ready for JSON, or of an earlier start that kept it.
 
-        All ranks call this and, where there is nothing yet, all make it; rank 0 writes it, with the
-        time that it took, and all get what stands in the file.
+        All ranks call this and, where nothing is kept yet, all make it; rank 0 writes it, with the
+        time that it took, and all get what the file holds.
         """
         assert self.folder is not None
         path = self.folder / f"{name}.json"
-        found = from_first_rank(_read(path))
-        if found is None:
+        if not from_first_rank(path.is_file()):
             with self(name):
-                value = make()
-            if is_first_rank():
-                write_json(path, {"seconds": self.seconds[name], "found": value})
-                found = _read(path)
-            found = from_first_rank(found)
-            assert found is not None
-        self.seconds[name] = found["seconds"]
-        return found["found"]
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+                result = make()
+            with together():
+                if is_first_rank():
+                    write_json(path, {"seconds": self.seconds[name], "found": result})
+        stored = on_first_rank(lambda: json.loads(path.read_text(encoding="utf-8")))
+        self.seconds[name] = stored["seconds"]
+        return stored["found"]

@@ -1,4 +1,4 @@
-"""Which process of how many this one is, and what all of them must agree on."""
+"""Processes that run together: how they were started, broadcasts, errors that all of them raise."""
 
 import os
 import threading
@@ -41,23 +41,23 @@ class Launch:
 
 
 def current_launch(environment: Mapping[str, str] | None = None) -> Launch:
-    """The launch that ``environment`` (None: this process's) tells of.
+    """The launch as the variables of ``environment`` (None: of this process) describe it.
 
-    Raises UserError where it tells of several processes but not of all that is needed, or where
-    nodes have different numbers of them.
+    Raises UserError where they describe several processes but some are missing, or where nodes
+    have different numbers of processes.
     """
-    told = os.environ if environment is None else environment
-    if "LOCAL_WORLD_SIZE" in told:
-        return _external("torchrun", *_numbers("torchrun", told, _TORCHRUN))
-    if OUT in told and "LOCAL_RANK" in told and "WORLD_SIZE" in told:
-        world, rank = _numbers("freezetrain", told, ("WORLD_SIZE", "LOCAL_RANK"))
+    variables = os.environ if environment is None else environment
+    if "LOCAL_WORLD_SIZE" in variables:
+        return _external("torchrun", *_numbers("torchrun", variables, _TORCHRUN))
+    if OUT in variables and "LOCAL_RANK" in variables and "WORLD_SIZE" in variables:
+        world, rank = _numbers("freezetrain", variables, ("WORLD_SIZE", "LOCAL_RANK"))
         return Launch(rank, rank, world, world, 1, "freezetrain")
     # Some launchers, and DeepSpeed under Lightning, set these for one process too.
-    if "RANK" in told and told.get("WORLD_SIZE", "1") != "1":
-        return _external("torchrun", *_numbers("torchrun", told, _TORCHRUN))
-    tasks = told.get("SLURM_STEP_NUM_TASKS", told.get("SLURM_NTASKS", "1"))
-    if "SLURM_STEP_ID" in told and tasks != "1":
-        *numbers, nodes = _numbers("srun", told, _SRUN)
+    if "RANK" in variables and variables.get("WORLD_SIZE", "1") != "1":
+        return _external("torchrun", *_numbers("torchrun", variables, _TORCHRUN))
+    tasks = variables.get("SLURM_STEP_NUM_TASKS", variables.get("SLURM_NTASKS", "1"))
+    if "SLURM_STEP_ID" in variables and tasks != "1":
+        *numbers, nodes = _numbers("srun", variables, _SRUN)
         launch = _external("srun", *numbers)
         if launch.nodes == nodes:
             return launch
@@ -79,8 +79,8 @@ def _external(
     return Launch(rank, local_rank, world, local_world, world // local_world, by)
 
 
-def _numbers(by: str, told: Mapping[str, str], names: tuple[str, ...]) -> list[int]:
-    if missing := [name for name in names if name not in told]:
+def _numbers(by: str, variables: Mapping[str, str], names: tuple[str, ...]) -> list[int]:
+    if missing := [name for name in names if name not in variables]:
         do = (
             "start it with srun --ntasks-per-node"
             if missing == ["SLURM_NTASKS_PER_NODE"]
@@ -90,7 +90,7 @@ def _numbers(by: str, told: Mapping[str, str], names: tuple[str, ...]) -> list[i
             f"the environment tells of several processes, by {by}, but lacks "
             f"{' and '.join(missing)}; {do}"
         )
-    values = [told[name] for name in names]
+    values = [variables[name] for name in names]
     if wrong := [f"{n}={v!r}" for n, v in zip(names, values, strict=True) if not v.isdecimal()]:
         raise UserError(f"the environment of {by} must hold numbers, got {wrong[0]}; correct it")
     return [int(value) for value in values]
@@ -142,9 +142,9 @@ def from_first_rank(value: T) -> T:
 
     if not _several():
         return value
-    held = [value]
-    dist.broadcast_object_list(held)
-    return held[0]
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def from_all_ranks(value: T, group: "dist.ProcessGroup | None" = None) -> list[T]:

@@ -1,72 +1,71 @@
 """A folder in the hub's layout reads as a data set of the hub does."""
 
 import json
+import zlib
 
 import datasets
 import pytest
+import yaml
 
 from freezetrain.data.hub import _downloaded, hub_rows
 from freezetrain.data.texts import languages_in, read_languages
+from freezetrain.data.tokens import tokenize
 from freezetrain.errors import UserError
 from freezetrain.recipe.sources import TextSource
 
 TEXTS = {name: [f"{name} text {n}" if n != 5 else " " for n in range(40)] for name in ("en", "vi")}
 
 
+def write_card(folder, configs):
+    """The README that says which files a configuration has; ``configs``: name → data_files."""
+    header = [{"config_name": name, "data_files": files} for name, files in configs.items()]
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': header})}---\n")
+
+
 @pytest.fixture
 def hub(tmp_path):
     folder = tmp_path / "data set"
-    configurations = []
     for name, texts in TEXTS.items():
         (folder / name).mkdir(parents=True)
         rows = [{"id": n, "content": text, "more": {"n": n}} for n, text in enumerate(texts)]
         lines = [json.dumps(row) + "\n" for row in rows]
         (folder / name / "1.jsonl").write_text("".join(lines[:20]))
         (folder / name / "2.jsonl").write_text("".join(lines[20:]))
-        configurations += [
-            f"- config_name: v1.{name}",
-            "  data_files:",
-            "  - split: train",
-            f"    path: {name}/*.jsonl",
-        ]
-    (folder / "README.md").write_text("\n".join(["---", "configs:", *configurations, "---", ""]))
+    write_card(
+        folder, {f"v1.{name}": [{"split": "train", "path": f"{name}/*.jsonl"}] for name in TEXTS}
+    )
     return folder
 
 
-def told(hub, **changes):
-    base = {"hub": str(hub), "hub_config": "v1.{language}", "text_field": "content"}
-    return TextSource(**{**base, **changes})
+def source_of(hub, **changes):
+    settings = {"hub": str(hub), "hub_config": "v1.{language}", "text_field": "content"}
+    return TextSource(**{**settings, **changes})
 
 
 def good(name, first=40):
     return [text for text in TEXTS[name][:first] if text.strip()]
 
 
-def test_a_configuration_is_a_language(hub):
-    source = told(hub)
-    assert languages_in(source) == ["en", "vi"]
-    for name, language in read_languages(source).items():
+@pytest.mark.parametrize("changes", [{}, {"key_field": "id"}, {"key_field": "content"}])
+def test_a_configuration_is_a_language_which_is_split_as_files_are(hub, changes):
+    source = source_of(hub, **changes)
+    assert languages_in(source) == list(TEXTS)
+    from_hub = read_languages(source)
+    plain = TextSource(folder=str(hub), text_field="content", **changes)
+    from_files = read_languages(plain, list(TEXTS))
+    for name, language in from_hub.items():
+        assert list(language.train) == list(from_files[name].train)
+        assert list(language.test) == list(from_files[name].test)
+        assert language.test
         assert sorted([*language.train, *language.test]) == sorted(good(name))
     assert list(read_languages(source, ["vi"])) == ["vi"]
 
 
-def test_the_split_is_that_of_files(hub, tmp_path):
-    for changes in ({}, {"key_field": "id"}, {"key_field": "content"}):
-        of_hub = read_languages(told(hub, **changes))
-        of_files = read_languages(
-            TextSource(folder=str(hub), text_field="content", **changes), ["en", "vi"]
-        )
-        for name in TEXTS:
-            assert list(of_hub[name].train) == list(of_files[name].train)
-            assert list(of_hub[name].test) == list(of_files[name].test)
-            assert of_hub[name].test
-
-
 def test_streaming_reads_the_first_documents(hub):
     for streaming in (False, True):
-        source = told(hub, documents=25, streaming=streaming, test_one_in=0)
+        source = source_of(hub, documents=25, streaming=streaming, test_one_in=0)
         languages = read_languages(source)
-        assert {name: list(one.train) for name, one in languages.items()} == {
+        assert {name: list(language.train) for name, language in languages.items()} == {
             name: good(name, 25) for name in TEXTS
         }
 
@@ -74,33 +73,33 @@ def test_streaming_reads_the_first_documents(hub):
 def test_what_the_hub_gave_whole_reads_the_same(hub):
     """A folder is always read as a stream is; what was downloaded is not copied."""
     for changes in ({}, {"key_field": "id"}, {"key_field": "content"}, {"documents": 25}):
-        source = told(hub, **changes)
+        source = source_of(hub, **changes)
         streamed, whole = (read("v1.en", source) for read in (hub_rows, _downloaded))
         for name in ("text", "key", "kind"):
             assert whole[name][:] == streamed[name][:]
 
 
 def test_a_changed_file_is_read_again(hub):
-    source = told(hub, test_one_in=0)
+    source = source_of(hub, test_one_in=0)
     before = list(read_languages(source, ["en"])["en"].train)
     path = hub / "en" / "1.jsonl"
     path.write_text(path.read_text().replace("en text 3", "en text drei"))
     after = list(read_languages(source, ["en"])["en"].train)
-    assert [one for one in after if one not in before] == ["en text drei"]
+    assert [text for text in after if text not in before] == ["en text drei"]
 
 
 def test_streaming_stops_reading(hub):
     """A broken file after the documents asked for is never reached."""
     (hub / "en" / "2.jsonl").write_text("{broken")
-    source = told(hub, documents=10, streaming=True, test_one_in=0)
+    source = source_of(hub, documents=10, streaming=True, test_one_in=0)
     assert list(read_languages(source, ["en"])["en"].train) == good("en", 10)
     with pytest.raises(UserError, match="cannot read the data set in the folder"):
-        read_languages(told(hub), ["en"])
+        read_languages(source_of(hub), ["en"])
 
 
 def test_names_and_single_configurations(hub):
-    assert languages_in(told(hub, names={"english": "en"})) == ["english", "vi"]
-    one = told(hub, hub_config="v1.vi")
+    assert languages_in(source_of(hub, names={"english": "en"})) == ["english", "vi"]
+    one = source_of(hub, hub_config="v1.vi")
     assert len(read_languages(one, ["vietnamese"])["vietnamese"].train) > 10
     with pytest.raises(UserError, match="holds one language, and languages names 2"):
         read_languages(one, ["vi", "en"])
@@ -124,9 +123,9 @@ def test_names_and_single_configurations(hub):
         ({"text_field": "id"}, "v1.en row 1 .*expected a string in field 'id', got int"),
     ],
 )
-def test_what_the_data_set_lacks_is_told(hub, streaming, changes, complaint):
+def test_what_the_data_set_lacks_is_source_of(hub, streaming, changes, complaint):
     with pytest.raises(UserError, match=complaint):
-        read_languages(told(hub, **changes, **streaming), ["en"])
+        read_languages(source_of(hub, **changes, **streaming), ["en"])
 
 
 def test_bad_documents_are_named_or_skipped(hub):
@@ -134,8 +133,8 @@ def test_bad_documents_are_named_or_skipped(hub):
     path.write_text(path.read_text() + '{"id": 40, "content": null, "more": {"n": 1}}\n')
     for streaming in ({}, {"streaming": True, "documents": 50}):
         with pytest.raises(UserError, match=r"v1.en row 41 .*'content', got NoneType"):
-            read_languages(told(hub, **streaming), ["en"])
-        language = read_languages(told(hub, bad_lines="skip", **streaming), ["en"])["en"]
+            read_languages(source_of(hub, **streaming), ["en"])
+        language = read_languages(source_of(hub, bad_lines="skip", **streaming), ["en"])["en"]
         assert language.skipped == 1
         assert sorted([*language.train, *language.test]) == sorted(good("en"))
 
@@ -150,14 +149,52 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch):
         languages_in(TextSource(hub="./some/where/else"))
 
 
-def test_tokens_are_found_again_by_content(hub, tokenizer, tmp_path, monkeypatch):
-    from freezetrain.data import tokens
-
-    store = tokens.tokenize(told(hub), "en", tokenizer, tmp_path / "cache", 1)
-    train = read_languages(told(hub), ["en"])["en"].train
+def test_tokens_of_a_data_set_are_those_of_its_training_documents(hub, tokenizer, tmp_path):
+    store = tokenize(source_of(hub), "en", tokenizer, tmp_path / "cache", 1)
     expected = []
-    for text in train:
+    for text in read_languages(source_of(hub), ["en"])["en"].train:
         expected += [0, *tokenizer(text, add_special_tokens=False)["input_ids"], 1]
     assert store.read(0, len(store)).tolist() == expected
-    monkeypatch.setattr(tokens, "_prepare", None)
-    assert tokens.tokenize(told(hub), "en", tokenizer, tmp_path / "cache", 1).digest == store.digest
+
+
+def write_parquet(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_list(rows).to_parquet(path)
+
+
+def test_flores_plus_is_a_configuration_a_language(tmp_path):
+    names, splits = {"en": "eng_Latn", "zh": "zho_Hans"}, ("dev", "devtest")
+    for code in names.values():
+        for split in splits:
+            rows = [{"id": n, "iso_639_3": code, "text": f"{split} {n}"} for n in range(40)]
+            write_parquet(tmp_path / split / f"{code}.parquet", rows)
+    write_card(
+        tmp_path,
+        {
+            code: [{"split": split, "path": f"{split}/{code}.parquet"} for split in splits]
+            for code in names.values()
+        },
+    )
+    source = TextSource(
+        hub=str(tmp_path), hub_split="devtest", names=names, key_field="id", test_one_in=1
+    )
+    languages = read_languages(source, ["en", "zh"])
+    for name in names:
+        assert list(languages[name].test) == [f"devtest {n}" for n in range(40)]
+
+
+def test_culturax_is_a_configuration_a_language_of_several_files(tmp_path):
+    for language in ("en", "vi"):
+        for part in range(2):
+            rows = [{"text": f"{language} {part} {n}", "url": f"u/{n}"} for n in range(30)]
+            write_parquet(tmp_path / language / f"{language}_part_{part:05d}.parquet", rows)
+    write_card(tmp_path, {language: f"{language}/*.parquet" for language in ("en", "vi")})
+    texts = [f"vi {part} {n}" for part in range(2) for n in range(30)]
+    # As a data set, and as the plain folder that it is on disk.
+    for place in ({"hub": str(tmp_path)}, {"folder": str(tmp_path)}):
+        source = TextSource(**place, key_field="url", test_one_in=2)
+        assert languages_in(source) == ["en", "vi"]
+        vi = read_languages(source, ["vi"])["vi"]
+        held_out = [text for text in texts if zlib.crc32(f"u/{text.split()[2]}".encode()) % 2 == 0]
+        assert list(vi.test) == held_out
+        assert sorted([*vi.train, *vi.test]) == sorted(texts)

@@ -49,10 +49,21 @@ def test_all_kinds_and_compressions_give_the_same_documents(tmp_path, ending):
         assert texts(path) == TEXTS, path.name
 
 
-def test_paragraphs_are_what_lies_between_blank_lines(tmp_path):
+def test_a_document_of_a_text_file_is_a_paragraph_or_a_line_and_may_have_its_number_as_key(
+    tmp_path,
+):
     path = tmp_path / "en.txt"
     path.write_bytes(b"\xef\xbb\xbf\n\none\ntwo\n\n \t\n\nthree\r\nfour\r\n\r\n\n five")
-    assert texts(path) == ["one\ntwo", "three\nfour", " five"]
+    for how, expected in (
+        ("paragraphs", {3: "one\ntwo", 8: "three\nfour", 12: " five"}),
+        ("lines", {3: "one", 4: "two", 8: "three", 9: "four", 12: " five"}),
+    ):
+        source = TextSource(folder="x", key_field="line", txt_documents=how)
+        rows = list(read_file(path, source))
+        assert [row["text"] for row in rows] == list(expected.values())
+        assert [row["key"] for row in rows] == [zlib.crc32(str(n).encode()) for n in expected]
+    with pytest.raises(UserError, match=r"line 3 has no field 'lime' \(did you mean 'line'"):
+        texts(path, key_field="lime")
 
 
 def test_json_is_an_array_or_lines(tmp_path):
@@ -130,21 +141,3 @@ def test_fields_of_parquet_are_named(tmp_path):
         texts(path, text_field="txt")
     with pytest.raises(UserError, match=r"en.parquet row 1 .*string in field 'id', got int"):
         texts(path, text_field="id")
-
-
-def test_a_text_file_may_hold_a_document_a_line(tmp_path):
-    path = tmp_path / "en.txt"
-    path.write_bytes(b"\xef\xbb\xbfone\n\n  \ntwo\r\nthree")
-    assert texts(path, txt_documents="lines") == ["one", "two", "three"]
-    assert texts(path) == ["one", "two\nthree"]
-
-
-def test_the_key_of_a_text_file_may_be_the_line_that_a_document_begins_at(tmp_path):
-    path = tmp_path / "en.txt"
-    path.write_text("one\ntwo\n\n\nthree\n")
-    for how, lines in (("paragraphs", [1, 5]), ("lines", [1, 2, 5])):
-        source = TextSource(folder="x", key_field="line", txt_documents=how)
-        keys = [row["key"] for row in read_file(path, source)]
-        assert keys == [zlib.crc32(str(line).encode()) for line in lines]
-    with pytest.raises(UserError, match=r"line 1 has no field 'lime' \(did you mean 'line'"):
-        list(read_file(path, TextSource(folder="x", key_field="lime")))

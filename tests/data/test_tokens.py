@@ -1,4 +1,4 @@
-"""Tokens on disk against a plain loop over the tokenizer; the cache; kills."""
+"""Tokens on disk against a plain loop over the tokenizer; stores; the cache; kills."""
 
 import json
 import os
@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from freezetrain.data import tokens
 from freezetrain.data.texts import read_languages
-from freezetrain.data.tokens import tokenize
+from freezetrain.data.tokens import TokenStore, encode, tokenize, tokenizer_digest
 from freezetrain.errors import UserError
 from freezetrain.recipe.sources import TextSource
 
@@ -79,51 +80,38 @@ def test_wide_vocabularies_take_four_bytes(source, tokenizer, tmp_path, monkeypa
     assert store._pieces[0].dtype == np.uint32
 
 
-def forbid(monkeypatch):
-    def refuse(*_):
-        raise AssertionError("tokenized again")
-
-    monkeypatch.setattr(tokens, "_prepare", refuse)
-
-
 def test_the_cache_goes_by_content(source, tokenizer, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
-    digest = tokenize(source, "en", tokenizer, cache, 1).digest
+
+    def digest(folder, language="en", tokenizer=tokenizer, **changes):
+        return tokenize(TextSource(str(folder), **changes), language, tokenizer, cache, 1).digest
+
+    first = digest(source.folder)
     moved = tmp_path / "elsewhere"
     shutil.copytree(source.folder, moved)
-    os.utime(moved / "en.jsonl", (1, 1))
     path = moved / "en.jsonl"
+    os.utime(path, (1, 1))
     with monkeypatch.context() as patch:
-        forbid(patch)
-        assert tokenize(source, "en", tokenizer, cache, 1).digest == digest
-        assert tokenize(TextSource(folder=str(moved)), "en", tokenizer, cache, 2).digest == digest
+        patch.setattr(tokens, "_prepare", None)  # nothing is tokenized again
+        assert digest(source.folder) == digest(moved) == first
         path.rename(moved / "sv.jsonl")
-        assert tokenize(TextSource(folder=str(moved)), "sv", tokenizer, cache, 1).digest == digest
+        assert digest(moved, "sv") == first
         (moved / "sv.jsonl").rename(path)
     # Another word, another split, another limit, another tokenizer: another store.
-    digests = {digest}
     path.write_text(path.read_text().replace("wörd3 ", "wörd4 ", 1))
-    digests.add(tokenize(TextSource(folder=str(moved)), "en", tokenizer, cache, 1).digest)
-    for change in ({"test_one_in": 5}, {"key_field": "id"}, {"documents": 200}):
-        other = TextSource(folder=source.folder, **change)
-        digests.add(tokenize(other, "en", tokenizer, cache, 1).digest)
     larger = deepcopy(tokenizer)
     larger.add_tokens(["wörd3"])
-    digests.add(tokenize(source, "en", larger, cache, 1).digest)
-    assert len(digests) == 6
-
-
-def test_documents_moved_across_a_border_are_other_content(tokenizer, tmp_path):
-    """The same characters end to end, cut elsewhere."""
-    digests = set()
+    digests = {first, digest(moved), digest(source.folder, tokenizer=larger)}
+    for change in ({"test_one_in": 5}, {"key_field": "id"}, {"documents": 200}):
+        digests.add(digest(source.folder, **change))
+    # The same characters end to end, with another border between documents.
     for number, texts in enumerate((["ab ", "cd"], ["ab", " cd"])):
         folder = tmp_path / str(number)
         folder.mkdir()
         lines = [json.dumps({"text": text, "id": 1}) + "\n" for text in texts]
         (folder / "en.jsonl").write_text("".join(lines))
-        told = TextSource(folder=str(folder), test_one_in=0, key_field="id")
-        digests.add(tokenize(told, "en", tokenizer, tmp_path / "cache", 1).digest)
-    assert len(digests) == 2
+        digests.add(digest(folder, test_one_in=0, key_field="id"))
+    assert len(digests) == 8
 
 
 # Tokenizes 2 pieces at a time, and holds each for a while once two are there.
@@ -219,13 +207,6 @@ def test_the_room_that_is_asked_for_is_about_what_is_taken(source, tokenizer, tm
     assert len(stream) <= expected < 1.6 * len(stream)
 
 
-def test_nothing_to_train_on_is_refused(tokenizer, tmp_path):
-    key = next(n for n in range(100) if zlib.crc32(str(n).encode()) % 4 == 0)
-    (tmp_path / "en.jsonl").write_text(json.dumps({"id": key, "text": "alone"}) + "\n")
-    with pytest.raises(UserError, match=r"'en' has no training document among 1"):
-        tokenize(TextSource(folder=str(tmp_path), key_field="id"), "en", tokenizer, tmp_path, 1)
-
-
 @pytest.mark.parametrize(
     ("variable", "folder"),
     [
@@ -242,7 +223,92 @@ def test_where_the_cache_is(tokenizer, monkeypatch, tmp_path, variable, folder):
     assert (tmp_path / folder).is_dir()
 
 
+def test_nothing_to_train_on_is_refused(tokenizer, tmp_path):
+    with pytest.raises(UserError, match=r"'zh' has no training document among 31"):
+        tokenize(TextSource(test_one_in=1), "zh", tokenizer, tmp_path, 1)
+
+
 def test_a_cache_that_is_a_file_is_named(tokenizer, tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises(UserError, match=r"cannot keep the tokens of language 'zh' in .*/cache: "):
         tokenize(TextSource(), "zh", tokenizer, tmp_path / "cache", workers=1)
+
+
+def test_one_separator_where_bos_is_eos(tokenizer):
+    gpt2 = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, bos_token="</s>", eos_token="</s>"
+    )
+    ids = tokenizer("a b", add_special_tokens=False)["input_ids"]
+    assert list(encode(["a b", "a b"], gpt2)) == [[*ids, 1]] * 2
+    assert list(encode(["a b"], tokenizer)) == [[0, *ids, 1]]
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(UserError, match="no end-of-sequence token"):
+        list(encode(["a b"], bare))
+
+
+def test_a_text_that_spells_a_special_token_does_not_become_one(tokenizer):
+    text = "end with </s> and <s>"
+    assert 1 in tokenizer(text, add_special_tokens=False)["input_ids"]  # the danger is there
+    (ids,) = encode([text], tokenizer)
+    assert [ids[0], ids[-1]] == [0, 1]
+    assert not {0, 1} & set(ids[1:-1])
+    assert tokenizer.decode(ids[1:-1]) == text
+    # Nor does it change what the tokenizer does for others.
+    assert 1 in tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_digest_is_of_what_decides_the_ids(tokenizer, tmp_path):
+    digest = tokenizer_digest(tokenizer)
+    tokenizer.save_pretrained(tmp_path / "moved")
+    moved = PreTrainedTokenizerFast.from_pretrained(tmp_path / "moved")
+    moved(["a b c d e"], truncation=True, max_length=3)
+    assert 'truncation":{' in moved.backend_tokenizer.to_str().replace(" ", "")
+    assert tokenizer_digest(moved) == digest
+    list(encode(["a"], moved))
+    assert tokenizer_digest(moved) == digest
+    other = deepcopy(tokenizer)
+    other.add_tokens(["freiheit"])
+    assert tokenizer_digest(other) != digest
+    backwards = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, bos_token="</s>", eos_token="<s>"
+    )
+    assert tokenizer_digest(backwards) != digest
+
+
+DOCUMENTS = [[7, 8, 1], [9, 1], [5, 5, 5, 5, 1], [2, 1], [3, 4, 1]]
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+def test_every_range_of_a_store_reads_as_a_list_does(make_store, pieces):
+    store = make_store(DOCUMENTS, pieces)
+    stream = [token for document in DOCUMENTS for token in document]
+    starts = [0, 3, 5, 10, 12]
+    assert len(store) == len(stream)
+    for first in range(len(stream)):
+        for last in range(first, len(stream) + 1):
+            ids = store.read(first, last)
+            assert ids.dtype == np.int64
+            assert ids.tolist() == stream[first:last]
+            assert store.starts(first, last).tolist() == [s for s in starts if first <= s < last]
+    places = np.arange(len(stream) + 2)
+    before = [sum(start < place for start in starts) for place in places]
+    assert store.starts_before(places).tolist() == before
+
+
+def test_damaged_stores_are_refused(make_store, tmp_path):
+    folder = tmp_path / "copied"
+    store = make_store(DOCUMENTS, 2)
+    shutil.copytree(Path(store._pieces[0].filename).parents[1], folder)
+    path = folder / "00001" / "tokens.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:-4])
+    with pytest.raises(UserError, match=r"damaged .*delete the folder"):
+        TokenStore(folder, "xx")
+    np.save(path, np.zeros(3, dtype=np.uint16))
+    with pytest.raises(UserError, match=r"tokens in .* are \d+ and not the 15"):
+        TokenStore(folder, "xx")
+    path.write_bytes(content)
+    TokenStore(folder, "xx")
+    (folder / "facts.json").write_text("{}")
+    with pytest.raises(UserError, match="damaged"):
+        TokenStore(folder, "xx")
