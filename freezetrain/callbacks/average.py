@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which often does better than the last of them."""
+"""Callback that keeps an exponential moving average of the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +9,7 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
-from freezetrain.callbacks.near_base import require_whole, trained, wide
-from freezetrain.callbacks.region_freeze import RegionFreeze
+from freezetrain.callbacks.near_base import frozen_shards, require_whole, trained, wide
 from freezetrain.errors import UserError
 
 
@@ -76,13 +75,11 @@ class WeightAverage(WeightAveraging):
     @torch.no_grad()
     def _put_frozen_back(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self._average_model is not None
-        pairs = zip(pl_module.parameters(), self._average_model.module.parameters(), strict=True)
-        averages = {id(parameter): average for parameter, average in pairs}
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, RegionFreeze) and callback.handle is not None:
-                for shard in callback.handle.shards:
-                    average = averages[id(shard.owner)]
-                    shard.entries.write(average, wide(shard.read()))
+        frozen = frozen_shards(trainer)
+        averages = self._average_model.module.parameters()
+        for parameter, average in zip(pl_module.parameters(), averages, strict=True):
+            for shard in frozen.get(id(parameter), ()):
+                shard.entries.write(average, wide(shard.read()))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the weights as they are: a checkpoint may still be saved."""

@@ -1,4 +1,4 @@
-"""Show forgetting in TensorBoard: all languages in one chart, the plane, the final figures."""
+"""Callback that draws forgetting in TensorBoard: a chart, the plane, the final figures."""
 
 import re
 from collections.abc import Mapping
@@ -77,10 +77,10 @@ class ForgettingBoard(L.Callback):
         self._draw(trainer)  # the tracker may have evaluated once more
         history = self.tracker.history
         model = history.last if self.brake is None else self.brake.model
-        found = model.forgetting
-        final = {"final/mean": found.mean, "final/worst": found.worst[1]}
-        if found.target_gain is not None:
-            final["final/target_gain"] = found.target_gain
+        forgetting = model.forgetting
+        final = {"final/mean": forgetting.mean, "final/worst": forgetting.worst[1]}
+        if forgetting.target_gain is not None:
+            final["final/target_gain"] = forgetting.target_gain
         for logger in _boards(trainer):
             logger.log_hyperparams(self.settings, final, step=model.step)
 

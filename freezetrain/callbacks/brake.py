@@ -1,4 +1,4 @@
-"""Hold a run to limits of forgetting, while any LightningModule trains."""
+"""Callback that ends or rolls back a run where held-out languages lose more than a limit."""
 
 import os
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 
-from freezetrain.callbacks import checkpoint_files as whole_checkpoint
+from freezetrain.callbacks import checkpoint_files
 from freezetrain.callbacks.average import WeightAverage
 from freezetrain.callbacks.near_base import BaseAverage
 from freezetrain.callbacks.region_freeze import RegionFreeze
@@ -19,6 +19,7 @@ from freezetrain.errors import UserError
 from freezetrain.evaluation import Evaluation
 from freezetrain.evaluation.brake import Brake
 from freezetrain.evaluation.limits import Action, Measure
+from freezetrain.ranks import on_first_rank
 
 
 class ForgettingBrake(L.Callback):
@@ -111,7 +112,7 @@ class ForgettingBrake(L.Callback):
             )
         if self.brake.goes_back:
             _require_way_back(trainer)
-            whole_checkpoint.require_shared(trainer, self.folder)
+            checkpoint_files.require_shared(trainer, self.folder)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # The tracker's turn was before: its base is evaluated, or its history is restored.
@@ -121,29 +122,31 @@ class ForgettingBrake(L.Callback):
         self._end_if_broken(trainer)
 
     def _start_folder(self, trainer: L.Trainer) -> None:
-        """Leave only what the run's checkpoint would go back to; all refuse where it lacks."""
-        step, now = self.model.step, trainer.global_step
-        refusal, there = None, False
-        if trainer.is_global_zero:
-            path, found = self._path(step), list(self.folder.glob("step=*.ckpt"))
-            there = now > 0 and path in found and not whole_checkpoint.damaged(path)
-            if now == 0 and found and not self.overwrite:
-                refusal = (
-                    f"the folder {self.folder} holds weights that another run has kept; choose "
-                    "another, or give overwrite=True"
-                )
-            elif step != now and not there:
-                refusal = (
-                    f"the run would go back to step {step}, whose weights in {path} are not there "
-                    "or damaged; resume a checkpoint that was written later, or start anew"
-                )
-            else:
-                self._remove_but(step if there else None)
-        refusal, there = trainer.strategy.broadcast((refusal, there))
-        if refusal is not None:
-            raise UserError(refusal)
-        self._recorded = step if there else None
-        self._pending = not there
+        """Leave only what the run's checkpoint would go back to; all ranks refuse without it."""
+        step = self.model.step  # to go back to
+        is_kept = on_first_rank(lambda: self._leave_only(step, trainer.global_step))
+        self._recorded = step if is_kept else None
+        self._pending = not is_kept
+
+    def _leave_only(self, step: int, start: int) -> bool:
+        """Leave only the weights of ``step`` in the folder; whether they are there.
+
+        ``start``: the step that training starts from. UserError where they are needed and are not.
+        """
+        path, kept = self._path(step), list(self.folder.glob("step=*.ckpt"))
+        if start == 0 and kept and not self.overwrite:
+            raise UserError(
+                f"the folder {self.folder} holds weights that another run has kept; choose "
+                "another, or give overwrite=True"
+            )
+        is_kept = start > 0 and path in kept and not checkpoint_files.damaged(path)
+        if step != start and not is_kept:
+            raise UserError(
+                f"the run would go back to step {step}, whose weights in {path} are not there "
+                "or damaged; resume a checkpoint that was written later, or start anew"
+            )
+        self._remove_but(step if is_kept else None)
+        return is_kept
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -174,13 +177,13 @@ class ForgettingBrake(L.Callback):
             return False
         self._seen = last.step
         for breach in self.brake.breaches([last]):
-            what = {
+            consequence = {
                 "warn": "training goes on",
                 "stop": "training ends",
                 "roll_back": f"training ends, and the model is that of step {self.model.step:,}",
                 "select": "the model will not be that of this step",
             }[self.brake.action]
-            pl_module.print(f"{self.brake.say(breach)}: {what}")
+            pl_module.print(f"{self.brake.say(breach)}: {consequence}")
         return True
 
     def _end_if_broken(self, trainer: L.Trainer) -> None:
@@ -194,18 +197,18 @@ class ForgettingBrake(L.Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RegionFreeze):
                 callback.verify(trainer)
-        whole_checkpoint.write(
+        checkpoint_files.write(
             trainer,
             self._path(trainer.global_step),
-            lambda place: whole_checkpoint.save_weights(trainer, place),
+            lambda place: checkpoint_files.save_weights(trainer, place),
         )
 
     def _remove_but(self, step: int | None) -> None:
         for path in self.folder.glob("step=*"):
-            if path.suffix in whole_checkpoint.LEFT_OVER:
-                whole_checkpoint.delete(path)
+            if path.suffix in checkpoint_files.LEFT_OVER:
+                checkpoint_files.delete(path)
             elif step is None or path != self._path(step):
-                whole_checkpoint.remove(path)
+                checkpoint_files.remove(path)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step={step}.ckpt"
@@ -237,13 +240,12 @@ class ForgettingBrake(L.Callback):
         if not self._must_go_back(trainer):
             return
         path = self._path(self.model.step)
-        damaged = trainer.is_global_zero and whole_checkpoint.damaged(path)
-        if trainer.strategy.broadcast(damaged):
+        if on_first_rank(lambda: checkpoint_files.damaged(path)):
             raise UserError(
                 f"the model is to be that of step {self.model.step}, and its weights in {path} are "
                 "not there or damaged; the run's last checkpoint is left"
             )
-        whole_checkpoint.bring_back(trainer, path)
+        checkpoint_files.bring_back(trainer, path)
         trainer.lightning_module.print(f"the weights are those of step {self.model.step:,} again")
 
 

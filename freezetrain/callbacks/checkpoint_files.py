@@ -1,4 +1,4 @@
-"""Checkpoints that are on the disk whole or not at all, and their weights brought back."""
+"""Checkpoints on the disk, whole or absent, of any engine; weights of one loaded back."""
 
 import json
 import os
@@ -78,8 +78,8 @@ def write(trainer: L.Trainer, path: Path, save: Callable[[str], None]) -> None:
                     if file.is_file()
                 }
                 engine = engine_kind(trainer)
-                said = Facts(trainer.global_step, trainer.world_size, engine, files)
-                write_json(unfinished / _FACTS, asdict(said))
+                written = Facts(trainer.global_step, trainer.world_size, engine, files)
+                write_json(unfinished / _FACTS, asdict(written))
             publish(unfinished, path)
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, float32, nn, promote_types
 
 from freezetrain.callbacks.region_freeze import RegionFreeze
 from freezetrain.errors import UserError
-from freezetrain.regions import Entries, fingerprint
+from freezetrain.freezing.layout import Shard
+from freezetrain.regions import fingerprint
 from freezetrain.regions.parameters import all_parameters, find_prefix, find_submodule, full_shape
 from freezetrain.scoring import Scores
 
@@ -57,6 +58,16 @@ def require_whole(strategy: Strategy, callback: str, purpose: str) -> None:
             f"{callback} cannot {purpose} under {type(strategy).__name__}: train on one device or "
             "with DDPStrategy, or without it"
         )
+
+
+def frozen_shards(trainer: L.Trainer) -> dict[int, list[Shard]]:
+    """Id of a parameter -> what the trainer's RegionFreeze callbacks hold of it now."""
+    shards: dict[int, list[Shard]] = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RegionFreeze) and callback.handle is not None:
+            for shard in callback.handle.shards:
+                shards.setdefault(id(shard.owner), []).append(shard)
+    return shards
 
 
 class BaseAverage(L.Callback):
@@ -149,14 +160,14 @@ class BasePenalty(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
     ) -> None:
-        frozen = _frozen(trainer)
+        frozen = frozen_shards(trainer)
         total = torch.zeros((), device=pl_module.device)
         for name, parameter in trained(pl_module):
             if self.importance is not None and name not in self._factors:
                 continue
             moved = wide(parameter) - wide(self._base[name])
-            for entries in frozen.get(id(parameter), ()):
-                entries.fill(moved, 0.0)  # set to a value, or frozen later than the run began
+            for shard in frozen.get(id(parameter), ()):
+                shard.entries.fill(moved, 0.0)  # set to a value, or frozen later than the run began
             pull = moved * self.strength
             if self.importance is not None:
                 pull.mul_(self._factors[name])
@@ -175,11 +186,11 @@ def check_importance(scores: Scores, model: nn.Module, check_base: bool = False)
     """UserError unless ``model`` has the parameters of ``scores`` and, if asked, is their base."""
     parameters, prefix = all_parameters(model), _prefix(scores, model)
     for name in scores:
-        there = full_shape(parameters[prefix + name])
-        if scores.shape(name) != there:
+        shape = full_shape(parameters[prefix + name])
+        if scores.shape(name) != shape:
             raise UserError(
                 f"the scores have {name!r} of shape {list(scores.shape(name))}, the model of shape "
-                f"{list(there)}; give scores of the model that is trained"
+                f"{list(shape)}; give scores of the model that is trained"
             )
     if check_base and scores.base is not None:
         if fingerprint(find_submodule(scores, model)) == scores.base.fingerprint:
@@ -218,13 +229,3 @@ def _factors(scores: Scores, module: nn.Module) -> dict[str, Tensor]:
             "expected scores with a mean above 0 to weigh a penalty by, got none; score more text"
         )
     return {name: values.mul_(count / total) for name, values in factors.items()}
-
-
-def _frozen(trainer: L.Trainer) -> dict[int, list[Entries]]:
-    """Id of a parameter -> its entries that are frozen now."""
-    found: dict[int, list[Entries]] = {}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, RegionFreeze) and callback.handle is not None:
-            for shard in callback.handle.shards:
-                found.setdefault(id(shard.owner), []).append(shard.entries)
-    return found

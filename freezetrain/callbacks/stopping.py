@@ -87,10 +87,11 @@ class StopOnSignal(Checkpoint):
         if not trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
             return
         saver = save_step(trainer)
-        name = "a signal" if self._received is None else signal.Signals(self._received).name
-        where = "" if self._received is not None else " that another rank received"
+        name = "a signal that another rank received"
+        if self._received is not None:
+            name = signal.Signals(self._received).name
         raise Preempted(
-            f"stopped by {name}{where} after step {trainer.global_step}, which is saved in "
+            f"stopped by {name} after step {trainer.global_step}, which is saved in "
             f"{saver.best_model_path}; start the same command again to go on"
         )
 

@@ -1,4 +1,4 @@
-"""How fast a run is, what it could reach, what it waits for, and how long it will take."""
+"""Callback that logs tokens per second, MFU, memory, hours left, and shares of the time."""
 
 import resource
 import sys

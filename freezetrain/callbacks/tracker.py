@@ -1,4 +1,4 @@
-"""Watch the held-out languages while any LightningModule trains."""
+"""Callback that evaluates held-out languages while a LightningModule trains."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,8 +57,8 @@ class ForgettingTracker(ForgettingWatch, L.Callback):
         self.show = pl_module.print  # above the progress bar, whichever the trainer has
         self._of_step: tuple[int, int] | None = (0, 0)  # tokens and samples of this rank
         with trainer.precision_plugin.forward_context():
-            found = self.start(model, trainer.global_step)
-        self._log(trainer, found)
+            base = self.start(model, trainer.global_step)
+        self._log(trainer, base)
 
     def on_train_batch_end(
         self,
@@ -83,12 +83,12 @@ class ForgettingTracker(ForgettingWatch, L.Callback):
 
     def _after_step(self, trainer: L.Trainer, pl_module: L.LightningModule, last: bool) -> None:
         tokens, samples = self._counts(trainer)
-        look = self.end if last else self.after_step
+        evaluate = self.end if last else self.after_step
         with trainer.precision_plugin.forward_context():
-            found = look(
+            evaluation = evaluate(
                 self._model(pl_module), trainer.global_step, tokens=tokens, samples=samples
             )
-        self._log(trainer, found)
+        self._log(trainer, evaluation)
 
     def _count(self, batch: Any) -> None:
         ids = batch.get("input_ids") if isinstance(batch, Mapping) else batch
@@ -117,10 +117,10 @@ class ForgettingTracker(ForgettingWatch, L.Callback):
             more = int(summed[0]), int(summed[1])
         return tokens + more[0], samples + more[1]
 
-    def _log(self, trainer: L.Trainer, found: Evaluation | None) -> None:
-        if found is not None:
+    def _log(self, trainer: L.Trainer, evaluation: Evaluation | None) -> None:
+        if evaluation is not None:
             for logger in trainer.loggers:
-                logger.log_metrics(self.history.scalars(), step=found.step)
+                logger.log_metrics(self.history.scalars(), step=evaluation.step)
 
     def _model(self, pl_module: L.LightningModule) -> nn.Module:
         names = [name for name, _ in pl_module.named_modules()]

@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from freezetrain.callbacks import checkpoint_files as whole_checkpoint
+from freezetrain.callbacks import checkpoint_files
 from freezetrain.callbacks.checkpoint_files import LEFT_OVER, damaged, facts
 from freezetrain.errors import UserError
 from freezetrain.ranks import current_launch, on_first_rank
@@ -31,7 +31,7 @@ def _latest(folder: Path) -> Path | None:
         if match := re.fullmatch(r"step=(\d+)\.ckpt", path.name):
             by_step[int(match.group(1))] = path
         elif path.suffix in LEFT_OVER and current_launch().rank == 0:
-            whole_checkpoint.delete(path)
+            checkpoint_files.delete(path)
     if not by_step:
         return None
     latest = by_step[max(by_step)]
@@ -63,7 +63,7 @@ def resumable(checkpoint: Path, world: int, engine: str) -> dict[str, Any]:
         )
     if not written.startswith("zero") or facts(checkpoint).world == world:
         return {}
-    whole_checkpoint.convert(checkpoint)
+    checkpoint_files.convert(checkpoint)
     return {"checkpoint": {"load_universal": True}}
 
 
@@ -96,7 +96,7 @@ class StepCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         if trainer.world_size > 1:
             assert self.dirpath is not None
-            whole_checkpoint.require_shared(trainer, Path(self.dirpath))
+            checkpoint_files.require_shared(trainer, Path(self.dirpath))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Engines that split the optimizer have it by now, and load it from a checkpoint after this.
@@ -135,10 +135,10 @@ class StepCheckpoint(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         path, save = Path(filepath), super()._save_checkpoint
-        whole_checkpoint.write(trainer, path, lambda place: save(trainer, place))
+        checkpoint_files.write(trainer, path, lambda place: save(trainer, place))
         if trainer.is_global_zero:
             for other in path.parent.glob("step=*.ckpt"):
                 if other != path:
-                    whole_checkpoint.remove(other)
+                    checkpoint_files.remove(other)
         trainer.strategy.barrier()
         self._last_checkpoint_saved = filepath

@@ -111,9 +111,10 @@ def _gathered(
 ) -> Iterator[tuple[str, Tensor]]:
     """Gather each group on all ranks, and give it to rank 0: names in the files, on the CPU."""
     for group in groups:
-        whole = {name: value for name, part in group.items() if (value := _whole(part)) is not None}
-        for name, value in revert_weight_conversion(model, whole).items() if whole else ():
-            yield name, value.to(_rounded(value, dtype))
+        tensors = {name: _whole(part) for name, part in group.items()}
+        if is_first_rank():
+            for name, value in revert_weight_conversion(model, cast(Any, tensors)).items():
+                yield name, value.to(_rounded(value, dtype))
 
 
 def _rounded(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:

@@ -199,12 +199,12 @@ def require_document_mask(
     """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(vocabulary, (2, 2 * _LENGTH), generator=generator)
-    others = tokens.clone()
-    others[:, :_LENGTH] = (tokens[:, :_LENGTH] + 1) % vocabulary  # another first document
+    changed = tokens.clone()
+    changed[:, :_LENGTH] = (tokens[:, :_LENGTH] + 1) % vocabulary  # another first document
     positions = torch.arange(_LENGTH).repeat(2, 2)
     with torch.no_grad():
         first, second = (
-            forward(ids.to(device), positions.to(device))[:, _LENGTH:] for ids in (tokens, others)
+            forward(ids.to(device), positions.to(device))[:, _LENGTH:] for ids in (tokens, changed)
         )
     if not torch.allclose(first.float(), second.float(), rtol=1e-2, atol=1e-3):
         raise UserError(

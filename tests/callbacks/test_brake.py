@@ -1,4 +1,4 @@
-"""The brake on one device; on two ranks of every engine see tests/jobs/test_brake_engines.py."""
+"""The brake on one device; for two ranks of every engine see training/test_brake_engines.py."""
 
 import os
 from pathlib import Path
@@ -16,9 +16,7 @@ from freezetrain.callbacks import (
     ForgettingTracker,
     RegionFreeze,
     WeightAverage,
-)
-from freezetrain.callbacks import (
-    checkpoint_files as whole_checkpoint,
+    checkpoint_files,
 )
 from freezetrain.errors import CheckError, UserError
 from freezetrain.regions import Region
@@ -219,7 +217,7 @@ def count_down(monkeypatch, left: int) -> None:
     for place, name in ((os, "replace"), (os, "fsync"), (Path, "unlink")):
         monkeypatch.setattr(place, name, dies(getattr(place, name)))
     for name in ("bring_back", "save_weights"):
-        monkeypatch.setattr(whole_checkpoint, name, dies(getattr(whole_checkpoint, name)))
+        monkeypatch.setattr(checkpoint_files, name, dies(getattr(checkpoint_files, name)))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Lets the tests here import helpers of this folder and of the tests of freezing."""
+"""Lets the tests here, and the ranks that they start, import helpers of this folder."""
 
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "freezing")]
+sys.path.append(str(Path(__file__).parent))

@@ -1,12 +1,5 @@
-"""The runs of test_resumed.py: ``python resumed_fits.py FOLDER``, with a model and data.json in it.
+"""Fits of test_resumed.py: each goes on from the last one's checkpoint, and exports its weights."""
 
-Each engine trains the model in phases of other numbers of ranks, each of which goes on from the
-checkpoint that the one before left, and exports what it has come to.
-"""
-
-import json
-import os
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +7,6 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.distributed as dist
-from forked_workers import run_ranks
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -63,7 +55,6 @@ class Module(L.LightningModule):
         self.model = None
         if engine not in ("fsdp2", "zero-3"):
             self.model = load_model(source)
-        self.losses: list[float] = []
 
     def configure_model(self) -> None:
         if self.model is None and self.engine == "zero-3":
@@ -76,9 +67,6 @@ class Module(L.LightningModule):
 
     def training_step(self, batch: Tensor) -> Tensor:
         loss = token_nll(self.model(input_ids=batch, use_cache=False).logits, batch).mean()
-        whole = loss.detach().clone()
-        dist.all_reduce(whole)
-        self.losses.append(whole.item() / dist.get_world_size())
         # Under DeepSpeed both Lightning and DeepSpeed divide by the micro-batches of a step.
         return loss * (self.trainer.accumulate_grad_batches if "zero" in self.engine else 1)
 
@@ -104,7 +92,7 @@ class Module(L.LightningModule):
         }
 
 
-def options(engine: str, more: dict) -> dict:
+def options(engine: str, deepspeed: dict) -> dict:
     if engine == "ddp":
         return {"strategy": DDPStrategy()}
     if engine == "fsdp2":
@@ -123,7 +111,7 @@ def options(engine: str, more: dict) -> dict:
             "stage": int(engine[-1]),
             "stage3_param_persistence_threshold": 20,
         },
-        **more,
+        **deepspeed,
     }
     return {"strategy": DeepSpeed(config=config, process_group_backend="gloo")}
 
@@ -136,9 +124,10 @@ class SaveAtEnd(L.Callback):
             save_step(trainer)
 
 
-def fit(rank: int, world: int, folder: Path, data: dict, engine: str, stop: int) -> None:
+def fit(rank: int, world: int, folder: Path, data: dict, engine: str, stop: int) -> dict:
+    """Train to step ``stop`` the model beside ``folder``, on the ranks that there are."""
     latest = latest_checkpoint(folder)
-    more = {} if latest is None else resumable(latest, world, engine)
+    deepspeed = {} if latest is None else resumable(latest, world, engine)
     documents = {
         language: [Document(ids, len(ids)) for ids in texts]
         for language, texts in data["documents"].items()
@@ -159,35 +148,14 @@ def fit(rank: int, world: int, folder: Path, data: dict, engine: str, stop: int)
         enable_model_summary=False,
         use_distributed_sampler=False,
         callbacks=[tracker, SaveAtEnd(), StepCheckpoint(folder, every=1000)],
-        **options(engine, more),
+        **options(engine, deepspeed),
     )
     trainer.fit(module, ckpt_path=latest, weights_only=True)
     assert tracker.seconds > 0
     export(module.model, AutoTokenizer.from_pretrained(source.path), folder / f"{stop}", 20000)
-    told = {
-        "losses": module.losses,
+    checkpoint = latest_checkpoint(folder)
+    return {
         "decays": [group["weight_decay"] for group in trainer.optimizers[0].param_groups],
         "history": tracker.history.to_dict(),
-        "checkpoint": asdict(facts(path)) if (path := latest_checkpoint(folder)).is_dir() else {},
+        "checkpoint": asdict(facts(checkpoint)) if checkpoint.is_dir() else None,
     }
-    (folder / f"{stop}-{rank}.json").write_text(json.dumps(told))
-
-
-def main(folder: Path) -> None:
-    os.environ |= {
-        "TORCHELASTIC_RUN_ID": "none",
-        "GROUP_RANK": "0",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "1",  # not used: the ranks meet over a file
-    }
-    data = json.loads((folder / "data.json").read_text())
-    for engine, phases in data["engines"].items():
-        here = folder / engine
-        here.mkdir()
-        for world, stop in phases:
-            run_ranks(here / f"store-{stop}", world, fit, here, data, engine, stop)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -14,7 +14,7 @@ from lightning.fabric.plugins import CheckpointIO
 from torch import nn
 
 from freezetrain import ranks
-from freezetrain.callbacks import checkpoint_files as whole_checkpoint
+from freezetrain.callbacks import checkpoint_files
 from freezetrain.callbacks.checkpoint_files import facts
 from freezetrain.callbacks.stopping import save_step
 from freezetrain.errors import UserError
@@ -134,9 +134,9 @@ def count_down(monkeypatch, left):
         for file in [p for p in Path(path).rglob("*") if p.is_file()][:1]:
             file.unlink()
 
-    monkeypatch.setattr(whole_checkpoint.os, "replace", dies(os.replace))
-    monkeypatch.setattr(whole_checkpoint.os, "fsync", dies(os.fsync))
-    monkeypatch.setattr(whole_checkpoint.shutil, "rmtree", dies(shutil.rmtree, half))
+    monkeypatch.setattr(checkpoint_files.os, "replace", dies(os.replace))
+    monkeypatch.setattr(checkpoint_files.os, "fsync", dies(os.fsync))
+    monkeypatch.setattr(checkpoint_files.shutil, "rmtree", dies(shutil.rmtree, half))
     monkeypatch.setattr(Path, "unlink", dies(Path.unlink))
 
 
@@ -235,10 +235,10 @@ def test_folder_that_ranks_do_not_share_is_refused(tmp_path, shared, monkeypatch
     """Rank 1 of two, whose rank 0 has left its file here or elsewhere."""
     if shared:
         (tmp_path / ".probe-7").touch()
-    monkeypatch.setattr(whole_checkpoint, "from_first_rank", lambda _: ".probe-7")
+    monkeypatch.setattr(checkpoint_files, "from_first_rank", lambda _: ".probe-7")
     expected = pytest.raises(UserError, match="a file system that all machines share")
     with nullcontext() if shared else expected:
-        whole_checkpoint.require_shared(SimpleNamespace(is_global_zero=False), tmp_path)
+        checkpoint_files.require_shared(SimpleNamespace(is_global_zero=False), tmp_path)
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_folder_that_cannot_be_written_is_refused_by_all_ranks(tmp_path):
     for first in (True, False):
         trainer = SimpleNamespace(is_global_zero=first)
         with pytest.raises(UserError, match=r"can be written to, got .* \(Not a directory\)"):
-            whole_checkpoint.require_shared(trainer, tmp_path / "file" / "kept")
+            checkpoint_files.require_shared(trainer, tmp_path / "file" / "kept")
 
 
 @pytest.mark.usefixtures("after_rank_0")
@@ -273,7 +273,7 @@ def test_no_rank_waits_for_one_that_cannot_write(tmp_path):
 
         trainer = SimpleNamespace(local_rank=rank, is_global_zero=rank == 0)
         with pytest.raises(UserError, match=r"could not write .*step=1\.ckpt: .*No space"):
-            whole_checkpoint.write(trainer, tmp_path / "step=1.ckpt", save)
+            checkpoint_files.write(trainer, tmp_path / "step=1.ckpt", save)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -284,13 +284,13 @@ def test_save_does_not_write_a_step_twice(tmp_path, monkeypatch):
                 save_step(trainer)
                 save_step(trainer)
 
-    written, write = [], whole_checkpoint.write
+    written, write = [], checkpoint_files.write
 
     def noted(trainer, path, save):
         written.append(path.name)
         write(trainer, path, save)
 
-    monkeypatch.setattr(whole_checkpoint, "write", noted)
+    monkeypatch.setattr(checkpoint_files, "write", noted)
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=4,

@@ -1,13 +1,11 @@
 """Models loaded in parts by two ranks, against the whole ones, and exported again."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import run_ranks
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -20,8 +18,6 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
-
-import freezetrain
 
 SIZES = {  # an odd number of tokens: the ranks hold unlike numbers of rows
     "vocab_size": 401,
@@ -67,21 +63,8 @@ def folder(tmp_path_factory, make_model, tokenizer) -> Path:
     # from scratch: no weights there
     for name in ("gpt2", "tied"):
         MAKE[name](make_model).config.save_pretrained(folder / f"random-{name}")
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, here / "sharded_worker.py", folder],
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{Path(freezetrain.__file__).parents[1]}:{here.parent / 'freezing'}",
-            "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-8000:]
+    run_ranks("sharded_ranks:fsdp", folder)
+    run_ranks("sharded_ranks:zero", folder)
     return folder
 
 

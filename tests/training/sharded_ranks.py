@@ -1,6 +1,5 @@
-"""The ranks of test_sharded.py: ``python sharded_worker.py FOLDER``, with model folders in it."""
+"""What the ranks of test_sharded.py do, in a folder that holds folders of models."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
-from forked_workers import run_ranks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, PreTrainedModel
@@ -101,12 +99,3 @@ def finish(model: PreTrainedModel, folder: Path, name: str, rank: int) -> None:
     with pytest.raises(UserError, match="exists already"):  # on every rank
         export(model, tokenizer(folder), folder / name)
     dist.barrier()
-
-
-def main(folder: Path) -> None:
-    run_ranks(folder / "store-fsdp", 2, fsdp, folder)
-    run_ranks(folder / "store-zero", 2, zero, folder)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
