@@ -65,6 +65,16 @@ def percent(share: float | None) -> str:
     return f"{value:.0f}%" if abs(value) >= 9.95 or value == 0 else f"{value:.2g}%"
 
 
+def share(value: float) -> str:
+    """For a column of shares: ``41.2%``, and ``0.043%`` below a per cent."""
+    return f"{100 * value:.1f}%" if value >= 0.01 else percent(value)
+
+
+def ends(interval: Sequence[float] | None) -> str:
+    """An interval of changes, ``+0.0912 to +0.1188``; nothing for None."""
+    return "" if interval is None else f"{signed(interval[0])} to {signed(interval[1])}"
+
+
 def exact_percent(share: float) -> str:
     """``1.25%``: all digits, for a setting that names things."""
     return f"{100 * share:g}%"

@@ -7,6 +7,7 @@ text is data: what has a meaning in rich, HTML, Markdown or a spreadsheet is esc
 import csv
 import html
 import io
+import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -216,7 +217,8 @@ def _html_class(*names: str | bool) -> str:
 def _html_row(cells: Sequence[Cell], classes: Sequence[str]) -> str:
     written = []
     for place, (cell, names) in enumerate(zip(cells, classes, strict=True)):
-        key = "" if cell.key is None else f' data-value="{html.escape(str(cell.key))}"'
+        value = "Infinity" if cell.key == math.inf else str(cell.key)  # as JavaScript spells it
+        key = "" if cell.key is None else f' data-value="{html.escape(value)}"'
         note = f"<small>{html.escape(cell.note)}</small>" if cell.note else ""
         content = html.escape(cell.text) + note
         if place == 0:

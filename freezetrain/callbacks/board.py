@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from freezetrain.callbacks.brake import ForgettingBrake
 from freezetrain.callbacks.tracker import ForgettingTracker
 from freezetrain.errors import UserError
+from freezetrain.report.run import Run
 from freezetrain.report.run_plots import plane_figure
 
 _WIDTH = 640  # pixels of the plane
@@ -109,8 +110,7 @@ class ForgettingBoard(L.Callback):
         boards = _boards(trainer)
         if not boards:
             return
-        told = None if self.brake is None else self.brake.results()
-        run = {"name": "this run", "history": history.to_dict(), "brake": told}
+        run = Run("this run", history, brake=None if self.brake is None else self.brake.brake)
         figure = plane_figure([run], _WIDTH, ground="white")
         for logger in boards:
             logger.experiment.add_figure("forgetting/plane", figure, history.last.step, close=False)

@@ -17,8 +17,7 @@ from freezetrain.callbacks.stopping import save_step, saver_of
 from freezetrain.callbacks.tracker import ForgettingTracker
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Evaluation
-from freezetrain.evaluation.brake import Brake
-from freezetrain.evaluation.limits import Action, Measure
+from freezetrain.evaluation.brake import Action, Brake, Measure
 from freezetrain.ranks import on_first_rank
 
 
@@ -60,9 +59,9 @@ class ForgettingBrake(L.Callback):
         Args:
             tracker: what evaluates; another of the trainer's callbacks.
             limits: held-out language, "mean" or "worst" -> the most that may be lost.
-            action: "warn", "stop", "roll_back" or "select", see ``Braking``.
+            action: "warn", "stop", "roll_back" or "select", see ``Brake``.
             folder: where weights are kept to roll back or select; all ranks see the same.
-            measure: unit of the limits, see ``Braking``.
+            measure: unit of the limits, see ``Brake``.
             beyond_noise: a limit counts as exceeded only where the loss's whole 95% interval is.
             overwrite: let a new run replace what another one has kept in ``folder``.
 

@@ -6,11 +6,11 @@ from typing import Any
 import lightning as L
 from rich.console import Console, RenderableType
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from freezetrain.callbacks.tracker import ForgettingTracker
 from freezetrain.evaluation import Evaluation
 from freezetrain.evaluation.watch import TABLE_ROWS
+from freezetrain.tables import Table
 
 _OTHER_LINES = 12  # of the table without held-out languages, and the bar below it
 

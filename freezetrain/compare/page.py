@@ -16,12 +16,10 @@ from freezetrain.compare.figures import (
     variant_marks,
 )
 from freezetrain.compare.tables import equal_gain_table
-from freezetrain.report import run_tables
-from freezetrain.report.comparison import markdown, write_csv
-from freezetrain.report.page import drawn, flat, write_page
+from freezetrain.report.page import drawn, settings_table, write_page
 from freezetrain.report.run_plots import key_figure
 from freezetrain.report.style import to_svg
-from freezetrain.report.tables import Cell
+from freezetrain.report.tables import Cell, markdown, write_csv
 
 Results = Mapping[str, Any]
 
@@ -69,7 +67,6 @@ def _panels(results: Results) -> list[dict[str, Any]]:
 
 def _tables(results: Results) -> dict[str, Any]:
     compared = bool(results["comparison"]["at"])
-    run = {"name": results["model"]["name"], "settings": flat(results["settings"])}
     return {
         "equal": compare_tables.equal_gain_table(results) if compared else None,
         "gains": compare_tables.gains_table(results) if compared else None,
@@ -79,7 +76,7 @@ def _tables(results: Results) -> dict[str, Any]:
         "variants": compare_tables.variants_table(results),
         "runs": compare_tables.runs_table(results),
         "failed": compare_tables.failed_table(results),
-        "settings": run_tables.settings_table([run], differing=False),
+        "settings": settings_table(results["settings"]),
     }
 
 

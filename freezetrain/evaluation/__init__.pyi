@@ -8,11 +8,11 @@ from .history import History as History
 from .losses import Forgetting as Forgetting
 from .losses import LanguageForgetting as LanguageForgetting
 from .losses import forgetting as forgetting
+from .losses import forgetting_table as forgetting_table
 from .metric import DocumentNLL as DocumentNLL
 from .metric import LanguageNLL as LanguageNLL
 from .perplexity import evaluate as evaluate
 from .perplexity import evaluate_documents as evaluate_documents
 from .perplexity import label_sums as label_sums
 from .schedule import PAPER_SAMPLES as PAPER_SAMPLES
-from .tables import forgetting_table as forgetting_table
 from .watch import ForgettingWatch as ForgettingWatch

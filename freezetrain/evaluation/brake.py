@@ -1,14 +1,21 @@
 """The brake: how much the held-out languages may lose, and which model a run is to leave."""
 
-from collections.abc import Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass
-from statistics import fmean
-from typing import Any
+import math
+from collections.abc import Collection, Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from freezetrain.errors import UserError
-from freezetrain.evaluation.figures import finite_or_none, safe_exp
-from freezetrain.evaluation.history import Evaluation
-from freezetrain.evaluation.limits import TOGETHER, Braking
+from freezetrain.errors import UserError, near_misses
+
+if TYPE_CHECKING:  # recipes import this file, which is to stay light
+    from freezetrain.evaluation.history import Evaluation
+
+Action = Literal["warn", "stop", "roll_back", "select"]
+
+Measure = Literal["relative", "perplexity", "nats_per_byte"]
+
+TOGETHER = ("mean", "worst")
+"""Names of limits that are not of one language."""
 
 _UNITS: dict[str, tuple[float, str]] = {  # of what is lost, what is written after it
     "relative": (100, "% of the base's NLL per byte"),
@@ -29,14 +36,86 @@ class Breach:
     limit: float
 
 
-class Brake(Braking):
-    """The limits of a run, and what follows from its evaluations.
+@dataclass
+class Brake:
+    """Limits of what held-out languages may lose, looked at in each evaluation of the watch.
 
     ``Brake({"es": 0.05, "mean": 0.02}, "roll_back")``: Spanish may lose 5% of the base's NLL per
-    byte, and the held-out languages 2% on average; see ``Braking`` for what else can be said. It
-    keeps no state: all follows from the evaluations, the first of which is the base and so always
-    within the limits. Raises ``UserError`` for values that cannot work.
+    byte, and the held-out languages 2% on average. It keeps no state: all follows from a run's
+    evaluations, the first of which is the base and so always within the limits. Raises
+    ``UserError`` for values that cannot work.
     """
+
+    limits: dict[str, float] = field(default_factory=dict)
+    """Largest loss of a held-out language, by its name, of their mean (mean), or of each of them
+    (worst), in the unit of measure: {es: 0.05, mean: 0.02}."""
+    action: Action = "stop"
+    """Where a limit is exceeded. warn: say so, and go on. stop: end training there. roll_back: end
+    training, with the model of the last evaluation within the limits. select: go on, and at the end
+    take the model of the evaluation within the limits with the greatest gain of the target; without
+    a target, of the last one."""
+    measure: Measure = "relative"
+    """relative: rise of the NLL per byte, as a share of the base's. perplexity: rise of the
+    perplexity, as a share of the base's. nats_per_byte: rise of the NLL per byte."""
+    beyond_noise: bool = False
+    """A limit counts as exceeded only where the whole 95% interval of the loss lies above it."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("action", self.action, get_args(Action)),
+            ("measure", self.measure, get_args(Measure)),
+        ):
+            if value not in known:
+                raise UserError(
+                    f"the brake's {name} must be one of {', '.join(known)}, got "
+                    f"{value!r}{near_misses(value, known)}"
+                )
+        if not isinstance(self.limits, Mapping) or not self.limits:
+            raise UserError(
+                f"the brake's limits must be one or more, of a held-out language, mean or worst, "
+                f"got {self.limits!r}; give one, or leave the brake out"
+            )
+        for name, limit in self.limits.items():
+            if not isinstance(name, str):
+                raise UserError(
+                    f"the brake's limits are named by language, got {name!r}; put it in quotes if "
+                    "a language is called so"
+                )
+            if not (math.isfinite(limit) and limit > 0):
+                raise UserError(
+                    f"the brake's limit of {name!r} must be a number above 0, got {limit!r}; give "
+                    "what may be lost, as 0.05 for 5%"
+                )
+        if self.beyond_noise and "mean" in self.limits and self.measure == "perplexity":
+            raise UserError(
+                "the brake's beyond_noise needs an interval of the mean, which is not known in "
+                "perplexity; give the measure relative or nats_per_byte, or limit the worst"
+            )
+
+    def check_names(self, languages: Collection[str], trained: Collection[str]) -> None:
+        """Raise ``UserError`` for a limit of what is not held out.
+
+        ``languages``: those that are evaluated; ``trained``: those that are trained on.
+        """
+        held_out = [language for language in languages if language not in trained]
+        for name in self.limits:
+            if name in TOGETHER and name in languages:
+                raise UserError(
+                    f"a language is called {name!r}, which would have the limit of all together; "
+                    "give the language another name"
+                )
+            if name not in held_out and name not in TOGETHER:
+                which = "which is trained on, is" if name in trained else "which is"
+                raise UserError(
+                    f"the brake limits {name!r}, {which} not one of the held-out languages "
+                    f"{', '.join(held_out)}{near_misses(name, [*held_out, *TOGETHER])}; give one "
+                    "of them, mean or worst"
+                )
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the model may be one of before the end, so that weights are kept on the way."""
+        return self.action in ("roll_back", "select")
 
     def check(self, documents: Mapping[str, Sized], target: str | None) -> None:
         """Raise ``UserError`` unless a run that evaluates ``documents`` can be held to the limits.
@@ -53,37 +132,40 @@ class Brake(Braking):
                     "one document does not give; give more of them, or leave beyond_noise out"
                 )
 
-    def breaches(self, evaluations: Sequence[Evaluation]) -> list[Breach]:
+    def breaches(self, evaluations: Sequence["Evaluation"]) -> list[Breach]:
         """Limits that are exceeded, in the order of ``evaluations``."""
-        return [
-            Breach(evaluation.step, name, value, limit)
-            for evaluation in evaluations
-            for name, limit in self.limits.items()
-            if self._loss(evaluation, name, surely=self.beyond_noise) > limit
-            # What is told is the loss itself, also where it was its interval that decided.
-            for value in [self._loss(evaluation, name)]
-        ]
+        breaches = []
+        for evaluation in evaluations:
+            for name, limit in self.limits.items():
+                loss = evaluation.loss(name, self.measure)
+                deciding = loss.value
+                if self.beyond_noise:
+                    assert loss.interval is not None  # as check asks for
+                    deciding = loss.interval[0]
+                if deciding > limit:
+                    breaches.append(Breach(evaluation.step, name, loss.value, limit))
+        return breaches
 
-    def within(self, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    def within(self, evaluations: Sequence["Evaluation"]) -> list["Evaluation"]:
         """Those that exceed no limit; the base is always one of them."""
-        return [one for one in evaluations if not self.breaches([one])]
+        return [evaluation for evaluation in evaluations if not self.breaches([evaluation])]
 
-    def best(self, evaluations: Sequence[Evaluation]) -> Evaluation:
+    def best(self, evaluations: Sequence["Evaluation"]) -> "Evaluation":
         """The one within the limits whose target gained most, of equals the one that lost least.
 
         Without a target the last one within.
         """
-        good = self.within(evaluations)
-        if good[0].forgetting.target is None:
-            return good[-1]
-        return max(good, key=lambda one: (_gain(one), -one.forgetting.mean))
+        within = self.within(evaluations)
+        if within[0].forgetting.target is None:
+            return within[-1]
+        return max(within, key=_gain_then_loss)
 
-    def ended_at(self, evaluations: Sequence[Evaluation]) -> int | None:
+    def ended_at(self, evaluations: Sequence["Evaluation"]) -> int | None:
         """The step at which training was, or is to be, ended; None: it goes on."""
-        broken = self.breaches(evaluations) if self.action in ("stop", "roll_back") else []
-        return broken[0].step if broken else None
+        breaches = self.breaches(evaluations) if self.action in ("stop", "roll_back") else []
+        return breaches[0].step if breaches else None
 
-    def model(self, evaluations: Sequence[Evaluation]) -> Evaluation:
+    def model(self, evaluations: Sequence["Evaluation"]) -> "Evaluation":
         """The evaluation of the model that a run which ends after these is to leave."""
         if self.action == "select":
             return self.best(evaluations)
@@ -103,7 +185,7 @@ class Brake(Braking):
             f"of {times * breach.limit:g}{'%' if times > 1 else ''}"
         )
 
-    def sentences(self, evaluations: Sequence[Evaluation]) -> list[str]:
+    def sentences(self, evaluations: Sequence["Evaluation"]) -> list[str]:
         """What the run came to: where a limit was first exceeded, and which model it leaves."""
         first: dict[str, Breach] = {}
         for breach in self.breaches(evaluations):
@@ -113,53 +195,24 @@ class Brake(Braking):
         of = f"step {step:,}" if step == last else f"step {step:,}, and training came to {last:,}"
         return [*said, f"the model is that of {of}"]
 
-    def to_dict(self, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    def to_dict(self, evaluations: Sequence["Evaluation"]) -> dict[str, Any]:
         """Settings and what they led to, ready for JSON (an infinite loss becomes None)."""
-        broken = [asdict(breach) for breach in self.breaches(evaluations)]
+        breaches = [
+            {**asdict(breach), "value": breach.value if math.isfinite(breach.value) else None}
+            for breach in self.breaches(evaluations)
+        ]
         return {
             "limits": dict(self.limits),
             "measure": self.measure,
             "action": self.action,
             "beyond_noise": self.beyond_noise,
-            "breaches": [{**one, "value": finite_or_none(one["value"])} for one in broken],
+            "breaches": breaches,
             "ended_at_step": self.ended_at(evaluations),
             "model_step": self.model(evaluations).step,
         }
 
-    def _loss(self, evaluation: Evaluation, name: str, surely: bool = False) -> float:
-        """What ``name`` has lost; ``surely``: at the lower end of its 95% interval."""
-        change = evaluation.forgetting
-        means = {
-            "nats_per_byte": (change.mean, change.mean_interval),
-            "relative": (change.relative_mean, change.relative_mean_interval),
-        }
-        if name == "mean" and self.measure in means:
-            mean, interval = means[self.measure]
-            if not surely:
-                return mean
-            assert interval is not None
-            return interval[0]
-        languages = change.languages if name in TOGETHER else [name]
-        losses = [self._language_loss(evaluation, language, surely) for language in languages]
-        return fmean(losses) if name == "mean" else max(losses)
 
-    def _language_loss(self, evaluation: Evaluation, language: str, surely: bool) -> float:
-        change, figures = evaluation.forgetting.languages[language], evaluation.figures[language]
-        delta = change.delta_nll_per_byte
-        low = delta
-        if surely:
-            assert change.interval is not None
-            low = change.interval[0]
-        if self.measure == "nats_per_byte":
-            return low
-        if self.measure == "relative":
-            base = figures.nll_per_byte - delta
-            return low / base if base > 0 else 0.0
-        # Base and adapted models of a run read the same tokens.
-        return safe_exp(low * figures.bytes / figures.tokens) - 1
-
-
-def _gain(evaluation: Evaluation) -> float:
+def _gain_then_loss(evaluation: "Evaluation") -> tuple[float, float]:
     gain = evaluation.forgetting.target_gain
     assert gain is not None
-    return gain
+    return gain, -evaluation.forgetting.mean

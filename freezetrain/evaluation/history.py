@@ -2,14 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from freezetrain.errors import UserError
-from freezetrain.evaluation.figures import DocumentSums, Figures, as_figures
-from freezetrain.evaluation.losses import Forgetting, Found, forgetting
+from freezetrain.evaluation.brake import TOGETHER, Measure
+from freezetrain.evaluation.figures import DocumentSums, Figures, as_figures, safe_exp
+from freezetrain.evaluation.losses import Forgetting, Found, Interval, forgetting
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What was lost, in a brake's measure: nats per byte, or a share of what the base had."""
+
+    value: float
+    interval: Interval | None = None  # 95%; None where it is not known
 
 
 @dataclass(frozen=True)
@@ -21,6 +31,44 @@ class Evaluation:
     forgetting: Forgetting  # against the first evaluation, on the same documents
     tokens: int | None = None  # trained on so far
     samples: int | None = None  # sequences trained on so far
+
+    def loss(self, name: str, measure: Measure = "nats_per_byte") -> Loss:
+        """What a held-out language has lost, their mean (``"mean"``), or the most (``"worst"``).
+
+        The base is taken on the documents of this evaluation. The mean has no interval in
+        perplexity.
+        """
+        change = self.forgetting
+        if name == "mean" and measure == "nats_per_byte":
+            return Loss(change.mean, change.mean_interval)
+        if name == "mean" and measure == "relative":
+            return Loss(change.relative_mean, change.relative_mean_interval)
+        if name in TOGETHER:
+            losses = [self._language_loss(language, measure) for language in change.languages]
+            if name == "mean":
+                return Loss(fmean(loss.value for loss in losses))
+            intervals = [loss.interval for loss in losses if loss.interval is not None]
+            worst = None
+            if len(intervals) == len(losses):
+                worst = max(low for low, _ in intervals), max(high for _, high in intervals)
+            return Loss(max(loss.value for loss in losses), worst)
+        return self._language_loss(name, measure)
+
+    def _language_loss(self, language: str, measure: Measure) -> Loss:
+        change, figures = self.forgetting.languages[language], self.figures[language]
+        base = figures.nll_per_byte - change.delta_nll_per_byte
+
+        def measured(nats: float) -> float:
+            if measure == "nats_per_byte":
+                return nats
+            if measure == "relative":
+                return nats / base if base > 0 else 0.0
+            # Base and adapted models of a run read the same tokens.
+            return safe_exp(nats * figures.bytes / figures.tokens) - 1
+
+        interval = change.interval
+        ends = None if interval is None else (measured(interval[0]), measured(interval[1]))
+        return Loss(measured(change.delta_nll_per_byte), ends)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON."""

@@ -17,6 +17,8 @@ from freezetrain.evaluation.figures import (
     safe_exp,
 )
 from freezetrain.evaluation.ratio import Resampled, bootstrap_ratios, interval, standard_error
+from freezetrain.formats import fixed, perplexity, ratio, signed
+from freezetrain.tables import Column, Table
 
 Interval = tuple[float, float]  # of 95%
 
@@ -122,23 +124,87 @@ def forgetting(
     )
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A line of the table of forgetting."""
+
+    label: str
+    figures: Figures | None
+    delta: float
+    interval: Interval | None
+    ratio: float | None
+
+    @property
+    def by_chance(self) -> bool:
+        return self.interval is not None and self.interval[0] <= 0 <= self.interval[1]
+
+
+def forgetting_table(
+    before: Mapping[str, Figures],
+    after: Mapping[str, Figures],
+    target: str | None = None,
+    *,
+    found: Forgetting | None = None,
+    title: str = "",
+    rows: int | None = None,
+) -> Table:
+    """The target language and the held-out ones, most forgotten first, with their mean below.
+
+    ``rows`` limits the held-out languages that are shown, None shows all. ``found``: what comparing
+    document by document gave; changes whose 95% interval holds 0 are then marked. Takes what
+    ``forgetting`` takes and raises what it raises.
+    """
+    result = found or forgetting(before, after, target)
+    held_out = [
+        _Row(name, after[name], change.delta_nll_per_byte, change.interval, change.perplexity_ratio)
+        for name, change in result.languages.items()
+    ]
+    held_out.sort(key=lambda row: -row.delta)
+    shown = held_out[:rows]
+    targets = []
+    if target is not None:
+        change = forgetting({target: before[target]}, {target: after[target]}).languages[target]
+        delta, gain = change.delta_nll_per_byte, result.target_gain_interval
+        label = f"{target} (target)"
+        targets = [_Row(label, after[target], delta, gain, change.perplexity_ratio)]
+    mean = _Row("", None, result.mean, result.mean_interval, None)
+    notes = []
+    if any(row.by_chance for row in [*targets, *held_out, mean]):
+        notes.append("≈: cannot be told from chance")
+    if len(shown) < len(held_out):
+        notes.append(f"{len(held_out) - len(shown)} less forgotten languages are not shown")
+    columns = [
+        Column("language", "label", text=True),
+        Column("perplexity", lambda row: row.figures.perplexity, perplexity),
+        Column("nats/byte", lambda row: row.figures.nll_per_byte, fixed),
+        Column(
+            "Δ nats/byte",
+            lambda row: f"{'≈ ' if row.by_chance else ''}{signed(row.delta)}",
+            foot=mean,
+        ),
+        Column("perplexity ×", "ratio", ratio, missing="other tokens"),
+    ]
+    foot = f"mean of {len(held_out)} held out"
+    return Table(title, columns, [*targets, *shown], foot=foot, note="; ".join(notes))
+
+
 def _compare(
     before: Found, after: Found, language: str
 ) -> tuple[LanguageForgetting, Resampled | None]:
     """The language's change, and what it was in resamples of its documents."""
     base, adapted = as_figures(before), as_figures(after)
-    ratio = None
+    quotient = None
     if _same(before, after, "tokens"):
-        ratio = safe_exp((adapted.nll - base.nll) / base.tokens)
+        quotient = safe_exp((adapted.nll - base.nll) / base.tokens)
     delta = adapted.nll_per_byte - base.nll_per_byte
     relative = delta * _per(base)
     if isinstance(before, Figures) or isinstance(after, Figures) or len(before) < 2:
-        return LanguageForgetting(delta, relative, ratio), None
+        return LanguageForgetting(delta, relative, quotient), None
     differences = after.nll - before.nll
     drawn = bootstrap_ratios(differences, before.bytes, seed=zlib.crc32(language.encode()))
     resampled = Resampled(delta, len(before), drawn)
     error = standard_error(differences, before.bytes)
-    return LanguageForgetting(delta, relative, ratio, error, interval([resampled])), resampled
+    return LanguageForgetting(delta, relative, quotient, error, interval([resampled])), resampled
 
 
 def _share(found: Resampled, base: Figures) -> Resampled:

@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation.documents import Document, digests
 from freezetrain.evaluation.figures import DocumentSums, Figures
 from freezetrain.evaluation.history import Evaluation, History
+from freezetrain.evaluation.losses import forgetting_table
 from freezetrain.evaluation.perplexity import evaluate_documents
 from freezetrain.evaluation.schedule import Schedule, TimeShare, Trained
-from freezetrain.evaluation.tables import forgetting_table
 from freezetrain.files import write_json
 from freezetrain.ranks import from_first_rank, is_first_rank, together
+from freezetrain.tables import Table
 
 TABLE_ROWS = 8  # held-out languages in the terminal; the results file has all
 

@@ -11,8 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Evaluation
-from freezetrain.evaluation.brake import Brake
-from freezetrain.evaluation.limits import Action, Measure
+from freezetrain.evaluation.brake import Action, Brake, Measure
 from freezetrain.files import remove_unfinished, whole
 from freezetrain.integrations.hf_forgetting import ForgettingTrackerCallback
 from freezetrain.ranks import from_first_rank
@@ -52,8 +51,8 @@ class ForgettingBrakeCallback(TrainerCallback):
         Args:
             tracker: what evaluates; another of the Trainer's callbacks.
             limits: held-out language, "mean" or "worst" -> the most that may be lost.
-            action: "warn", "stop", "roll_back" or "select", see ``Braking``.
-            measure: unit of the limits, see ``Braking``.
+            action: "warn", "stop", "roll_back" or "select", see ``Brake``.
+            measure: unit of the limits, see ``Brake``.
             beyond_noise: a limit counts as exceeded only where the loss's whole 95% interval is.
 
         Raises ``UserError`` for values that cannot work.

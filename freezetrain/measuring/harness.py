@@ -3,98 +3,17 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from freezetrain.errors import UserError, near_misses
+from freezetrain.evaluation.benchmarks import Score, Scores
 from freezetrain.evaluation.figures import finite_or_none
 from freezetrain.measuring.recipe import Benchmarks
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Score:
-    """One metric of one task, of one model."""
-
-    value: float | None  # None where the task gave no finite number
-    standard_error: float | None  # over the questions; None where it is not known
-    higher_is_better: bool | None  # None where it is not known
-
-
-Scores = dict[str, dict[str, Score]]
-"""Task → metric → score. The metrics of a task stand in the order in which the task has them."""
-
-
-def main_metrics(scores: Scores, chosen: Mapping[str, str]) -> dict[str, str]:
-    """The metric of each task that counts: the one ``chosen`` for it, else its first.
-
-    Raises UserError where ``chosen`` names a task or a metric that there is none of.
-    """
-    for task, metric in chosen.items():
-        if task not in scores:
-            raise UserError(
-                f"benchmarks.metrics names a task {task!r} that was not run"
-                f"{near_misses(task, scores)}; those that were are {' '.join(scores)}"
-            )
-        if metric not in scores[task]:
-            known = scores[task]
-            raise UserError(
-                f"the task {task!r} has no metric {metric!r}{near_misses(metric, known)}; its "
-                f"metrics are {' '.join(known)}"
-            )
-    return {task: chosen.get(task, next(iter(found))) for task, found in scores.items() if found}
-
-
-def relative_drop(base: Score, adapted: Score) -> float | None:
-    """What the adapted model lost, as a share of the base's score; below 0 is a gain.
-
-    (base − adapted) / base, as SSU reports source tasks ("Source-Shielded Updates", 2025, arXiv
-    2512.04844), with the sign turned for a metric of which less is better. None where the base's
-    score is not above 0, a score is no number, or it is not known which is better.
-    """
-    if base.value is None or adapted.value is None:
-        return None
-    if base.higher_is_better is None or base.value <= 0:
-        return None
-    drop = (base.value - adapted.value) / base.value
-    return drop if base.higher_is_better else 0.0 - drop
-
-
-def compared(
-    base: Scores, name: str, adapted: Scores, chosen: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """The two models side by side, ready for JSON; ``name`` is the adapted one's.
-
-    ``mean_relative_drop`` is the mean over the tasks of the relative drop of the metric that
-    counts, each task once; None where no task has one.
-    """
-    tasks: dict[str, Any] = {}
-    for task, main in main_metrics(base, chosen or {}).items():
-        found = {
-            metric: _metric(score, name, adapted[task][metric])
-            for metric, score in base[task].items()
-        }
-        tasks[task] = {"metric": main, **found.pop(main), "other_metrics": found}
-    drops = [one["models"][name]["relative_drop"] for one in tasks.values()]
-    known = [drop for drop in drops if drop is not None]
-    return {"tasks": tasks, "mean_relative_drop": {name: fmean(known) if known else None}}
-
-
-def _metric(base: Score, name: str, adapted: Score) -> dict[str, Any]:
-    return {
-        "higher_is_better": base.higher_is_better,
-        "base": _plain(base),
-        "models": {name: {**_plain(adapted), "relative_drop": relative_drop(base, adapted)}},
-    }
-
-
-def _plain(score: Score) -> dict[str, float | None]:
-    return {"value": score.value, "standard_error": score.standard_error}
 
 
 _RESAMPLES = 1000  # for the error of metrics that are no mean; the harness's 100,000 take minutes
@@ -110,7 +29,7 @@ class Harness:
     cannot be loaded, their data included: before any model is run.
     """
 
-    def __init__(self, told: Benchmarks) -> None:
+    def __init__(self, settings: Benchmarks) -> None:
         try:
             from lm_eval.tasks import TaskManager
         except ImportError as error:
@@ -118,15 +37,15 @@ class Harness:
                 f"benchmarks need lm-evaluation-harness, which cannot be imported ({error}); "
                 "install it with pip install '.[benchmarks]' in freezetrain's clone"
             ) from error
-        self._told = told
+        self._settings = settings
         with _quiet():
-            folder = None if told.folder is None else Path(told.folder).expanduser()
+            folder = None if settings.folder is None else Path(settings.folder).expanduser()
             own = None if folder is None else _own_tasks(folder)
-            if own is not None and set(told.tasks) <= set(own.all_subtasks):
+            if own is not None and set(settings.tasks) <= set(own.all_subtasks):
                 self._manager = own
             else:  # the harness's thousands of task files take seconds to read
                 self._manager = TaskManager(include_path=folder)
-            for task in told.tasks:
+            for task in settings.tasks:
                 self._require(task, [] if own is None else own.all_tasks)
 
     def scores(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> Scores:
@@ -138,21 +57,21 @@ class Harness:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
-        told = self._told
+        settings = self._settings
         with _quiet():
             try:
                 results = simple_evaluate(
-                    HFLM(pretrained=model, tokenizer=tokenizer, batch_size=told.batch),  # type: ignore[arg-type]
-                    tasks=list(told.tasks),
-                    num_fewshot=told.num_fewshot,
-                    limit=told.limit,
+                    HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch),  # type: ignore[arg-type]
+                    tasks=list(settings.tasks),
+                    num_fewshot=settings.num_fewshot,
+                    limit=settings.limit,
                     bootstrap_iters=_RESAMPLES,
                     log_samples=False,
                     task_manager=self._manager,
-                    random_seed=told.seed,
-                    numpy_random_seed=told.seed,
-                    torch_random_seed=told.seed,
-                    fewshot_random_seed=told.seed,
+                    random_seed=settings.seed,
+                    numpy_random_seed=settings.seed,
+                    torch_random_seed=settings.seed,
+                    fewshot_random_seed=settings.seed,
                 )
             except (ValueError, OverflowError) as error:  # of word_perplexity, where few are words
                 raise UserError(f"lm-evaluation-harness refuses the tasks: {error}") from error
@@ -161,7 +80,7 @@ class Harness:
     def _require(self, task: str, own: list[str]) -> None:
         known = self._manager.all_tasks
         if task not in known:
-            theirs = f"; those in {self._told.folder} are {' '.join(own)}" if own else ""
+            theirs = f"; those in {self._settings.folder} are {' '.join(own)}" if own else ""
             raise UserError(
                 f"lm-evaluation-harness has no task {task!r}{near_misses(task, known)}{theirs}; "
                 "`lm_eval ls tasks` lists its own"

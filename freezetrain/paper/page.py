@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from freezetrain.analysis.figures import NOTHING
+from freezetrain.evaluation.texts import TextFacts, texts_table
 from freezetrain.formats import (
     amount,
     brief,
@@ -31,8 +32,7 @@ from freezetrain.paper.tables import (
     scores_table,
     weights_table,
 )
-from freezetrain.report.page import drawn, flat, write_page
-from freezetrain.report.run_tables import read_table, settings_table
+from freezetrain.report.page import drawn, settings_table, write_page
 from freezetrain.report.tables import Table, location_table, times_table
 
 Results = Mapping[str, Any]
@@ -174,14 +174,14 @@ def _halves(results: Results) -> Table | None:
     return halves_table(halves) if halves else None
 
 
-def _rest(results: Results) -> list[Table]:
-    found = []
+def _rest(results: Results) -> list[Any]:
+    found: list[Any] = []
     if results.get("scores"):
         found.append(scores_table(results["scores"]))
     if results.get("texts"):
-        found.append(read_table("Held-out texts", results["texts"]))
-    run = {"name": results["model"]["name"], "settings": flat(results["settings"])}
-    found.append(settings_table([run], differing=False))
+        texts = [TextFacts(**facts) for facts in results["texts"]]
+        found.append(texts_table(texts, "Held-out texts"))
+    found.append(settings_table(results["settings"]))
     return [*found, times_table(results)]
 
 

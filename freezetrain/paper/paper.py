@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from freezetrain.analysis.alone import check_prompts
 from freezetrain.data.texts import languages_in
 from freezetrain.errors import UserError, near_misses
-from freezetrain.evaluation.tables import texts_rows
+from freezetrain.evaluation.texts import text_facts
 from freezetrain.measuring.held_out import held_out_documents
 from freezetrain.models import load_model, load_tokenizer, local_folder, meta_model, on_gpu
 from freezetrain.paper.claims import paper_claims
@@ -102,7 +102,7 @@ def run(recipe: PaperRecipe, folder: Path) -> Outcome:
         },
         "settings": asdict(recipe),
         "languages": {"scored": scored, "core": core, "evaluated": list(documents)},
-        "texts": texts_rows(documents, tokenizer),
+        "texts": [asdict(facts) for facts in text_facts(documents, tokenizer)],
         "scores": scores.made,
         **found,
         "seconds": stages.seconds,

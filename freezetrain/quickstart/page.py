@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from freezetrain.analysis.figures import ablation_figure, concentration_figure, entries_figure
+from freezetrain.evaluation import History
 from freezetrain.quickstart import observations as sentences
 from freezetrain.quickstart.tables import (
     ablation_table,
@@ -17,6 +18,7 @@ from freezetrain.quickstart.tables import (
     settings_table,
 )
 from freezetrain.report.page import drawn, write_page
+from freezetrain.report.run import Run
 from freezetrain.report.run_plots import course_figure, forgetting_figure
 from freezetrain.report.tables import FULLEST, Table, location_table, times_table
 
@@ -50,7 +52,7 @@ _SENTENCES = (
 
 
 def _plots(results: Mapping[str, Any]) -> dict[str, dict[str, Markup]]:
-    runs = [{"name": name, "history": run} for name, run in results["runs"].items()]
+    runs = [Run(name, History.from_dict(run)) for name, run in results["runs"].items()]
     found = {
         "ablation": drawn("ablation", ablation_figure, results),
         "forgetting": drawn("forgetting", forgetting_figure, runs),

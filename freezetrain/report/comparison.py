@@ -1,112 +1,86 @@
-"""Languages × models as plain rows: for CSV, for Markdown, for the table of the page."""
+"""Languages × models: what each model gives on each language, for CSV, Markdown and the page."""
 
-import csv
-import io
 import math
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
+from freezetrain.evaluation import Figures
 from freezetrain.evaluation.figures import finite_or_none, safe_exp
-from freezetrain.files import write_text
+from freezetrain.evaluation.losses import Interval, LanguageForgetting
 from freezetrain.formats import (
+    ends,
     fixed,
     language_and_code,
     perplexity,
     ratio,
+    share,
     signed,
     signed_percent,
 )
-from freezetrain.report.run import model_evaluation
-from freezetrain.report.tables import Cell, Table, share_cell
-
-COLUMNS = (
-    "model",
-    "step",
-    "language",
-    "role",  # target, held-out, or mean: that of the held-out languages
-    "documents",
-    "bytes",
-    "base_tokens",
-    "base_perplexity",
-    "base_nll_per_byte",
-    "base_bits_per_byte",
-    "base_accuracy",
-    "tokens",
-    "perplexity",
-    "nll_per_byte",
-    "bits_per_byte",
-    "accuracy",
-    "delta_nll_per_byte",  # after minus base: above 0 is forgotten
-    "standard_error",
-    "interval_low",
-    "interval_high",
-    "relative",
-    "perplexity_ratio",
-    "beyond_noise",  # forgotten, improved, no; empty without an interval
-)
+from freezetrain.report.run import Run
+from freezetrain.tables import Column, Table, to_csv, to_markdown
 
 MEAN = "mean"
 
 
-def comparison_rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each language of each run, and one for the mean of its held-out languages.
+@dataclass(frozen=True)
+class LanguageRow:
+    """One language of one model, or the mean of its held-out languages: a line of forgetting.csv.
 
-    ``runs`` as ``render_runs`` takes them. The model of a run is that of its last evaluation, or of
-    the step that its brake went back to. A row has the keys ``COLUMNS``; NLL in nats, intervals are
-    of 95%, and what is not known is None. A perplexity past the float range is None, too.
+    NLL in nats; what is not known is None, as is a perplexity past the float range.
     """
-    return [row for run in runs for row in _rows_of(run)]
+
+    model: str
+    step: int
+    language: str
+    role: Literal["target", "held-out", "mean"]
+    documents: int | None
+    bytes: int | None
+    base_tokens: int | None
+    base_perplexity: float | None
+    base_nll_per_byte: float | None
+    base_bits_per_byte: float | None
+    base_accuracy: float | None
+    tokens: int | None
+    perplexity: float | None
+    nll_per_byte: float | None
+    bits_per_byte: float | None
+    accuracy: float | None
+    delta_nll_per_byte: float
+    """After minus base: above 0 is forgotten."""
+    standard_error: float | None
+    interval_low: float | None
+    """Of 95%, as interval_high."""
+    interval_high: float | None
+    relative: float | None
+    """The difference as a share of the base's NLL per byte."""
+    perplexity_ratio: float | None
+    beyond_noise: str | None
+    """"forgotten", "improved" or "no"; None without an interval."""
+
+    @property
+    def interval(self) -> Interval | None:
+        if self.interval_low is None or self.interval_high is None:
+            return None
+        return self.interval_low, self.interval_high
 
 
-def write_csv(
-    rows: Sequence[Mapping[str, Any]],
-    path: str | os.PathLike[str],
-    columns: Sequence[str] = COLUMNS,
-) -> None:
-    """Write ``rows`` with a header of ``columns``, numbers in full; None is an empty field.
-
-    Raises ``UserError`` if the path cannot be written to.
-    """
-    written = io.StringIO()
-    writer = csv.DictWriter(written, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, written.getvalue())
+def language_rows(runs: Sequence[Run]) -> list[LanguageRow]:
+    """A row for each language of each run's model, and one for the mean of its held-out ones."""
+    rows = []
+    for run in runs:
+        rows += [_language_row(run, language) for language in run.model.figures]
+        change = run.model.forgetting
+        mean = LanguageForgetting(
+            change.mean, change.relative_mean, None, interval=change.mean_interval
+        )
+        figures = {**_figures(None), **_figures(None, "base_"), "documents": None, "bytes": None}
+        rows.append(LanguageRow(run.name, run.model.step, MEAN, "mean", **figures, **_change(mean)))
+    return rows
 
 
-def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of ``rows`` for an issue or a paper, with a line on what its columns are."""
-    models = len({row["model"] for row in rows}) > 1
-    heads = ["model"] * models + ["language", "bits/byte before", "after", "Δ nats/byte"]
-    heads += ["95% interval", "relative", "perplexity ×", "beyond noise"]
-    lines = [heads, [":--"] * (1 + models) + ["--:"] * 6 + [":--"]]
-    for row in rows:
-        label = f"{row['language']} (target)" if row["role"] == "target" else row["language"]
-        if row["role"] == MEAN:
-            label = "**mean of held-out**"
-        cells = [row["model"]] * models + [label]
-        for name in ("base_bits_per_byte", "bits_per_byte"):
-            cells.append("" if row[name] is None else fixed(row[name]))
-        cells += [signed(row["delta_nll_per_byte"]), interval_text(row)]
-        cells += [
-            signed_percent(row["relative"]),
-            ratio(row["perplexity_ratio"]),
-            row["beyond_noise"] or "",
-        ]
-        lines.append(cells)
-    return (
-        f"{markdown(lines)}\n\nΔ: loss (NLL) after minus before on the same held-out text; above 0 "
-        "is forgotten. Relative: Δ as a share of the loss before.\n"
-    )
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """``lines`` of cells as a table, whatever the cells hold."""
-    return "\n".join(f"| {' | '.join(map(_escaped, cells))} |" for cells in lines)
-
-
-def beyond_noise(interval: Sequence[float] | None) -> str | None:
+def beyond_noise(interval: Interval | None) -> str | None:
     """``forgotten`` or ``improved`` where an interval of Δ leaves 0 out, else ``no``."""
     if interval is None:
         return None
@@ -114,200 +88,206 @@ def beyond_noise(interval: Sequence[float] | None) -> str | None:
     return "forgotten" if low > 0 else "improved" if high < 0 else "no"
 
 
-def interval_text(row: Mapping[str, Any]) -> str:
-    """``+0.0912 to +0.1188``; nothing where a row has no interval."""
-    if row["interval_low"] is None:
-        return ""
-    return f"{signed(row['interval_low'])} to {signed(row['interval_high'])}"
+def _language_row(run: Run, language: str) -> LanguageRow:
+    before, after = run.history.base.figures[language], run.model.figures[language]
+    change = run.model.forgetting.languages.get(language) or _target_change(run, before, after)
+    if before.bytes != after.bytes:  # of the documents that were evaluated here alone
+        nll = (after.nll_per_byte - change.delta_nll_per_byte) * after.bytes
+        before = Figures(nll, after.tokens, after.bytes)
+    return LanguageRow(
+        run.name,
+        run.model.step,
+        language,
+        "target" if language == run.history.target else "held-out",
+        after.documents,
+        after.bytes,
+        **_figures(before, "base_"),
+        **_figures(after),
+        **_change(change),
+    )
 
 
-def _rows_of(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    history, evaluation = run["history"], model_evaluation(run)
-    base, change = history["evaluations"][0], evaluation["forgetting"]
-    target = change["target"]
-    rows = []
-    for language, after in evaluation["figures"].items():
-        row = dict.fromkeys(COLUMNS)
-        row |= {"model": run["name"], "step": evaluation["step"], "language": language}
-        row |= {name: after.get(name) for name in ("documents", "bytes")}
-        before, same = base["figures"][language], _figures(after)
-        if language == target:
-            found = _target(change, before, after)
-        else:
-            found = _held_out(change, language)
-        if before["bytes"] == after["bytes"]:
-            earlier = _figures(before)
-        else:
-            earlier = _of_the_same_documents(same, found)
-        row |= {f"base_{name}": value for name, value in earlier.items()}
-        rows.append({**row, **same, **found})
-    mean = dict.fromkeys(COLUMNS) | {"model": run["name"], "step": evaluation["step"]}
-    mean |= {"language": MEAN, "role": MEAN}
-    of_mean = {"delta_nll_per_byte": change["mean"], "relative": change.get("relative_mean")}
-    return [*rows, mean | _change(of_mean, change.get("mean_interval"))]
+def _target_change(run: Run, before: Figures, after: Figures) -> LanguageForgetting:
+    """The target's Δ is its gain with the sign turned; a ratio where the tokens are the same."""
+    change = run.model.forgetting
+    assert change.target_gain is not None
+    delta, gain = 0.0 - change.target_gain, change.target_gain_interval
+    # Other bytes are a subsample of a run's own documents, and so of the same tokens.
+    same_tokens = before.bytes != after.bytes or before.tokens == after.tokens
+    return LanguageForgetting(
+        delta,
+        delta / (after.nll_per_byte - delta),
+        safe_exp(delta * after.bytes / after.tokens) if same_tokens else None,
+        interval=None if gain is None else (0.0 - gain[1], 0.0 - gain[0]),
+    )
 
 
-def _figures(figures: Mapping[str, Any]) -> dict[str, Any]:
+def _figures(figures: Figures | None, prefix: str = "") -> dict[str, Any]:
+    names = ("tokens", "perplexity", "nll_per_byte", "bits_per_byte", "accuracy")
+    if figures is None:
+        return {f"{prefix}{name}": None for name in names}
+    values = {name: getattr(figures, name) for name in names}
+    values["perplexity"] = finite_or_none(figures.perplexity)
+    return {f"{prefix}{name}": value for name, value in values.items()}
+
+
+def _change(change: LanguageForgetting) -> dict[str, Any]:
+    low, high = change.interval or (None, None)
     return {
-        "tokens": figures["tokens"],
-        "perplexity": figures["perplexity"],
-        "nll_per_byte": figures["nll"] / figures["bytes"],
-        "bits_per_byte": figures["bits_per_byte"],
-        "accuracy": figures.get("accuracy"),
-    }
-
-
-def _change(found: Mapping[str, Any], interval: Sequence[float] | None) -> dict[str, Any]:
-    low, high = (None, None) if interval is None else interval
-    return {
-        "delta_nll_per_byte": found["delta_nll_per_byte"],
-        "standard_error": found.get("standard_error"),
+        "delta_nll_per_byte": change.delta_nll_per_byte,
+        "standard_error": change.standard_error,
         "interval_low": low,
         "interval_high": high,
-        "relative": found.get("relative"),
-        "perplexity_ratio": found.get("perplexity_ratio"),
-        "beyond_noise": beyond_noise(interval),
+        "relative": change.relative,
+        "perplexity_ratio": finite_or_none(change.perplexity_ratio),
+        "beyond_noise": beyond_noise(change.interval),
     }
 
 
-def _held_out(change: Mapping[str, Any], language: str) -> dict[str, Any]:
-    found = change["languages"][language]
-    return {"role": "held-out"} | _change(found, found.get("interval"))
+def forgetting_csv(rows: Sequence[LanguageRow]) -> str:
+    """All figures of ``rows`` in full."""
+    return to_csv([Column(field.name, field.name) for field in fields(LanguageRow)], rows)
 
 
-def _target(
-    change: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The target's Δ is its gain with the sign turned; a ratio where the tokens are the same."""
-    delta, interval = 0.0 - change["target_gain"], change.get("target_gain_interval")
-    turned = None if interval is None else (0.0 - interval[1], 0.0 - interval[0])
-    per_byte = after["nll"] / after["bytes"]
-    found = {"delta_nll_per_byte": delta, "relative": delta / (per_byte - delta)}
-    # Other bytes are a subsample of a run's own documents, and so of the same tokens.
-    if before["bytes"] != after["bytes"] or before["tokens"] == after["tokens"]:
-        ratio = safe_exp(delta * after["bytes"] / after["tokens"])
-        found["perplexity_ratio"] = finite_or_none(ratio)
-    return {"role": "target"} | _change(found, turned)
+def forgetting_markdown(rows: Sequence[LanguageRow]) -> str:
+    """A table of ``rows`` for an issue or a paper, with a line on what its columns are."""
+    columns = [
+        Column("language", _label, text=True),
+        Column("nats/byte before", "base_nll_per_byte", fixed, missing=""),
+        Column("after", "nll_per_byte", fixed, missing=""),
+        Column("Δ nats/byte", "delta_nll_per_byte", signed),
+        Column("95% interval", "interval", ends, missing=""),
+        Column("relative", "relative", signed_percent),
+        Column("perplexity ×", "perplexity_ratio", ratio),
+        Column("beyond noise", "beyond_noise", text=True, missing=""),
+    ]
+    if len({row.model for row in rows}) > 1:
+        columns.insert(0, Column("model", "model", text=True))
+    note = (
+        "Δ: loss (NLL) after minus before on the same held-out text; above 0 is forgotten. "
+        "Relative: Δ as a share of the loss before."
+    )
+    return to_markdown(Table("", columns, rows, note=note))
 
 
-def _of_the_same_documents(after: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """What the base gives on a subsample, as far as it follows from the paired difference."""
-    per_byte = after["nll_per_byte"] - found["delta_nll_per_byte"]
-    ratio, perplexity = found["perplexity_ratio"], after["perplexity"]
-    return {
-        "tokens": after["tokens"],
-        "perplexity": None if perplexity is None or not ratio else perplexity / ratio,
-        "nll_per_byte": per_byte,
-        "bits_per_byte": per_byte / math.log(2),
-        "accuracy": None,
-    }
+def _label(row: LanguageRow) -> str:
+    if row.role == "mean":
+        return "mean of held-out"
+    return f"{row.language} (target)" if row.role == "target" else row.language
 
 
-def _escaped(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+def summary_table(rows: Sequence[LanguageRow]) -> Table:
+    """A line a model, for the terminal."""
+    gains = {row.model: -row.delta_nll_per_byte for row in rows if row.role == "target"}
+    columns = [
+        Column("run", "model", text=True),
+        Column("step", "step"),
+        Column("target's gain", lambda row: gains.get(row.model), signed),
+        Column("mean loss", "delta_nll_per_byte", signed),
+        Column("relative", "relative", signed_percent),
+    ]
+    means = [row for row in rows if row.role == "mean"]
+    return Table("against the base, nats per byte", columns, means)
 
 
 _VERDICTS = {
     "forgotten": "▲\u00a0forgotten",
     "improved": "▼\u00a0improved",
+    "learnt": "▼\u00a0learnt",
     "no": "within\u00a0noise",
 }
 
-_BEFORE = ("perplexity", "bits/byte", "accuracy")
-
-_NOISE = "beyond noise"
-
-_AFTER = ("Δ nats/byte", _NOISE, "relative", "ratio", "perplexity", "accuracy")
+ByModel = Mapping[str, LanguageRow]
+"""One language, or the mean: model → its row."""
 
 
-def languages_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Languages × runs, of ``comparison_rows``; the worst of the first run on top.
+def languages_table(rows: Sequence[LanguageRow]) -> Table:
+    """Languages × models, of ``language_rows``; the target on top, then the most forgotten.
 
-    What the base gave stands once where it is the same for all runs, else beside each run.
+    What the base gave stands once where it is the same for all models, else beside each of them.
     """
-    found = {(row["model"], row["language"]): row for row in rows if row["role"] != MEAN}
-    means = {row["model"]: row for row in rows if row["role"] == MEAN}
-    languages = list(dict.fromkeys(code for _, code in found))
+    by_language: dict[str, dict[str, LanguageRow]] = {}
+    for row in rows:
+        by_language.setdefault("" if row.role == "mean" else row.language, {})[row.model] = row
+    means = by_language.pop("")
     shared = all(
-        len({_base(found[name, code]) for name in means if (name, code) in found}) == 1
-        for code in languages
+        len({(row.base_tokens, row.base_nll_per_byte) for row in by_model.values()}) == 1
+        for by_model in by_language.values()
     )
-    columns, groups = ["language"], [("", 1)]
-    foot: list[str | Cell] = ["mean of held-out"]
-    for name, mean in means.items():
-        columns += [*_AFTER, *(() if shared else [f"base: {head}" for head in _BEFORE])]
-        groups.append((name, len(columns) - sum(span for _, span in groups)))
-        foot += [_change_cell(mean), _verdict(mean), signed_percent(mean["relative"])]
-        foot += [""] * (len(columns) - len(foot))
-    if shared:
-        columns += _BEFORE
-        groups.append(("base", len(_BEFORE)))
-        foot += [""] * len(_BEFORE)
-    written = []
-    for code in sorted(languages, key=lambda code: _rank(found, list(means), code)):
-        of_code = [found.get((name, code)) for name in means]
-        known = next(row for row in of_code if row is not None)
-        label = language_and_code(code)
-        written.append(
-            [
-                Cell(label, label, "target" if known["role"] == "target" else ""),
-                *(cell for row in of_code for cell in _cells(row, shared)),
-                *(_before(known) if shared else ()),
-            ]
+    columns = [
+        Column(
+            "language",
+            lambda by_model: language_and_code(_any(by_model).language),
+            text=True,
+            note=lambda by_model: "target" if _any(by_model).role == "target" else "",
         )
-    return Table(
-        "Every language against the base; Δ above 0 is forgotten, its 95% interval below it",
-        columns,
-        written,
-        texts=(0, *(place for place, head in enumerate(columns) if head == _NOISE)),
-        groups=groups,
-        foot=[foot],
-        sortable=True,
-        broad=True,
+    ]
+    for model in means:
+        columns += _model_columns(model, means)
+        if not shared:
+            columns += _base_columns(model)
+    if shared:
+        columns += _base_columns(None)
+    ranked = sorted(
+        by_language.values(),
+        key=lambda by_model: (_any(by_model).role != "target", -_any(by_model).delta_nll_per_byte),
     )
+    title = "Every language against the base; Δ above 0 is forgotten, its 95% interval below it"
+    return Table(title, columns, ranked, foot="mean of held-out", sortable=True)
 
 
-def _base(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["base_tokens"], row["base_perplexity"], row["base_bits_per_byte"]
+def _any(by_model: ByModel) -> LanguageRow:
+    return next(iter(by_model.values()))
 
 
-def _rank(
-    found: Mapping[tuple[str, str], Mapping[str, Any]], names: Sequence[str], code: str
-) -> tuple[bool, float]:
-    """The target on top, then the languages that the first run to have them forgot most."""
-    row = next(found[name, code] for name in names if (name, code) in found)
-    return row["role"] != "target", -row["delta_nll_per_byte"]
+def _shown(row: LanguageRow | None, name: str) -> Any:
+    value = None if row is None else getattr(row, name)
+    # A row holds no perplexity past the float range.
+    return math.inf if row is not None and value is None and name.endswith("perplexity") else value
 
 
-def _before(row: Mapping[str, Any]) -> list[Cell]:
+def _model_columns(model: str, means: ByModel) -> list[Column]:
+    """What one model gives, with its mean at the foot."""
+
+    def of_model(name: str) -> Callable[[ByModel], Any]:
+        return lambda by_model: _shown(by_model.get(model), name)
+
+    def interval(by_model: ByModel) -> str:
+        return ends(by_model[model].interval) if model in by_model else ""
+
+    def verdict(by_model: ByModel) -> str | None:
+        row = by_model.get(model)
+        if row is not None and (row.role, row.beyond_noise) == ("target", "improved"):
+            return "learnt"
+        return None if row is None else row.beyond_noise
+
+    delta = of_model("delta_nll_per_byte")
     return [
-        Cell(perplexity(row["base_perplexity"]), row["base_perplexity"]),
-        Cell(fixed(row["base_bits_per_byte"]), row["base_bits_per_byte"]),
-        share_cell(row["base_accuracy"]),
+        Column("Δ nats/byte", delta, signed, note=interval, group=model, foot=means),
+        Column("beyond noise", verdict, _VERDICTS.__getitem__, text=True, group=model, foot=means),
+        Column("relative", of_model("relative"), signed_percent, group=model, foot=means),
+        Column(
+            "ratio",
+            lambda by_model: by_model[model].perplexity_ratio if model in by_model else None,
+            ratio,
+            group=model,
+        ),
+        Column("perplexity", of_model("perplexity"), perplexity, group=model),
+        Column("accuracy", of_model("accuracy"), share, group=model),
     ]
 
 
-def _cells(row: Mapping[str, Any] | None, shared: bool) -> list[str | Cell]:
-    if row is None:
-        return ["–"] * (len(_AFTER) + (0 if shared else len(_BEFORE)))
+def _base_columns(model: str | None) -> list[Column]:
+    """What the base gives: beside one model, or (None) once for all."""
+
+    def of_base(name: str) -> Callable[[ByModel], Any]:
+        return lambda by_model: _shown(
+            _any(by_model) if model is None else by_model.get(model), f"base_{name}"
+        )
+
+    group, start = ("base", "") if model is None else (model, "base: ")
     return [
-        _change_cell(row),
-        _verdict(row),
-        Cell(signed_percent(row["relative"]), row["relative"]),
-        Cell(ratio(row["perplexity_ratio"]), row["perplexity_ratio"]),
-        Cell(perplexity(row["perplexity"]), row["perplexity"]),
-        share_cell(row["accuracy"]),
-        *(() if shared else _before(row)),
+        Column(f"{start}perplexity", of_base("perplexity"), perplexity, group=group),
+        Column(f"{start}nats/byte", of_base("nll_per_byte"), fixed, group=group),
+        Column(f"{start}accuracy", of_base("accuracy"), share, group=group),
     ]
-
-
-def _change_cell(row: Mapping[str, Any]) -> Cell:
-    change = row["delta_nll_per_byte"]
-    return Cell(signed(change), change, interval_text(row))
-
-
-def _verdict(row: Mapping[str, Any]) -> Cell:
-    if row["beyond_noise"] is None:
-        return Cell("–")
-    learnt = {"improved": "▼\u00a0learnt"} if row["role"] == "target" else {}
-    return Cell((_VERDICTS | learnt)[row["beyond_noise"]], row["beyond_noise"])

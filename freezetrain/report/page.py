@@ -1,5 +1,6 @@
 """What all pages share: templates, plots for wide and narrow windows, writing the file."""
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from freezetrain.files import write_text
 from freezetrain.formats import language_name
 from freezetrain.report.style import to_svg
-from freezetrain.tables import to_html
+from freezetrain.tables import Table, facts_table, to_html
 
 Draw = Callable[[float], Figure]  # width in pixels of the page → figure
 
@@ -47,6 +48,19 @@ def drawn(name: str, draw: Callable[..., Figure], *values: Any) -> dict[str, Mar
         size: Markup(to_svg(draw(*values, width), f"{name}-{size}"))
         for size, width in WIDTHS.items()
     }
+
+
+def settings_text(value: Any) -> str:
+    """A setting as its recipe spells it: text as it is, all else as JSON; – for None."""
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def settings_table(settings: Mapping[str, Any]) -> Table:
+    """The fields of a recipe, nested as they may be, with what they were set to."""
+    rows = {name: settings_text(value) for name, value in flat(settings).items()}
+    return facts_table("Settings", rows, ("setting", "value"))
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

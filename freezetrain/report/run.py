@@ -1,101 +1,214 @@
-"""A run's loss in the measure that its brake uses, so that a limit can be drawn beside it."""
+"""A run as the report shows it: made of live objects, or read from what a run left on the disk."""
 
-import math
+import json
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-NATS = "nats_per_byte"
+import yaml
 
-UNITS = {
-    NATS: "nats per byte",
+from freezetrain.errors import UserError
+from freezetrain.evaluation import Evaluation, Forgetting, History
+from freezetrain.evaluation.benchmarks import BenchmarkDrops
+from freezetrain.evaluation.brake import Brake, Measure
+from freezetrain.evaluation.texts import TextFacts
+from freezetrain.recipe import yaml12
+from freezetrain.report.page import flat
+
+FORGETTING = "forgetting.json"
+
+UNITS: dict[Measure, str] = {
+    "nats_per_byte": "nats per byte",
     "relative": "% of the base’s loss per byte",
     "perplexity": "% of the base’s perplexity",
 }
+"""What axes say of a loss in the measure of a brake."""
 
 
-def measure_of(runs: Sequence[Mapping[str, Any]]) -> str:
+@dataclass(frozen=True)
+class RegionFacts:
+    """What the region of a run is, where it lies, and what training did to its entries."""
+
+    entries: int
+    share: float
+    """Of all the model's weights."""
+    file: str
+    base: str | None
+    digest: str
+    made: dict[str, Any]
+    frozen: str
+    """What training did to the entries."""
+    coverage: dict[str, dict[str, float]]
+    """Kind of parameter in the decoder blocks → layer → share of it that is in the region."""
+    elsewhere: dict[str, float]
+    """Parameter outside the blocks → share of it that is in the region."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, or a model beside its base, with what is known of it."""
+
+    name: str
+    history: History
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Label → plain value, such as ``optimization.seed`` → 0."""
+    region: RegionFacts | None = None
+    texts: list[TextFacts] = field(default_factory=list)
+    """What was read of each language."""
+    brake: Brake | None = None
+    average: Forgetting | None = None
+    """That of the average of the weights, where that was exported."""
+    benchmarks: BenchmarkDrops | None = None
+    watch: Mapping[str, Any] = field(default_factory=dict)
+    """How it was evaluated: what a history's file holds besides the history."""
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        return self.history.evaluations
+
+    @property
+    def model(self) -> Evaluation:
+        """The evaluation of the model that the run left: the brake's choice, else the last one."""
+        return self.history.last if self.brake is None else self.brake.model(self.evaluations)
+
+    def limit(self, name: str, measure: Measure) -> float | None:
+        """The brake's limit for a language, ``mean`` or ``worst``; None without one in
+        ``measure``."""
+        if self.brake is None or self.brake.measure != measure:
+            return None
+        return self.brake.limits.get(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        return {
+            "name": self.name,
+            "history": {**self.history.to_dict(), **self.watch},
+            "settings": dict(self.settings),
+            "region": None if self.region is None else asdict(self.region),
+            "texts": [asdict(facts) for facts in self.texts] or None,
+            "brake": None if self.brake is None else self.brake.to_dict(self.evaluations),
+            "average": None if self.average is None else self.average.to_dict(),
+            "benchmarks": None if self.benchmarks is None else self.benchmarks.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Run":
+        """The inverse of ``to_dict``; what is missing but name and history is not known.
+
+        ``KeyError``, ``TypeError``, ``AttributeError`` or ``ValueError`` where it cannot be read.
+        """
+        history = History.from_dict(data["history"])
+        _check_languages(history)
+        region, average = data.get("region"), data.get("average")
+        benchmarks = data.get("benchmarks")
+        return cls(
+            name=data["name"],
+            history=history,
+            settings=data.get("settings") or {},
+            region=RegionFacts(**region) if region else None,
+            texts=[TextFacts(**facts) for facts in data.get("texts") or ()],
+            brake=_brake(data["brake"]) if data.get("brake") else None,
+            average=Forgetting.from_dict(average) if average else None,
+            benchmarks=BenchmarkDrops.from_dict(benchmarks) if benchmarks else None,
+            watch={k: v for k, v in data["history"].items() if k not in ("target", "evaluations")},
+        )
+
+
+def _brake(data: Mapping[str, Any]) -> Brake:
+    """The brake of its settings alone: what they led to follows from the evaluations."""
+    return Brake(**{field.name: data[field.name] for field in fields(Brake) if field.name in data})
+
+
+def shared_measure(runs: Sequence[Run]) -> Measure:
     """The measure of the runs' brakes; nats per byte where there is none, or where they differ.
 
     Nats per byte also where the brake compares perplexities and some language has no ratio.
     """
-    measures = {run["brake"]["measure"] for run in runs if run.get("brake")}
-    measure = measures.pop() if len(measures) == 1 else NATS
-    evaluations = [one for run in runs for one in run["history"]["evaluations"]]
-    if measure == "perplexity" and any(
-        language["perplexity_ratio"] is None
-        for one in evaluations
-        for language in one["forgetting"]["languages"].values()
-    ):
-        return NATS
+    measures = {run.brake.measure for run in runs if run.brake is not None}
+    if len(measures) != 1:
+        return "nats_per_byte"
+    (measure,) = measures
+    changes = [evaluation.forgetting for run in runs for evaluation in run.evaluations]
+    languages = [language for change in changes for language in change.languages.values()]
+    if measure == "perplexity" and any(one.perplexity_ratio is None for one in languages):
+        return "nats_per_byte"
     return measure
 
 
-def losses(forgetting: Mapping[str, Any], measure: str) -> dict[str, float]:
-    """Held-out language → what it lost: nats per byte, or per cent of what the base had."""
-    languages = forgetting["languages"].items()
-    if measure == "relative":
-        return {code: 100 * language["relative"] for code, language in languages}
-    if measure == "perplexity":
-        return {code: 100 * (language["perplexity_ratio"] - 1) for code, language in languages}
-    return {code: language["delta_nll_per_byte"] for code, language in languages}
-
-
-def mean_loss(forgetting: Mapping[str, Any], measure: str) -> float:
-    return fmean(losses(forgetting, measure).values())
-
-
-def worst_loss(forgetting: Mapping[str, Any], measure: str) -> float:
-    return max(losses(forgetting, measure).values())
-
-
-def interval(
-    evaluation: Mapping[str, Any], language: str, measure: str
-) -> tuple[float, float] | None:
-    """95% interval of what ``language`` lost; None without one."""
-    change, after = evaluation["forgetting"]["languages"][language], evaluation["figures"][language]
-    nats = change.get("interval")
-    if nats is None:
-        return None
-    if measure == "relative":
-        # Of the base on the documents of this evaluation, which may be a subsample.
-        before = after["nll"] / after["bytes"] - change["delta_nll_per_byte"]
-        return 100 * nats[0] / before, 100 * nats[1] / before
-    if measure == "perplexity":
-        per_token = after["bytes"] / after["tokens"]
-        low, high = (100 * math.expm1(per_token * nat) for nat in nats)
-        return low, high
-    return nats[0], nats[1]
-
-
-def mean_interval(forgetting: Mapping[str, Any], measure: str) -> tuple[float, float] | None:
-    """95% interval of the mean loss; None without one, as in perplexity."""
-    name = {NATS: "mean_interval", "relative": "relative_mean_interval"}.get(measure)
-    found = forgetting.get(name) if name else None
-    if found is None:
-        return None
-    scale = 1 if measure == NATS else 100
-    return scale * found[0], scale * found[1]
-
-
-def limit(run: Mapping[str, Any], name: str, measure: str) -> float | None:
-    """The brake's limit for a language, ``mean`` or ``worst``; None without one in ``measure``."""
-    brake = run.get("brake")
-    if not brake or brake["measure"] != measure or name not in brake["limits"]:
-        return None
-    return brake["limits"][name] * (1 if measure == NATS else 100)
-
-
-def model_evaluation(run: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The evaluation of the model that the run left: the brake's choice, else the last one."""
-    evaluations = run["history"]["evaluations"]
-    if brake := run.get("brake"):
-        for evaluation in evaluations:
-            if evaluation["step"] == brake["model_step"]:
-                return evaluation
-    return evaluations[-1]
-
-
-def has_courses(runs: Sequence[Mapping[str, Any]]) -> bool:
+def have_courses(runs: Sequence[Run]) -> bool:
     """Whether a run was evaluated on its way, or braked: not just one model beside its base."""
-    return any(len(run["history"]["evaluations"]) > 2 or run.get("brake") for run in runs)
+    return any(len(run.evaluations) > 2 or run.brake is not None for run in runs)
+
+
+def read_runs(path: Path, name: str) -> list[Run]:
+    """The runs in a folder of ``train``, ``forgetting`` or ``quickstart``, or in a history's file.
+
+    A single run is called ``name``. Raises ``UserError`` where there is none, or one that cannot be
+    read.
+    """
+    if path.is_file():
+        return [_parsed({"name": name, "history": _json(path)}, path)]
+    results_path = path / "results.json"
+    results = _json(results_path) if results_path.is_file() else {}
+    held = results.get("runs")
+    if isinstance(held, list):  # forgetting, or an earlier report
+        runs = [_parsed(data, results_path) for data in held]
+        return [_parsed({**held[0], "name": name}, results_path)] if len(runs) == 1 else runs
+    if isinstance(held, dict):  # quickstart
+        settings = flat(_recipe(path))
+        return [
+            _parsed({"name": called, "history": history, "settings": settings}, results_path)
+            for called, history in held.items()
+        ]
+    if (path / FORGETTING).is_file():
+        known = {key: results.get(key) for key in ("region", "texts", "brake")}
+        average, settings = results.get("forgetting_of_average"), flat(_recipe(path))
+        data = {"name": name, "history": _json(path / FORGETTING), "settings": settings}
+        return [_parsed({**data, **known, "average": average}, path / FORGETTING)]
+    raise UserError(
+        f"expected a folder of train, forgetting or quickstart, or a {FORGETTING}, at {path}, and "
+        f"there is {'no evaluation in it' if path.is_dir() else 'nothing'}; give a run whose watch "
+        "was on"
+    )
+
+
+def _parsed(data: Mapping[str, Any], path: Path) -> Run:
+    try:
+        return Run.from_dict(data)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"expected the evaluations that a ForgettingTracker of this version writes in {path}, "
+            f"and they cannot be read ({error}); give another file"
+        ) from error
+
+
+def _check_languages(history: History) -> None:
+    """``ValueError`` unless every evaluation is of the same languages."""
+    languages = history.base.figures.keys()
+    for evaluation in history.evaluations:
+        if (
+            evaluation.figures.keys() != languages
+            or evaluation.forgetting.languages.keys() != languages - {history.target}
+        ):
+            raise ValueError(
+                f"step {evaluation.step} is not of the languages of the first evaluation"
+            )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; give another run") from error
+    if not isinstance(data, dict):
+        raise UserError(f"expected a mapping in {path}, got {type(data).__name__}; give a run")
+    return data
+
+
+def _recipe(folder: Path) -> Mapping[str, Any]:
+    path = folder / "recipe.yaml"
+    try:
+        return yaml12.load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}; give another run") from error

@@ -1,26 +1,16 @@
 """The plots of runs: course, panels, plane, and what each language lost."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from freezetrain.errors import UserError
+from freezetrain.evaluation import Evaluation
+from freezetrain.evaluation.brake import Measure
 from freezetrain.formats import language_label
 from freezetrain.report.charts import ROW, dot_rows
-from freezetrain.report.run import (
-    NATS,
-    UNITS,
-    interval,
-    limit,
-    losses,
-    mean_interval,
-    mean_loss,
-    measure_of,
-    model_evaluation,
-    worst_loss,
-)
+from freezetrain.report.run import UNITS, Run, shared_measure
 from freezetrain.report.style import (
     CARD,
     FONT,
@@ -39,24 +29,23 @@ _MARKED = 16  # marks on a line
 
 GAIN = "target_gain"
 
-TITLES = {
+_TITLES = {
     "mean": "loss, mean of the held-out",
     "worst": "loss, worst of the held-out",
     GAIN: "gain of the target",
 }
 
 
-def course_figure(runs: Sequence[Mapping[str, Any]], width: float) -> Figure:
+def course_figure(runs: Sequence[Run], width: float) -> Figure:
     """Mean and worst loss of the held-out languages, in the brakes' measure, with their limits;
     and the gain of the target where all runs have one, in nats per byte."""
-    measure = measure_of(runs)
-    key = marks(run["name"] for run in runs)
+    measure = shared_measure(runs)
+    key = marks(run.name for run in runs)
     # Large hollow marks first, so that the small filled ones stay visible where both coincide.
-    chosen = dict(sorted(key.items(), key=lambda item: -item[1].size))
-    by_name = {run["name"]: run for run in runs}
-    parts = {part: TITLES[part] for part in ("mean", "worst")}
-    if all(run["history"]["evaluations"][-1]["forgetting"][GAIN] is not None for run in runs):
-        parts[GAIN] = TITLES[GAIN]
+    ordered = sorted(runs, key=lambda run: -key[run.name].size)
+    parts = {part: _TITLES[part] for part in ("mean", "worst")}
+    if all(run.history.target is not None for run in runs):
+        parts[GAIN] = _TITLES[GAIN]
     columns = len(parts) if width > WIDE else 1
     rows = len(parts) // columns
     figure = new_figure(width, 30 + 230 * rows)
@@ -64,9 +53,9 @@ def course_figure(runs: Sequence[Mapping[str, Any]], width: float) -> Figure:
     for (part, title), axes in zip(parts.items(), panels, strict=True):
         dress(axes, grid="y")
         axes.axhline(0, color=MUTED, linewidth=1, zorder=1.5)
-        for name, mark in chosen.items():
-            _line(axes, by_name[name], part, measure, mark)
-        unit = UNITS[NATS] if part == GAIN else UNITS[measure]
+        for run in ordered:
+            _line(axes, run, part, measure, key[run.name])
+        unit = UNITS["nats_per_byte"] if part == GAIN else UNITS[measure]
         axes.set_title(f"{title}\n{unit}", loc="left", size=FONT, color=INK)
         axes.set_xlabel("optimizer steps")
         axes.xaxis.set_major_locator(ticks(4, integer=True))
@@ -75,19 +64,37 @@ def course_figure(runs: Sequence[Mapping[str, Any]], width: float) -> Figure:
     return figure
 
 
-def _line(axes: Axes, run: Mapping[str, Any], part: str, measure: str, mark: Mark) -> None:
-    evaluations = run["history"]["evaluations"]
+def scaled(value: float, measure: Measure) -> float:
+    """A loss as axes show it: nats per byte, or per cent."""
+    return value if measure == "nats_per_byte" else 100 * value
+
+
+def _line(axes: Axes, run: Run, part: str, measure: Measure, mark: Mark) -> None:
     if part == GAIN:
-        values = [evaluation["forgetting"][GAIN] for evaluation in evaluations]
+        values = [_gain(evaluation) for evaluation in run.evaluations]
     else:
-        loss = mean_loss if part == "mean" else worst_loss
-        values = [loss(evaluation["forgetting"], measure) for evaluation in evaluations]
-    steps = [evaluation["step"] for evaluation in evaluations]
+        values = [scaled(e.loss(part, measure).value, measure) for e in run.evaluations]
+    steps = [evaluation.step for evaluation in run.evaluations]
     every = max(1, len(steps) // _MARKED)
     axes.plot(steps, values, linewidth=1.5, markevery=every, **mark.options())
-    height = None if part == GAIN else limit(run, part, measure)
-    if height is not None:
-        axes.axhline(height, color=mark.colour, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1.6)
+    if part != GAIN:
+        _limit_line(axes, run, part, measure, mark)
+
+
+def _gain(evaluation: Evaluation) -> float:
+    gain = evaluation.forgetting.target_gain
+    assert gain is not None
+    return gain
+
+
+def _limit_line(axes: Axes, run: Run, name: str, measure: Measure, mark: Mark) -> float | None:
+    """Draw the brake's limit and return its height; None where there is none."""
+    limit = run.limit(name, measure)
+    if limit is None:
+        return None
+    height = scaled(limit, measure)
+    axes.axhline(height, color=mark.colour, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1.6)
+    return height
 
 
 SIZE = (150.0, 100.0)  # px of one panel
@@ -96,10 +103,10 @@ _MARKED_IN_PANEL = 8  # marks on a line
 
 
 def panel_figure(
-    runs: Sequence[Mapping[str, Any]],
+    runs: Sequence[Run],
     language: str,
     chosen: Mapping[str, Mark],
-    measure: str,
+    measure: Measure,
     across: tuple[float, float],
     up: tuple[float, float],
 ) -> Figure:
@@ -113,8 +120,8 @@ def panel_figure(
     dress(axes, grid="y")
     axes.axhline(0, color=MUTED, linewidth=1, zorder=1.5)
     for run in runs:
-        if language in run["history"]["evaluations"][0]["forgetting"]["languages"]:
-            _panel_line(axes, run, language, chosen[run["name"]], measure)
+        if language in run.model.forgetting.languages:
+            _panel_line(axes, run, language, chosen[run.name], measure)
     axes.set_xlim(across)
     axes.set_ylim(up)
     axes.xaxis.set_major_locator(ticks(3, integer=True))
@@ -123,28 +130,26 @@ def panel_figure(
     return figure
 
 
-def _panel_line(
-    axes: Axes, run: Mapping[str, Any], language: str, mark: Mark, measure: str
-) -> None:
-    evaluations = run["history"]["evaluations"]
-    steps = [evaluation["step"] for evaluation in evaluations]
-    values = [losses(one["forgetting"], measure)[language] for one in evaluations]
-    bands = [interval(one, language, measure) for one in evaluations]
-    known = [(step, *band) for step, band in zip(steps, bands, strict=True) if band]
-    if known:
-        places, low, high = zip(*known, strict=True)
+def _panel_line(axes: Axes, run: Run, language: str, mark: Mark, measure: Measure) -> None:
+    steps = [evaluation.step for evaluation in run.evaluations]
+    losses = [evaluation.loss(language, measure) for evaluation in run.evaluations]
+    bands = [
+        (step, scaled(loss.interval[0], measure), scaled(loss.interval[1], measure))
+        for step, loss in zip(steps, losses, strict=True)
+        if loss.interval is not None
+    ]
+    if bands:
+        places, low, high = zip(*bands, strict=True)
         axes.fill_between(places, low, high, color=mark.colour, alpha=0.18, linewidth=0)
     axes.plot(
         steps,
-        values,
+        [scaled(loss.value, measure) for loss in losses],
         linewidth=1.3,
         markevery=max(1, len(steps) // _MARKED_IN_PANEL),
-        label=run["name"],
+        label=run.name,
         **mark.options() | {"markersize": mark.size * 0.7, "markeredgewidth": 1.1},
     )
-    height = limit(run, language, measure)
-    if height is not None:
-        axes.axhline(height, color=mark.colour, linewidth=1, linestyle=(0, (5, 3)), zorder=1.6)
+    _limit_line(axes, run, language, measure, mark)
 
 
 def key_figure(mark: Mark) -> Figure:
@@ -161,26 +166,22 @@ def key_figure(mark: Mark) -> Figure:
 _MARKED_IN_PLANE = 40  # evaluations of a run that are all marked; of more, every so many
 
 
-def plane_figure(
-    runs: Sequence[Mapping[str, Any]], width: float, *, ground: str | None = None
-) -> Figure:
+def plane_figure(runs: Sequence[Run], width: float, *, ground: str | None = None) -> Figure:
     """A course for each of ``runs`` from the base at 0, a mark for each evaluation.
 
-    ``runs``: mappings with ``name``, ``history`` (as ``History.to_dict`` gives it) and, where there
-    is one, ``brake``; ``width`` in pixels; ``ground``: a colour, None for the page's. Up is the
-    mean loss of the held-out languages in the brakes' measure, in nats per byte where there is
-    none.
+    ``width`` in pixels; ``ground``: a colour, None for the page's. Up is the mean loss of the
+    held-out languages in the brakes' measure, in nats per byte where there is none.
 
     Raises ``UserError`` for a run without a target language.
     """
     for run in runs:
-        if run["history"]["target"] is None:
+        if run.history.target is None:
             raise UserError(
-                f"expected a target language, and the run {run['name']!r} has none, so that there "
+                f"expected a target language, and the run {run.name!r} has none, so that there "
                 "is no gain to draw; give the tracker a target"
             )
-    measure = measure_of(runs)
-    chosen = marks(run["name"] for run in runs)
+    measure = shared_measure(runs)
+    chosen = marks(run.name for run in runs)
     figure = new_figure(width, min(440, 0.8 * width + 60))
     if ground is not None:
         figure.patch.set(facecolor=ground, alpha=1)
@@ -189,8 +190,8 @@ def plane_figure(
     axes.axhline(0, color=MUTED, linewidth=1, zorder=1.5)
     axes.axvline(0, color=MUTED, linewidth=1, zorder=1.5)
     for run in runs:
-        _course(axes, run, chosen[run["name"]], measure)
-        _limit(axes, run, chosen[run["name"]], measure)
+        _course(axes, run, chosen[run.name], measure)
+        _limit(axes, run, chosen[run.name], measure)
     for run in runs:
         _model(axes, run, measure)
     axes.margins(0.09)
@@ -204,25 +205,18 @@ def plane_figure(
     return figure
 
 
-def _place(evaluation: Mapping[str, Any], measure: str) -> tuple[float, float]:
-    change = evaluation["forgetting"]
-    return change["target_gain"], mean_loss(change, measure)
+def _course(axes: Axes, run: Run, mark: Mark, measure: Measure) -> None:
+    gains = [_gain(evaluation) for evaluation in run.evaluations]
+    losses = [scaled(e.loss("mean", measure).value, measure) for e in run.evaluations]
+    every = -(-len(gains) // _MARKED_IN_PLANE)
+    axes.plot(gains, losses, linewidth=1.5, markevery=every, label=run.name, **mark.options())
 
 
-def _course(axes: Axes, run: Mapping[str, Any], mark: Mark, measure: str) -> None:
-    places = [_place(evaluation, measure) for evaluation in run["history"]["evaluations"]]
-    every = -(-len(places) // _MARKED_IN_PLANE)
-    gains, losses = zip(*places, strict=True)
-    axes.plot(gains, losses, linewidth=1.5, markevery=every, label=run["name"], **mark.options())
-
-
-def _limit(axes: Axes, run: Mapping[str, Any], mark: Mark, measure: str) -> None:
-    height = limit(run, "mean", measure)
+def _limit(axes: Axes, run: Run, mark: Mark, measure: Measure) -> None:
+    height = _limit_line(axes, run, "mean", measure, mark)
     if height is not None:
-        axes.axhline(height, color=mark.colour, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1.6)
-        written = f"{height:g}" if measure == NATS else f"{height:g}%"
         axes.annotate(
-            f"limit of {run['name']}: {written}"[:60],
+            f"limit of {run.name}: {height:g}{'' if measure == 'nats_per_byte' else '%'}"[:60],
             (0, height),
             xycoords=("axes fraction", "data"),
             xytext=(4, 3),
@@ -233,17 +227,17 @@ def _limit(axes: Axes, run: Mapping[str, Any], mark: Mark, measure: str) -> None
         )
 
 
-def _model(axes: Axes, run: Mapping[str, Any], measure: str) -> None:
+def _model(axes: Axes, run: Run, measure: Measure) -> None:
     """A ring around the model that the run left, with its intervals as a cross.
 
     Its step is written beside it where the run went on from there.
     """
-    evaluation = model_evaluation(run)
-    gain, loss = _place(evaluation, measure)
-    change = evaluation["forgetting"]
-    if across := change.get("target_gain_interval"):
+    mean = run.model.loss("mean", measure)
+    gain, loss = _gain(run.model), scaled(mean.value, measure)
+    if across := run.model.forgetting.target_gain_interval:
         axes.plot(across, [loss, loss], color=MUTED, linewidth=1, zorder=2.2)
-    if up := mean_interval(change, measure):
+    if mean.interval is not None:
+        up = [scaled(end, measure) for end in mean.interval]
         axes.plot([gain, gain], up, color=MUTED, linewidth=1, zorder=2.2)
     axes.plot(
         [gain],
@@ -256,10 +250,10 @@ def _model(axes: Axes, run: Mapping[str, Any], measure: str) -> None:
         linestyle="none",
         zorder=4,
     )
-    if evaluation is run["history"]["evaluations"][-1]:
+    if run.model is run.history.last:
         return
     axes.annotate(
-        f"step {evaluation['step']:,}",
+        f"step {run.model.step:,}",
         (gain, loss),
         xytext=(-12, 4),
         textcoords="offset points",
@@ -269,51 +263,42 @@ def _model(axes: Axes, run: Mapping[str, Any], measure: str) -> None:
     )
 
 
-def forgetting_figure(runs: Sequence[Mapping[str, Any]], width: float) -> Figure:
+def forgetting_figure(runs: Sequence[Run], width: float) -> Figure:
     """Above, the gain of the target language on a scale of its own; below, a row for each held-out
     language, the one that the last run forgot most on top; lines are 95% intervals. Nats per byte.
 
     The gain is left out where a run has no target, or the runs have several. Only languages that
     are held out in all runs have a row.
     """
-    last = {run["name"]: model_evaluation(run)["forgetting"] for run in runs}
-    key = marks(last)
-    order = common_languages(runs)
+    key = marks(run.name for run in runs)
     # Large hollow marks first, so that the small filled ones stay visible where both coincide.
-    chosen = dict(sorted(key.items(), key=lambda item: -item[1].size))
-    targets = {change["target"] for change in last.values()}
+    ordered = sorted(runs, key=lambda run: -key[run.name].size)
+    targets = {run.history.target for run in runs}
     target = targets.pop() if len(targets) == 1 else None
+    order = common_languages(runs)
     figure = new_figure(width, (100 if target is None else 190) + ROW * len(order))
     if target is not None:
         heights = [ROW, ROW * len(order)]
         above, below = figure.subplots(2, 1, height_ratios=heights)
-        gains = {name: [last[name]["target_gain"]] for name in chosen}
-        spans = {name: [last[name].get("target_gain_interval")] for name in chosen}
-        dot_rows(above, [language_label(target)], gains, chosen, spans)
+        gains = {run.name: [_gain(run.model)] for run in ordered}
+        spans = {run.name: [run.model.forgetting.target_gain_interval] for run in ordered}
+        dot_rows(above, [language_label(target)], gains, key, spans)
         above.set_xlabel("gain: fall of the loss, nats per byte →")
         above.set_title("target language, trained on", loc="left", size=FONT, color=INK)
         below.set_title("held-out languages, only watched", loc="left", size=FONT, color=INK)
     else:
         below = figure.add_subplot()
-    _held_out(below, last, order, chosen)
+    losses = {run.name: [run.model.loss(language) for language in order] for run in ordered}
+    values = {name: [loss.value for loss in of_run] for name, of_run in losses.items()}
+    bands = {name: [loss.interval for loss in of_run] for name, of_run in losses.items()}
+    dot_rows(below, [language_label(language) for language in order], values, key, bands)
+    below.set_xlabel("forgotten: rise of the loss, nats per byte →")
     legend(figure, key)
     return figure
 
 
-def common_languages(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def common_languages(runs: Sequence[Run]) -> list[str]:
     """Those held out in all runs, the one that the last run forgot most first."""
-    held_out = [model_evaluation(run)["forgetting"]["languages"] for run in runs]
-    common = [code for code in held_out[-1] if all(code in of_run for of_run in held_out)]
-    return sorted(common, key=lambda code: -held_out[-1][code]["delta_nll_per_byte"])
-
-
-def _held_out(
-    axes: Axes, last: Mapping[str, Any], order: Sequence[str], chosen: Mapping[str, Mark]
-) -> None:
-    values, spans = {}, {}
-    for name in chosen:
-        languages = last[name]["languages"]
-        values[name] = [languages[code]["delta_nll_per_byte"] for code in order]
-        spans[name] = [languages[code].get("interval") for code in order]
-    dot_rows(axes, [language_label(code) for code in order], values, chosen, spans)
-    axes.set_xlabel("forgotten: rise of the loss, nats per byte →")
+    *others, last = [run.model.forgetting.languages for run in runs]
+    common = [language for language in last if all(language in held_out for held_out in others)]
+    return sorted(common, key=lambda language: -last[language].delta_nll_per_byte)

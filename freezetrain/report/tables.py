@@ -1,11 +1,15 @@
-"""All figures of the report as tables of written cells."""
+"""Tables of written cells: what compare, paper and quickstart still make their tables with."""
 
+import csv
+import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+from freezetrain.files import write_text
 from freezetrain.formats import (
     percent,
     seconds,
@@ -79,3 +83,23 @@ def _spaced(name: str) -> str:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def write_csv(
+    rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], columns: Sequence[str]
+) -> None:
+    """Write ``rows`` with a header of ``columns``, numbers in full; None is an empty field."""
+    written = io.StringIO()
+    writer = csv.DictWriter(written, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, written.getvalue())
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """``lines`` of cells as a table, whatever the cells hold."""
+    return "\n".join(f"| {' | '.join(map(_escaped, cells))} |" for cells in lines)
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

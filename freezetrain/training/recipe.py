@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from freezetrain.evaluation.limits import Braking
+from freezetrain.evaluation.brake import Brake
 from freezetrain.recipe.check import check, check_shares, check_temperature
 from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.sources import (
@@ -194,7 +194,7 @@ class TrainRecipe:
     """On what it is trained."""
     watch: Watch = field(default_factory=Watch)
     """What is watched for forgetting."""
-    brake: Braking | None = None
+    brake: Brake | None = None
     """How much may be forgotten, and what follows. None: any amount."""
     checkpoint_every: int = 100
     """Optimizer steps between checkpoints; a run that was stopped resumes from the last one."""
@@ -271,7 +271,7 @@ class TrainRecipe:
                 check(getattr(self, name) is None, name, expected, getattr(self, name))
             check(averaged is None, "optimization.ema_decay", expected, averaged)
 
-    def _check_brake(self, brake: Braking) -> None:
+    def _check_brake(self, brake: Brake) -> None:
         """The brake needs evaluations, and, to go back, weights that those are of."""
         expected = "left out where the watch is off"
         check(not self.watch.off, "brake", expected, brake.limits)

@@ -21,14 +21,16 @@ from freezetrain.callbacks import (
     WeightAverage,
 )
 from freezetrain.data.texts import progress_bars
-from freezetrain.evaluation import forgetting, forgetting_table
-from freezetrain.evaluation.tables import texts_rows, texts_table
+from freezetrain.evaluation import Forgetting, forgetting, forgetting_table
+from freezetrain.evaluation.texts import TextFacts, text_facts, texts_table
 from freezetrain.files import require_space
 from freezetrain.measuring.held_out import held_out_documents, window_length
 from freezetrain.models import check_fit, load_tokenizer, local_folder, stored_dtype
 from freezetrain.ranks import current_launch
 from freezetrain.regions import Region, decoder_blocks
-from freezetrain.report.runs import PAGE, train_run
+from freezetrain.report.page import flat
+from freezetrain.report.run import FORGETTING, RegionFacts, Run
+from freezetrain.report.runs import PAGE
 from freezetrain.report.runs_page import render_runs
 from freezetrain.run_folder import Outcome
 from freezetrain.training.checkpoints import latest_checkpoint
@@ -59,11 +61,11 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = 
     if table:
         Console().print(data.table())
     parts = make_parts(plan, tokenizer, data, folder, table)
-    texts = None
+    texts: list[TextFacts] = []
     if parts.tracker is not None:
-        texts = texts_rows(parts.tracker.documents, tokenizer)
+        texts = text_facts(parts.tracker.documents, tokenizer)
         if table:
-            Console().print(texts_table(texts, title="held-out texts"))
+            Console().print(texts_table(texts, "held-out texts"))
     resumed = latest_checkpoint(folder)
     L.seed_everything(recipe.optimization.seed, verbose=False)
     trainer = fit(
@@ -81,14 +83,13 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = 
     results = {
         "resumed_from": None if resumed is None else resumed.name,
         "data": data.facts(),
-        **({} if texts is None else {"texts": texts}),
+        **({"texts": [asdict(facts) for facts in texts]} if texts else {}),
         **_results(plan, parts, trainer),
     }
     display = _display(plan, parts, folder)
     # A run whose time was used up before its first step has nothing to show.
     if table and parts.tracker is not None and len(parts.tracker.history.evaluations) > 1:
-        name = folder.resolve().name
-        render_runs([train_run(folder, name, asdict(recipe), results)], folder / PAGE)
+        render_runs([_run(plan, parts, folder, texts)], folder / PAGE)
         display.append(f"report: {folder / PAGE}")
     return Outcome(results, display)
 
@@ -166,7 +167,7 @@ def _tracker(
         max_length=window_length(watch, plan.model),
         overlap=watch.overlap,
         batch_tokens=watch.batch_tokens,
-        results_path=folder / "forgetting.json",
+        results_path=folder / FORGETTING,
         overwrite=True,  # the folder is this run's own; the file is one of a start that was killed
         table=table,
     )
@@ -226,19 +227,37 @@ def _results(plan: Plan, parts: Parts, trainer: L.Trainer) -> dict[str, Any]:
     if plan.region is not None:
         results["frozen_entries"] = plan.region.count
         results["freeze"] = asdict(recipe.freeze)
-        results["region"] = region_facts(
-            plan.region, plan.model, file=str(recipe.region), frozen=frozen_how(recipe.freeze)
-        )
+        results["region"] = asdict(_region_facts(plan, plan.region))
     if tracker is not None:
         model = tracker.history.last if parts.brake is None else parts.brake.model
         results["forgetting"] = model.forgetting.to_dict()
-        if parts.export.figures is not None:
-            base = tracker.history.base.figures
-            of_average = forgetting(base, parts.export.figures, tracker.target)
+        if (of_average := _forgetting_of_average(parts)) is not None:
             results["forgetting_of_average"] = of_average.to_dict()
     if parts.brake is not None:
         results["brake"] = parts.brake.results()
     return results
+
+
+def _forgetting_of_average(parts: Parts) -> Forgetting | None:
+    """None where no average of the weights was exported and evaluated."""
+    if parts.tracker is None or parts.export.figures is None:
+        return None
+    base = parts.tracker.history.base.figures
+    return forgetting(base, parts.export.figures, parts.tracker.target)
+
+
+def _run(plan: Plan, parts: Parts, folder: Path, texts: list[TextFacts]) -> Run:
+    """What the report shows."""
+    assert parts.tracker is not None
+    return Run(
+        folder.resolve().name,
+        parts.tracker.history,
+        settings=flat(asdict(plan.recipe)),
+        region=None if plan.region is None else _region_facts(plan, plan.region),
+        texts=texts,
+        brake=None if parts.brake is None else parts.brake.brake,
+        average=_forgetting_of_average(parts),
+    )
 
 
 def _display(plan: Plan, parts: Parts, folder: Path) -> list[Any]:
@@ -279,13 +298,13 @@ def frozen_how(freezing: Freezing) -> str:
     return how + (f": each has the bits that it had {since}" if freezing.clamp is None else "")
 
 
-def region_facts(region: Region, model: nn.Module, *, file: str, frozen: str) -> dict[str, Any]:
-    """For results and report, ready for JSON; ``model`` may be on the meta device.
+def _region_facts(plan: Plan, region: Region) -> RegionFacts:
+    file, frozen = str(plan.recipe.region), frozen_how(plan.recipe.freeze)
+    return region_facts(region, plan.model, file=file, frozen=frozen)
 
-    ``share`` is of all the model's weights. ``coverage`` holds, for each kind of parameter in the
-    decoder blocks that has an entry, layer → share in the region; ``elsewhere`` the shares of
-    parameters outside the blocks. ``frozen`` says what training did to the entries.
-    """
+
+def region_facts(region: Region, model: nn.Module, *, file: str, frozen: str) -> RegionFacts:
+    """What ``region`` is in ``model``, which may be on the meta device."""
     coverage = region.coverage(model)
     blocks = [f"{name}." for name, _ in decoder_blocks(model)]
     by_kind: dict[str, dict[str, float]] = {}
@@ -297,14 +316,14 @@ def region_facts(region: Region, model: nn.Module, *, file: str, frozen: str) ->
             by_kind.setdefault(kind, {})[str(layer)] = share
         elif share:
             elsewhere[name] = share
-    return {
-        "entries": region.count,
-        "share": coverage.model,
-        "file": file,
-        "base": region.base.name if region.base else None,
-        "digest": region.digest,
-        "made": region.made,
-        "frozen": frozen,
-        "coverage": {kind: shares for kind, shares in by_kind.items() if any(shares.values())},
-        "elsewhere": elsewhere,
-    }
+    return RegionFacts(
+        entries=region.count,
+        share=coverage.model,
+        file=file,
+        base=region.base.name if region.base else None,
+        digest=region.digest,
+        made=region.made,
+        frozen=frozen,
+        coverage={kind: shares for kind, shares in by_kind.items() if any(shares.values())},
+        elsewhere=elsewhere,
+    )

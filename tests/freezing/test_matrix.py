@@ -36,7 +36,10 @@ def outcomes(tmp_path_factory) -> Outcomes:
     folder = tmp_path_factory.mktemp("matrix")
     worker = Path(__file__).with_name("matrix_worker.py")
     paths = [Path(freezetrain.__file__).parents[1], Path(__file__).parents[1] / "support"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [sys.executable, worker, folder],
         env=environment,

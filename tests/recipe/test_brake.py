@@ -1,7 +1,7 @@
 import pytest
 
 from freezetrain.errors import UserError
-from freezetrain.evaluation.limits import Braking
+from freezetrain.evaluation.brake import Brake
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.training.recipe import Freezing, TrainRecipe, Watch
@@ -9,7 +9,7 @@ from freezetrain.training.recipe import Freezing, TrainRecipe, Watch
 
 def recipe(action: str = "roll_back", **changes) -> TrainRecipe:
     return TrainRecipe(
-        ModelSource("base"), **{"brake": Braking({"es": 0.05}, action=action), **changes}
+        ModelSource("base"), **{"brake": Brake({"es": 0.05}, action=action), **changes}
     )
 
 
@@ -50,7 +50,7 @@ def test_a_limit_of_a_language_that_is_not_watched_is_refused_before_texts_are_r
         ({"zh": 0.05}, "limits 'zh', which is trained on, is not one of the held-out"),
     ):
         with pytest.raises(UserError, match=said):
-            recipe(brake=Braking(limits), watch=watch, languages=["zh"])
+            recipe(brake=Brake(limits), watch=watch, languages=["zh"])
     limits = {"es": 0.05, "mean": 0.05, "worst": 0.05}
-    assert recipe(brake=Braking(limits), watch=watch, languages=["zh"]).brake.limits == limits
-    assert recipe(brake=Braking({"esp": 0.05})), "only the texts tell which languages there are"
+    assert recipe(brake=Brake(limits), watch=watch, languages=["zh"]).brake.limits == limits
+    assert recipe(brake=Brake({"esp": 0.05})), "only the texts tell which languages there are"

@@ -27,13 +27,15 @@ def make_results(
     target = target or codes[-1]
     level = {code: float(draw.uniform(1.4, 2.6)) for code in codes}
     base = {code: figures(value) for code, value in level.items()}
+    as_json = {code: of_base.to_dict() for code, of_base in base.items()}
     rise = {
         "core": {code: float(draw.uniform(0.2, 0.6)) for code in codes},
         "random": {code: float(draw.normal(0.002, 0.0008)) for code in codes},
         "bottom": {code: float(draw.normal(0, 1e-6)) for code in codes},
     }
-    ablation = {"nothing": base} | {
-        name: {code: figures(level[code] + by[code]) for code in codes} for name, by in rise.items()
+    ablation = {"nothing": as_json} | {
+        name: {code: figures(level[code] + by[code]).to_dict() for code in codes}
+        for name, by in rise.items()
     }
     cost = {code: float(draw.uniform(0.02, 0.25)) for code in codes}
     runs = {}
@@ -48,9 +50,10 @@ def make_results(
                 )
                 for code in codes
             }
-            steps.append(evaluation(step, now if step else base, base, target))
+            steps.append(evaluation(step, now if step else base, base, target).to_dict())
         moved = 0 if name == "core frozen" else 17_681
         runs[name] = {
+            "target": target,
             "evaluations": steps,
             "verify": {"checked": 17_695, "moved": moved, "changed_elsewhere": 4_111_023},
             "final_loss": 3.2517 if moved else 3.2581,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Any
 
@@ -23,7 +24,7 @@ def make_paper(
 ) -> dict[str, Any]:
     draw = np.random.default_rng(5)
     codes = list(languages)
-    before = {code: figures(float(draw.uniform(1.4, 2.6))) for code in codes}
+    before = {code: figures(float(draw.uniform(1.4, 2.6))).to_dict() for code in codes}
     return {
         "model": {
             "name": "base-30",
@@ -33,7 +34,7 @@ def make_paper(
         },
         "settings": {"ratios": list(ratios), "engine": {"kind": "auto"}, "cache": None},
         "languages": {"scored": codes, "core": codes[:6], "evaluated": codes},
-        "texts": texts(codes),
+        "texts": [asdict(facts) for facts in texts(codes)],
         "scores": {
             code: {"method": "taylor", "sequences": 1200 + n, "tokens": 614_400, "loss": 3.25}
             for n, code in enumerate(codes)
@@ -63,7 +64,7 @@ def make_paper(
 def after(before: dict[str, Any], rise: dict[str, float]) -> dict[str, Any]:
     """Figures of each language whose loss has risen by ``rise`` nats per byte."""
     return {
-        code: figures(one["bits_per_byte"] + rise[code] / math.log(2))
+        code: figures(one["bits_per_byte"] + rise[code] / math.log(2)).to_dict()
         for code, one in before.items()
     }
 

@@ -17,7 +17,10 @@ from freezetrain.quickstart.page import render_report
 from freezetrain.report.runs_page import render_runs
 
 FOUND = browser.find()
-pytestmark = pytest.mark.skipif(FOUND is None, reason=f"none of {', '.join(browser.NAMES)} is here")
+pytestmark = [
+    pytest.mark.exhaustive,
+    pytest.mark.skipif(FOUND is None, reason=f"none of {', '.join(browser.NAMES)} is here"),
+]
 CODES = ["ar", "cs", "da", "de", "en", "es", "zh"]
 
 

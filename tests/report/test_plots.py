@@ -15,8 +15,7 @@ from freezetrain.analysis.figures import (
     density,
     entries_figure,
 )
-from freezetrain.report.run_plots import course_figure, forgetting_figure
-from freezetrain.report.style import marks, to_svg
+from freezetrain.report.style import to_svg
 
 WIDTHS = [350, 760]
 
@@ -28,10 +27,6 @@ def series(axes: Axes) -> dict[str, list[float]]:
         for line in axes.lines
         if not str(line.get_label()).startswith("_")
     }
-
-
-def runs_of(results: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"name": name, "history": run} for name, run in results["runs"].items()]
 
 
 def row_names(axes: Axes) -> list[str]:
@@ -61,47 +56,6 @@ def test_ablation_stars_the_languages_that_were_scored(results: dict[str, Any]) 
     (axes,) = ablation_figure(results, 760).axes
     starred = {name.split()[-2] for name in row_names(axes) if name.endswith(" *")}
     assert starred == set(results["score_languages"])
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_forgetting_draws_both_runs_and_the_gain(results: dict[str, Any], width: int) -> None:
-    above, below = forgetting_figure(runs_of(results), width).axes
-    codes = [name.split()[-1] for name in row_names(below)]
-    assert sorted([*codes, "zh"]) == sorted(results["languages"])
-    for name, run in results["runs"].items():
-        before, after = (run["evaluations"][place]["figures"] for place in (0, -1))
-        deltas = {c: (after[c]["nll"] - before[c]["nll"]) / after[c]["bytes"] for c in after}
-        assert series(below)[name] == pytest.approx([deltas[code] for code in codes])
-        assert series(above)[name] == pytest.approx([-deltas["zh"]])
-    assert series(below)["plain"] == sorted(series(below)["plain"], reverse=True)
-    assert row_names(above) == ["Chinese zh"]
-
-
-def test_without_a_target_only_the_held_out_are_drawn(results: dict[str, Any]) -> None:
-    for run in results["runs"].values():
-        for evaluation in run["evaluations"]:
-            evaluation["forgetting"] |= {"target": None, "target_gain": None}
-    assert len(forgetting_figure(runs_of(results), 760).axes) == 1
-    assert len(course_figure(runs_of(results), 760).axes) == 2
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_course_draws_every_evaluation(results: dict[str, Any], width: int) -> None:
-    panels = course_figure(runs_of(results), width).axes
-    of_part = {
-        "mean": lambda change: change["mean"],
-        "worst": lambda change: change["worst"]["delta_nll_per_byte"],
-        "target_gain": lambda change: change["target_gain"],
-    }
-    for axes, part in zip(panels, of_part.values(), strict=True):
-        lines = [line for line in axes.lines if len(np.asarray(line.get_xdata())) > 2]
-        drawn = sorted(list(np.asarray(line.get_ydata())) for line in lines)
-        expected = sorted(
-            [part(evaluation["forgetting"]) for evaluation in run["evaluations"]]
-            for run in results["runs"].values()
-        )
-        np.testing.assert_allclose(drawn, expected, rtol=1e-12)
-        assert all(list(np.asarray(line.get_xdata())) == [*range(0, 61, 10)] for line in lines)
 
 
 def meshes(figure: Figure) -> list[QuadMesh]:
@@ -160,13 +114,6 @@ def test_a_large_matrix_is_binned(results: dict[str, Any]) -> None:
     assert np.asarray(figure.axes[0].images[0].get_array())[..., 3].max() == 255
 
 
-def test_series_differ_by_marker_and_by_colour() -> None:
-    for names in (["core", "random", "bottom"], ["plain", "core frozen"], ["a", "b", "core", "c"]):
-        chosen = marks(names).values()
-        assert len({mark.marker for mark in chosen}) == len(names)
-        assert len({mark.colour for mark in chosen}) == len(names)
-
-
 def test_drawing_changes_neither_results_nor_global_settings(
     make: Callable[..., dict[str, Any]],
 ) -> None:
@@ -176,6 +123,5 @@ def test_drawing_changes_neither_results_nor_global_settings(
     before, settings = copy.deepcopy(results), dict(matplotlib.rcParams)
     for draw in (ablation_figure, entries_figure):
         to_svg(draw(results, 350), "x")
-    to_svg(forgetting_figure(runs_of(results), 350), "x")
     assert results == before
     assert dict(matplotlib.rcParams) == settings

@@ -1,29 +1,30 @@
-"""The plots of the page of runs: what is drawn, against the figures."""
-
-from typing import Any
+"""The plots of runs: what is drawn, against the figures."""
 
 import numpy as np
 import pytest
-from made_runs import make_run
+from made_runs import loss_at, make_run
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.text import Annotation
 
 from freezetrain.errors import UserError
+from freezetrain.evaluation.brake import Brake
+from freezetrain.report.run import Run
 from freezetrain.report.run_plots import (
     course_figure,
     forgetting_figure,
     panel_figure,
     plane_figure,
 )
-from freezetrain.report.style import MOST, marks
+from freezetrain.report.style import MOST, marks, to_svg
 
 WIDTHS = [350, 760]
-BRAKE = {
-    "limits": {"mean": 0.05, "de": 0.02, "worst": 0.1},
-    "measure": "relative",
-    "model_step": 20,
-}
+
+
+def braked(name: str = "a") -> Run:
+    """Limits of the mean and of German; it went back to step 20."""
+    limits = {"mean": 5.0, "worst": 10.0, "de": 1.001 * loss_at(make_run(), 20, "de")}
+    return make_run(name, brake=Brake(limits, "roll_back"))
 
 
 def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
@@ -59,10 +60,10 @@ def test_plane_draws_every_evaluation_and_rings_the_model(width: int) -> None:
     (axes,) = plane_figure(runs, width).axes
     drawn = lines(axes)
     for run in runs:
-        changes = [one["forgetting"] for one in run["history"]["evaluations"]]
-        gains, losses = drawn[run["name"]]
-        assert gains == [change["target_gain"] for change in changes]
-        assert losses == pytest.approx([change["mean"] for change in changes])
+        changes = [evaluation.forgetting for evaluation in run.evaluations]
+        gains, losses = drawn[run.name]
+        assert gains == [change.target_gain for change in changes]
+        assert losses == pytest.approx([change.mean for change in changes])
         assert (gains[0], losses[0]) == (0, 0)
     assert ring(axes) == [(gains[-1], losses[-1]) for gains, losses in (drawn["a"], drawn["b"])]
     assert dashed(axes) == []
@@ -70,29 +71,28 @@ def test_plane_draws_every_evaluation_and_rings_the_model(width: int) -> None:
 
 
 def test_plane_in_the_brakes_measure_with_its_limit_and_the_step_gone_back_to() -> None:
-    run = make_run("a") | {"brake": BRAKE}
+    run = braked()
     (axes,) = plane_figure([run], 760).axes
-    changes = [one["forgetting"] for one in run["history"]["evaluations"]]
     gains, losses = lines(axes)["a"]
-    assert losses == pytest.approx([100 * change["relative_mean"] for change in changes])
-    assert dashed(axes) == [5]
+    expected = [100 * evaluation.forgetting.relative_mean for evaluation in run.evaluations]
+    assert losses == pytest.approx(expected)
+    assert dashed(axes) == [500]
     assert ring(axes) == [(gains[2], losses[2])]
-    assert written(axes) == ["limit of a: 5%", "step 20"]
+    assert written(axes) == ["limit of a: 500%", "step 20"]
 
 
 @pytest.mark.parametrize("measure", ["nats_per_byte", "relative"])
-def test_plane_draws_the_intervals_of_the_model(measure: str) -> None:
-    run = make_run("a")
-    run["brake"] = {"limits": {"mean": 9.0}, "measure": measure, "model_step": 60}
+def test_plane_draws_the_intervals_of_the_model(measure) -> None:
+    run = make_run("a", brake=Brake({"mean": 9.0}, measure=measure))
     (axes,) = plane_figure([run], 760).axes
-    change = run["history"]["evaluations"][-1]["forgetting"]
+    change = run.model.forgetting
     two = [line for line in axes.lines if len(np.asarray(line.get_xdata())) == 2]
-    across = [list(np.asarray(line.get_xdata())) for line in two]
-    up = [list(np.asarray(line.get_ydata())) for line in two]
-    assert change["target_gain_interval"] in across
+    across = [tuple(np.asarray(line.get_xdata())) for line in two]
+    up = [tuple(np.asarray(line.get_ydata())) for line in two]
+    assert change.target_gain_interval in across
     expected = {
-        "nats_per_byte": change["mean_interval"],
-        "relative": [100 * end for end in change["relative_mean_interval"]],
+        "nats_per_byte": change.mean_interval,
+        "relative": tuple(100 * end for end in change.relative_mean_interval),
     }
     assert expected[measure] in up
 
@@ -131,17 +131,33 @@ def test_a_long_name_fits_into_the_figure(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+def test_course_draws_every_evaluation(width: int) -> None:
+    runs = [make_run("a"), make_run("b", factor=0.5)]
+    panels = course_figure(runs, width).axes
+    for axes, part in zip(panels, ("mean", "worst", "gain"), strict=True):
+        courses = [line for line in axes.lines if len(np.asarray(line.get_xdata())) > 2]
+        drawn = sorted(list(np.asarray(line.get_ydata())) for line in courses)
+        expected = sorted(
+            [
+                e.forgetting.target_gain if part == "gain" else e.loss(part).value
+                for e in evaluations
+            ]
+            for evaluations in (run.evaluations for run in runs)
+        )
+        np.testing.assert_allclose(drawn, expected, rtol=1e-12)
+        assert all(list(np.asarray(line.get_xdata())) == [*range(0, 61, 10)] for line in courses)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_course_draws_limits_and_no_gain_without_a_target(width: int) -> None:
-    runs = [make_run("a") | {"brake": BRAKE}, make_run("b", target=None)]
-    mean, worst = course_figure(runs, width).axes
-    assert dashed(mean) == [5]
-    assert dashed(worst) == [10]
-    assert len(course_figure(runs[:1], width).axes) == 3
-    assert dashed(course_figure(runs[:1], width).axes[2]) == []
+    mean, worst = course_figure([braked(), make_run("b", target=None)], width).axes
+    assert dashed(mean) == [500]
+    assert dashed(worst) == [1000]
+    assert dashed(course_figure([braked()], width).axes[2]) == []
 
 
-def panel(runs: list[dict[str, Any]], language: str, measure: str = "nats_per_byte") -> Axes:
-    chosen = marks(run["name"] for run in runs)
+def panel(runs: list[Run], language: str, measure="nats_per_byte") -> Axes:
+    chosen = marks(run.name for run in runs)
     figure = panel_figure(runs, language, chosen, measure, (0, 60), (-0.1, 0.3))
     return figure.axes[0]
 
@@ -152,55 +168,65 @@ def test_panel_draws_each_run_that_has_the_language() -> None:
     drawn = lines(axes)
     assert set(drawn) == {"a", "b"}
     for run in runs[:2]:
-        steps, values = drawn[run["name"]]
+        steps, values = drawn[run.name]
         assert steps == list(range(0, 61, 10))
-        assert values == [
-            one["forgetting"]["languages"]["de"]["delta_nll_per_byte"]
-            for one in run["history"]["evaluations"]
-        ]
+        assert values == [evaluation.loss("de").value for evaluation in run.evaluations]
     assert axes.get_xlim() == (0, 60)
     assert axes.get_ylim() == (-0.1, 0.3)
 
 
 def test_panel_shades_the_interval_and_draws_the_limit() -> None:
-    run = make_run("a") | {"brake": BRAKE}
+    run = braked()
     axes = panel([run], "de", "relative")
     (band,) = axes.collections
     corners = np.asarray(band.get_paths()[0].vertices)
-    last = run["history"]["evaluations"][-1]
-    before = run["history"]["evaluations"][0]["figures"]["de"]
-    scale = 100 * before["bytes"] / before["nll"]
     at_end = corners[corners[:, 0] == 60][:, 1]
-    ends = [scale * end for end in last["forgetting"]["languages"]["de"]["interval"]]
+    base = run.history.base.figures["de"].nll_per_byte
+    ends = [100 * end / base for end in run.history.last.forgetting.languages["de"].interval]
     assert [at_end.min(), at_end.max()] == pytest.approx(ends)
-    assert dashed(axes) == [2]
+    assert dashed(axes) == [100 * run.brake.limits["de"]]
     assert dashed(panel([run], "es", "relative")) == []
+    assert not panel([make_run(noise=None)], "de").collections
 
 
-def test_panel_without_intervals_has_no_band() -> None:
-    run = make_run("a")
-    for evaluation in run["history"]["evaluations"]:
-        evaluation["forgetting"]["languages"]["de"]["interval"] = None
-    assert not panel([run], "de").collections
-
-
-def test_dots_are_of_the_model_with_its_intervals() -> None:
-    runs = [make_run("a") | {"brake": BRAKE}, make_run("b", languages=("en", "de", "zh"))]
-    above, below = forgetting_figure(runs, 760).axes
+@pytest.mark.parametrize("width", WIDTHS)
+def test_dots_are_of_the_model_with_its_intervals(width: int) -> None:
+    runs = [braked(), make_run("b", languages=("en", "de", "zh"))]
+    above, below = forgetting_figure(runs, width).axes
     assert [label.get_text() for label in below.get_yticklabels()] == ["German de", "English en"]
-    model = runs[0]["history"]["evaluations"][2]["forgetting"]
+    assert [label.get_text() for label in above.get_yticklabels()] == ["Chinese zh"]
+    assert runs[0].model.step == 20
+    change = runs[0].model.forgetting
     values, _ = lines(below)["a"]
-    assert values == [model["languages"][c]["delta_nll_per_byte"] for c in ("de", "en")]
-    assert lines(above)["a"][0] == [model["target_gain"]]
-    drawn = [list(np.asarray(line.get_xdata())) for line in below.lines]
-    assert all(model["languages"][code]["interval"] in drawn for code in ("de", "en"))
-    assert model["target_gain_interval"] in [list(np.asarray(x.get_xdata())) for x in above.lines]
+    assert values == [change.languages[code].delta_nll_per_byte for code in ("de", "en")]
+    assert lines(above)["a"][0] == [change.target_gain]
+    drawn = [tuple(np.asarray(line.get_xdata())) for line in below.lines]
+    assert all(change.languages[code].interval in drawn for code in ("de", "en"))
+    assert change.target_gain_interval in [tuple(np.asarray(x.get_xdata())) for x in above.lines]
 
 
-def test_dots_of_runs_with_several_targets_show_no_gain() -> None:
+def test_dots_of_runs_with_several_targets_or_none_show_no_gain() -> None:
     runs = [make_run("a"), make_run("b", target="de")]
     (axes,) = forgetting_figure(runs, 760).axes
     assert {label.get_text() for label in axes.get_yticklabels()} == {"English en", "Spanish es"}
+    assert len(forgetting_figure([make_run(target=None)], 760).axes) == 1
+
+
+def test_drawing_changes_no_run_and_no_global_settings() -> None:
+    import matplotlib
+
+    run, settings = make_run(), dict(matplotlib.rcParams)
+    before = run.to_dict()
+    to_svg(forgetting_figure([run], 350), "x")
+    assert run.to_dict() == before
+    assert dict(matplotlib.rcParams) == settings
+
+
+def test_series_differ_by_marker_and_by_colour() -> None:
+    for names in (["core", "random", "bottom"], ["plain", "core frozen"], ["a", "b", "core", "c"]):
+        chosen = marks(names).values()
+        assert len({mark.marker for mark in chosen}) == len(names)
+        assert len({mark.colour for mark in chosen}) == len(names)
 
 
 def test_as_many_runs_as_are_allowed_look_different() -> None:

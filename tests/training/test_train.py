@@ -20,24 +20,24 @@ def test_facts_follow_from_the_masks(model):
     region = Region.from_masks(masks, made=made)
     facts = region_facts(region, model, file="a.safetensors", frozen="frozen")
     entries = sum(int(mask.sum()) for mask in masks.values())
-    assert facts["entries"] == entries
-    assert facts["share"] == entries / sum(weight.numel() for weight in model.parameters())
+    assert facts.entries == entries
+    assert facts.share == entries / sum(weight.numel() for weight in model.parameters())
     share = {name: mask.double().mean().item() for name, mask in masks.items()}
-    assert facts["coverage"] == {
+    assert facts.coverage == {
         "self_attn.q_proj": {
             str(layer): share[f"model.layers.{layer}.self_attn.q_proj.weight"] for layer in (0, 1)
         },
         "mlp.up_proj": {"0": 0.0, "1": share["model.layers.1.mlp.up_proj.weight"]},
     }
-    assert facts["elsewhere"] == {"lm_head.weight": share["lm_head.weight"]}
-    assert (facts["made"], facts["file"], facts["frozen"]) == (made, "a.safetensors", "frozen")
-    assert facts["base"] is None
+    assert facts.elsewhere == {"lm_head.weight": share["lm_head.weight"]}
+    assert (facts.made, facts.file, facts.frozen) == (made, "a.safetensors", "frozen")
+    assert facts.base is None
 
 
 def test_the_base_is_named(model):
     base = Base("models/base", None, "0")
     region = Region.random(model, 0.1, seed=0, base=base)
-    assert region_facts(region, model, file="x", frozen="y")["base"] == "models/base"
+    assert region_facts(region, model, file="x", frozen="y").base == "models/base"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from freezetrain.errors import UserError
-from freezetrain.evaluation import DocumentSums, Figures, Forgetting, forgetting
+from freezetrain.evaluation import DocumentSums, Figures, Forgetting, forgetting, forgetting_table
 from freezetrain.evaluation.ratio import Resampled, bootstrap_ratios, interval, standard_error
 
 BEFORE = {
@@ -181,3 +181,48 @@ def test_documents_in_another_order_are_refused():
         forgetting({"en": before}, {"en": after.take(range(39, -1, -1))})
     with pytest.raises(UserError, match=r"bytes in 40 documents and .* bytes in 39 documents"):
         forgetting({"en": before}, {"en": after.take(range(39))})
+
+
+TABLE_BEFORE = {name: Figures(100.0, 50, 100) for name in ("en", "de", "fr", "sw")}
+TABLE_AFTER = {
+    name: Figures(nll, 50, 100)
+    for name, nll in (("en", 110.0), ("de", 130.0), ("fr", 95.0), ("sw", 60.0))
+}
+
+
+def test_the_table_has_the_target_then_the_most_forgotten_then_the_mean():
+    table = forgetting_table(TABLE_BEFORE, TABLE_AFTER, "sw")
+    rows = {cells[0].text: [cell.text for cell in cells[1:]] for cells in table.cells()}
+    assert list(rows) == ["sw (target)", "de", "en", "fr"]
+    # exp(130 / 50); 130 / 100; their difference; exp(30 / 50)
+    assert rows["de"] == ["13.5", "1.3000", "+0.3000", "1.822"]
+    foot = [cell.text for cell in table.foot_cells()]
+    # (0.3 + 0.1 - 0.05) / 3, the target left out
+    assert foot == ["mean of 3 held out", "", "", "+0.1167", ""]
+
+
+def test_rows_that_the_table_leaves_out_are_counted_and_stay_in_the_mean():
+    table = forgetting_table(TABLE_BEFORE, TABLE_AFTER, "sw", rows=1)
+    assert [cells[0].text for cells in table.cells()] == ["sw (target)", "de"]
+    assert table.foot_cells()[3].text == "+0.1167"
+    assert table.note == "2 less forgotten languages are not shown"
+
+
+def test_the_table_marks_what_may_be_chance():
+    counts = np.full(20, 50), np.full(20, 100), np.full(20, 9)
+    base = np.linspace(80.0, 120.0, 20)
+    rises = {"en": np.tile([1.0, -1.0], 10), "de": np.tile([1.0, 3.0], 10), "sw": np.full(20, -9.0)}
+    before = {name: DocumentSums(base, *counts) for name in rises}
+    after = {name: DocumentSums(base + rise, *counts) for name, rise in rises.items()}
+    change = forgetting(before, after, "sw")
+    figures = [{name: sums.figures() for name, sums in of.items()} for of in (before, after)]
+    table = forgetting_table(*figures, "sw", found=change)
+    rows = {cells[0].text: cells[3].text for cells in [*table.cells(), table.foot_cells()]}
+    assert rows == {
+        "sw (target)": "−0.0900",
+        "de": "+0.0200",
+        "en": "≈ 0.0000",
+        "mean of 2 held out": "+0.0100",
+    }
+    assert "≈" in table.note
+    assert "≈" not in forgetting_table(*figures, "sw").note  # nothing is known there

@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from freezetrain.analysis.figures import layers_figure
 from freezetrain.errors import UserError
+from freezetrain.paper import figures
 from freezetrain.paper.figures import draw_all
-from freezetrain.report import pictures
 from freezetrain.report.charts import HeatMap, heat_maps
 from freezetrain.report.pictures import save_pictures, to_tensorboard
 
@@ -73,7 +73,7 @@ def test_the_board_holds_each_once_also_of_a_repeated_run(tmp_path):
 
 def test_all_figures_of_the_page_are_drawn(tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(pictures, "paper_figures", lambda results: seen.update(results) or FIGURES)
+    monkeypatch.setattr(figures, "paper_figures", lambda results: seen.update(results) or FIGURES)
     draw_all({"overlap": None}, tmp_path)
     assert seen == {"overlap": None}
     assert (tmp_path / "pictures" / "map.svg").is_file()

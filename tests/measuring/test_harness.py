@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from freezetrain.errors import UserError
-from freezetrain.measuring.harness import Harness, Score, scores_of
+from freezetrain.evaluation.benchmarks import Score
+from freezetrain.measuring.harness import Harness, scores_of
 from freezetrain.measuring.recipe import Benchmarks
 
 TaskManager = pytest.importorskip(
