@@ -96,7 +96,7 @@ def _numbers(by: str, variables: Mapping[str, str], names: tuple[str, ...]) -> l
     return [int(value) for value in values]
 
 
-def run_folder(launch: Launch, out: Path | None, default: Path) -> Path:
+def shared_folder(launch: Launch, out: Path | None, default: Path) -> Path:
     """The folder that all processes of a run share.
 
     Raises UserError where several were started without ``out``: each would choose another.

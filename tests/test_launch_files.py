@@ -11,7 +11,9 @@ import yaml
 
 from freezetrain.cli.command_line import parse
 from freezetrain.cli.verbs import VERBS
-from freezetrain.run_folder import CHANGEABLE
+from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.sources import ModelSource
+from freezetrain.training.recipe import TrainRecipe
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
@@ -90,7 +92,9 @@ def test_workflow_runs_what_is_there():
 def test_launching_names_verbs_fields_and_files_that_are_there():
     for verb in re.findall(r"freezetrain (\w+) -?", LAUNCHING):
         assert verb in VERBS
-    for field in CHANGEABLE:
+    for field in TrainRecipe(
+        ModelSource("base"), optimization=Optimization(batch_tokens=4096)
+    ).changeable:
         assert f"`{field}`" in LAUNCHING
     for path in re.findall(r"docker/[\w.]+", LAUNCHING):
         assert (ROOT / path).is_file(), path

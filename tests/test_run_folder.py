@@ -3,20 +3,31 @@ import fcntl
 import os
 import shutil
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pytest
 
 from freezetrain.errors import CheckError, UserError
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import ModelSource
-from freezetrain.run_folder import claimed
+from freezetrain.run_folder import Outcome, claimed, write_outcome
 from freezetrain.training.recipe import TrainRecipe
 
 
 @dataclass
 class Recipe:
+    changeable: ClassVar = ("engine.devices",)
+    GROWS: ClassVar = ("seeds",)
+
     steps: int = 1
     words: list[str] = field(default_factory=lambda: ["no"])
+    engine: dict[str, int] = field(default_factory=lambda: {"devices": 1, "stage": 2})
+    seeds: list[int] = field(default_factory=lambda: [0])
+
+
+def start(folder, recipe=None, resumable=True):
+    with claimed(folder, recipe or Recipe(), resumable):
+        pass
 
 
 def test_bad_input_leaves_no_trace(tmp_path):
@@ -35,21 +46,54 @@ def test_what_a_failed_job_left_is_kept(tmp_path):
         folder = tmp_path / str(error)
         with pytest.raises(type(error), match=str(error)):
             job(folder, error)
-        assert sorted(path.name for path in folder.iterdir()) == ["recipe.yaml", "score.txt"]
+        assert sorted(os.listdir(folder)) == ["recipe.yaml", "score.txt"]
 
 
-def test_resumable_takes_the_same_recipe_only(tmp_path):
-    with claimed(tmp_path / "out", Recipe(), resumable=True):
-        pass
-    with claimed(tmp_path / "out", Recipe(), resumable=True):
-        pass
-    with (
-        pytest.raises(UserError, match="another run, with another steps, words"),
-        claimed(tmp_path / "out", Recipe(2, ["yes"]), resumable=True),
-    ):
-        pass
-    with pytest.raises(UserError, match="not empty"), claimed(tmp_path / "out", Recipe()):
-        pass
+def test_a_run_is_resumed_by_the_same_recipe_but_for_what_its_type_lets_change(tmp_path):
+    folder = tmp_path / "out"
+    start(folder)
+    written = (folder / "recipe.yaml").read_text()
+    start(folder)
+    start(folder, Recipe(engine={"devices": 8, "stage": 2}))
+    assert (folder / "recipe.yaml").read_text() == written
+    with pytest.raises(UserError, match="another run, with another steps, words; give"):
+        start(folder, Recipe(2, ["yes"]))
+    with pytest.raises(UserError, match=r"with another engine\.stage"):
+        start(folder, Recipe(engine={"devices": 8, "stage": 3}))
+    with pytest.raises(UserError, match="not empty"):
+        start(folder, resumable=False)
+    (folder / "recipe.yaml").unlink()
+    (folder / "notes.txt").touch()
+    with pytest.raises(UserError, match="not empty"):
+        start(folder)
+    with pytest.raises(UserError, match=r"notes.txt is a file"):
+        start(folder / "notes.txt")
+
+
+def test_a_recipe_that_grows_takes_the_place_of_the_earlier_one(tmp_path):
+    seen = []
+
+    def run(recipe, error=None):
+        with claimed(tmp_path / "out", recipe, resumable=True):
+            seen.append(files())
+            if error is not None:
+                raise error
+        write_outcome(tmp_path / "out", "compare", Outcome({"seeds": recipe.seeds}))
+
+    def files():
+        return {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+
+    run(Recipe())
+    before = files()
+    run(Recipe())
+    assert seen[-1] == before
+    with pytest.raises(UserError, match="bad"):
+        run(Recipe(seeds=[0, 1]), UserError("bad"))
+    assert list(seen[-1]) == ["recipe.yaml"], "results are to be made anew"
+    assert files() == before
+    run(Recipe(seeds=[0, 1]))
+    assert files().keys() == before.keys()
+    assert all(files()[name] != content for name, content in before.items())
 
 
 def test_a_start_that_was_killed_while_it_wrote_the_recipe_is_started_again(tmp_path, monkeypatch):
@@ -59,38 +103,34 @@ def test_a_start_that_was_killed_while_it_wrote_the_recipe_is_started_again(tmp_
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
         patch.setattr(shutil, "rmtree", killed)
-        with pytest.raises(KeyboardInterrupt), claimed(tmp_path, Recipe(), resumable=True):
-            pass
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path)
     assert any(tmp_path.iterdir())
-    with claimed(tmp_path, Recipe(), resumable=True):
-        assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+    start(tmp_path)
+    assert os.listdir(tmp_path) == ["recipe.yaml"]
 
 
 def test_the_micro_batch_may_change_where_it_is_not_the_optimizer_step(tmp_path):
-    def start(folder, micro_batch, batch_tokens):
+    def train(folder, micro_batch, batch_tokens):
         settings = Optimization(micro_batch=micro_batch, batch_tokens=batch_tokens)
-        recipe = TrainRecipe(ModelSource("base"), optimization=settings)
-        with claimed(tmp_path / folder, recipe, resumable=True):
-            pass
+        start(tmp_path / folder, TrainRecipe(ModelSource("base"), optimization=settings))
 
-    start("told", 4, 4096)
-    start("told", 2, 4096)
-    start("follows", 4, None)
+    train("given", 4, 4096)
+    train("given", 2, 4096)
+    train("follows", 4, None)
     with pytest.raises(UserError, match=r"with another optimization\.micro_batch"):
-        start("follows", 2, None)
-    start("follows", 4, None)
+        train("follows", 2, None)
+    train("follows", 4, None)
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    with (
-        claimed(tmp_path / "out", Recipe(), resumable=True),
-        pytest.raises(UserError, match="another process is at work"),
-        claimed(tmp_path / "out", Recipe(), resumable=True),
-    ):
-        pass
-    assert (tmp_path / "out" / "recipe.yaml").exists()
-    with claimed(tmp_path / "out", Recipe(), resumable=True):
-        pass
+    for recipe in (Recipe(), Recipe(seeds=[0, 1])):
+        with (
+            claimed(tmp_path / "out", recipe, resumable=True),
+            pytest.raises(UserError, match="another process is at work"),
+        ):
+            start(tmp_path / "out", recipe)
+        assert (tmp_path / "out" / "recipe.yaml").exists()
 
 
 def test_a_lock_is_one_that_nfs_gives(tmp_path, monkeypatch):
@@ -99,8 +139,7 @@ def test_a_lock_is_one_that_nfs_gives(tmp_path, monkeypatch):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     monkeypatch.setattr(fcntl, "flock", nfs)
-    with claimed(tmp_path / "out", Recipe(), resumable=True):
-        pass
+    start(tmp_path / "out")
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
@@ -108,14 +147,11 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", lustre)
-    with (
-        pytest.raises(UserError, match=r"cannot lock .*Function not implemented; give --out"),
-        claimed(tmp_path / "out", Recipe(), resumable=True),
-    ):
-        pass
+    with pytest.raises(UserError, match=r"cannot lock .*Function not implemented; give --out"):
+        start(tmp_path / "out")
 
 
 def test_a_damaged_recipe_is_named(tmp_path):
     (tmp_path / "recipe.yaml").write_text("a: [")
-    with pytest.raises(UserError, match="is damaged"), claimed(tmp_path, Recipe(), resumable=True):
-        pass
+    with pytest.raises(UserError, match="is damaged"):
+        start(tmp_path)

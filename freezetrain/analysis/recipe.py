@@ -1,7 +1,7 @@
 """The recipes of the verbs that find regions and show what they do."""
 
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 from freezetrain.recipe.check import check
 from freezetrain.recipe.optimization import Engine
@@ -13,6 +13,9 @@ Method = Literal["taylor", "taylor-abs", "fisher", "magnitude", "wanda"]
 @dataclass
 class ScoreRecipe:
     """Score how much the loss of each language depends on each weight."""
+
+    # May be others when a run is resumed: they do not change what it computes.
+    changeable: ClassVar = ("engine.devices", "workers", "cache")
 
     model: ModelSource
     """The base."""

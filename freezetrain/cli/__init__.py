@@ -16,7 +16,7 @@ from pathlib import Path
 from freezetrain.cli.command_line import Command, parse
 from freezetrain.cli.verbs import VERBS
 from freezetrain.errors import CheckError, Preempted, UserError
-from freezetrain.ranks import OUT, Launch, current_launch, end_with_parent, run_folder
+from freezetrain.ranks import OUT, Launch, current_launch, end_with_parent, shared_folder
 from freezetrain.recipe import yaml12
 
 __all__ = ["main"]
@@ -85,7 +85,7 @@ def _run(command: Command, launch: Launch) -> int:
             folder = command.out or default_folder(command.verb)
             _print(dry_run.run(command.recipe, launch, folder).display)
         return 0
-    folder = run_folder(launch, command.out, default_folder(command.verb))
+    folder = shared_folder(launch, command.out, default_folder(command.verb))
     if launch.rank == 0:
         return _lead(command, folder, launch)
     # Rank 0 finds it finished too, and waits for nobody.
@@ -100,8 +100,7 @@ def _lead(command: Command, folder: Path, launch: Launch) -> int:
     from freezetrain.run_folder import claimed, write_outcome
 
     verb = VERBS[command.verb]
-    grows = getattr(command.recipe, "GROWS", ())
-    with claimed(folder, command.recipe, verb.resumable, grows) as folder:
+    with claimed(folder, command.recipe, verb.resumable):
         if (folder / "results.json").is_file():
             _print([f"this run is finished; results: {folder / 'results.json'}"])
             return 0

@@ -24,7 +24,7 @@ from freezetrain.measuring.held_out import held_out_documents, window_length
 from freezetrain.models import load_model, load_tokenizer, on_gpu
 from freezetrain.ranks import end_with_parent
 from freezetrain.recipe.check import file_name
-from freezetrain.run_folder import changeable, claim, differences
+from freezetrain.run_folder import changed_fields, claim
 from freezetrain.training import train
 from freezetrain.training.recipe import TrainRecipe
 
@@ -86,9 +86,7 @@ def missing(recipe: CompareRecipe, prepared: Prepared, runs: Iterable[Run]) -> l
         if (made := one.found()) is None:
             found.append(one)
             continue
-        told = asdict(told_of(recipe, prepared, one))
-        changed = differences(made["recipe"], told)
-        if other := [name for name in changed if name not in changeable(made["recipe"])]:
+        if other := changed_fields(made["recipe"], told_of(recipe, prepared, one)):
             raise UserError(
                 f"{one.folder} holds the run with another {', '.join(other[:5])}; call the changed "
                 "variant by another name, or give --out a new folder"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from freezetrain.analysis.recipe import AblateRecipe, Method, ScoreRecipe
 from freezetrain.recipe.check import check
@@ -15,6 +16,9 @@ PAPER_CORE = ("ar", "es", "ru", "zh", "ko", "vi")
 @dataclass
 class PaperRecipe:
     """The whole paper on any model: find regions, remove them, see where they lie, compare them."""
+
+    # May be others when a run is resumed: they do not change what it computes.
+    changeable: ClassVar = ScoreRecipe.changeable
 
     model: ModelSource
     """The base."""

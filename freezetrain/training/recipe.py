@@ -208,6 +208,14 @@ class TrainRecipe:
     workers: int | None = None
     """Processes that tokenize. None: one for each core."""
 
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """Fields that may be others when a run is resumed: they do not change what is trained."""
+        names = ("engine.devices", "workers", "cache")
+        if self.optimization.batch_tokens is None:  # the micro-batch is the optimizer step
+            return names
+        return (*names, "optimization.micro_batch")
+
     def __post_init__(self) -> None:
         check(self.checkpoint_every >= 1, "checkpoint_every", "1 or more", self.checkpoint_every)
         check(self.workers is None or self.workers >= 1, "workers", "1 or more", self.workers)

@@ -63,7 +63,7 @@ def recipe(model_folder):
 
 def made(recipe: CompareRecipe, folder: Path):
     """As the command line does it."""
-    with claimed(folder, recipe, resumable=True, grows=CompareRecipe.GROWS):
+    with claimed(folder, recipe, resumable=True):
         outcome = compare.run(recipe, folder)
     write_outcome(folder, "compare", outcome)
     return outcome
@@ -215,9 +215,9 @@ def test_a_folder_that_grows_is_still_held_against_others(recipe, done, tmp_path
     shutil.copytree(done[0], folder)
     wider = replace(recipe, seeds=[0, 1, 2])
     with (
-        claimed(folder, wider, resumable=True, grows=CompareRecipe.GROWS),
+        claimed(folder, wider, resumable=True),
         pytest.raises(UserError, match="another process is at work"),
-        claimed(folder, replace(wider, seeds=[0, 1]), resumable=True, grows=CompareRecipe.GROWS),
+        claimed(folder, replace(wider, seeds=[0, 1]), resumable=True),
     ):
         pass
 
