@@ -17,10 +17,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks import table
-from benchmarks.harness import Options
+from benchmarks.harness import Options, section
 
 HERE = Path(__file__).parent
+README = HERE / "README.md"
+START, END = "<!-- made by python -m benchmarks -->", "<!-- end -->"
 RESULTS = HERE / "results"
 # Modules with TITLE, `measure(options) -> Found` and `rows(found) -> list[Row]`; their docstring's
 # first paragraph stands above the table. In the order of the README.
@@ -51,7 +52,8 @@ def _run(part: str, options: Options) -> None:
     path.write_text(json.dumps({p: known[p] for p in PARTS if p in known}, indent=1) + "\n")
 
 
-def _readme() -> None:
+def readme() -> str:
+    """README.md with the tables of all results between the two marks."""
     sections = []
     for path in sorted(RESULTS.glob("*.json")):
         for part, result in json.loads(path.read_text()).items():
@@ -59,13 +61,17 @@ def _readme() -> None:
             about = (module.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
             title = module.TITLE if path.stem == "cpu" else f"{module.TITLE} ({path.stem})"
             rows = module.rows(result["found"])
-            sections.append(table.section(title, about, result["machine"], rows))
-    table.write(HERE / "README.md", sections)
+            sections.append(section(title, about, result["machine"], rows))
+    before, _, rest = README.read_text().partition(START)
+    _, _, after = rest.partition(END)
+    return "\n".join([f"{before}{START}\n", *sections, f"{END}{after}"])
 
 
 def main(only: Sequence[str], device: str, rounds: int) -> None:
+    """Run some benchmarks, or all, and write the tables; ``none``: write the tables alone."""
     if list(only) == ["none"]:
-        return _readme()
+        README.write_text(readme())
+        return
     unknown = set(only) - set(PARTS)
     if unknown:
         sys.exit(f"no benchmark {sorted(unknown)[0]!r}: expected of {', '.join(PARTS)}")
@@ -75,10 +81,9 @@ def main(only: Sequence[str], device: str, rounds: int) -> None:
         words = [sys.executable, "-c", _CHILD, part, device, str(rounds)]
         if subprocess.run(words, cwd=HERE.parent, env=dict(os.environ)).returncode:
             failed.append(part)
-    _readme()
+    README.write_text(readme())
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; the others are in {RESULTS}")
-    return None
 
 
 _CHILD = """

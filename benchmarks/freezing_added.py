@@ -4,20 +4,24 @@ Against a step of a second the noise of which is a percent, a millisecond cannot
 hooks that a way has registered are called here as a step calls them, on gradients that a backward
 pass has left, with the optimizer's own work between those before and those after it, untimed. All
 of them come from memory that other work has passed through since, at worst colder than in training,
-where a gradient is masked as soon as it is computed.
+where a gradient is masked as soon as it is computed. :func:`profiled` shows where the time of one
+whole step goes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.optim import AdamW
+from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.freezing_ways import AUDITED, MAIN, NONE, Way, adamw, matrices, touched, twins
+from benchmarks.freezing_ways import AUDITED, MAIN, NONE, Way, adamw, matrices, step, touched, twins
 from benchmarks.harness import Found, alternate, finish, ratios, spread
 
 LINES = {"cpu": 64, "cuda": 32}
@@ -161,3 +165,66 @@ def summary(found: Found) -> Found:
     speed = found["bytes_per_second"]["median"]
     result["floor"] = {name: floor["bytes"] / speed for name, floor in found["floor"].items()}
     return result
+
+
+FREEZING = "freezetrain"
+"""Name of the ranges around what freezing does, in the trace too."""
+
+
+@contextmanager
+def ranges(way: Way) -> Iterator[None]:
+    """Meanwhile, each hook of ``way`` runs in a range of the profiler."""
+    optimizer: Any = way.optimizer
+    tables = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
+    for parameter in way.model.parameters():
+        tables += [parameter._backward_hooks, parameter._post_accumulate_grad_hooks]
+    known = [(table, dict(table)) for table in tables if table]
+    for table, hooks in known:
+        table.update({key: _in_range(hook) for key, hook in hooks.items()})
+    try:
+        yield
+    finally:
+        for table, hooks in known:
+            table.update(hooks)
+
+
+def _in_range(hook: Callable[..., object]) -> Callable[..., object]:
+    def ranged(*args: object) -> object:
+        with record_function(FREEZING):
+            return hook(*args)
+
+    return ranged
+
+
+def profiled(
+    way: Way, batches: Sequence[Tensor], device: str, trace: Path | None = None, top: int = 10
+) -> Found:
+    """Seconds of one step: of all kernels of a GPU, or of operators on a CPU, and of freezing's.
+
+    With the ``top`` kernels or operators by their own time. ``trace``: where to write the trace,
+    which chrome://tracing and Perfetto show.
+    """
+    cuda = device == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with ranges(way), profile(activities=activities) as found:
+        step(way, batches)
+        finish(device)
+    if trace is not None:
+        trace.parent.mkdir(exist_ok=True)
+        found.export_chrome_trace(str(trace))
+    by_name: dict[str, float] = {}
+    freezing = 0.0
+    for event in found.events():
+        if event.device_type != DeviceType.CPU:
+            continue  # kernels are counted with the operators that queued them
+        if event.name == FREEZING:
+            freezing += event.device_time_total if cuda else event.cpu_time_total
+        spent = [(kernel.name, kernel.duration) for kernel in event.kernels]
+        for name, time in spent if cuda else [(event.name, event.self_cpu_time_total)]:
+            by_name[name] = by_name.get(name, 0.0) + time
+    largest = sorted(by_name, key=by_name.__getitem__, reverse=True)[:top]
+    return {
+        "all": sum(by_name.values()) / 1e6,
+        "freezing": freezing / 1e6,
+        "top": {name: by_name[name] / 1e6 for name in largest},
+    }

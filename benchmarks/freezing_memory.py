@@ -1,8 +1,10 @@
 """Memory that freezing adds to one process that trains a Llama: what the process holds more than
 before the freeze, less what one that freezes nothing holds more by then, between steps ("at rest"),
 at the peak of a whole step and at the peak from the optimizer's step on, where the guard's values
-live. Each way has a process of its own; on a GPU they follow one another in one. What three
-processes that freeze nothing differ by stands behind ±, and a goal is missed if it is by more.
+live. Bytes for each frozen entry; of other ways, for each parameter of the matrices. Each way has a
+process of its own; on a GPU they follow one another in one. What three processes that freeze
+nothing differ by stands behind ±, and a goal is missed if it is by more. More at rest than indices
+and bits take is Python's objects and pages not filled.
 
 On Linux, bytes are those of the process itself: anonymous memory at rest, resident memory at the
 peak, which the kernel keeps from when it is told to begin anew. The C library gives back what is
@@ -251,29 +253,25 @@ def _told(per: dict[str, float], noise: float) -> str:
 def _other_row(found: Found, name: str) -> Row:
     noise = max(found["noise"].values()) / found["ways"][name]["entries"]
     told = _told(_per(found, name, "entries"), noise)
-    return Row(name, f"bytes a parameter of the matrices: {told}")
+    return Row(name, f"a parameter of the matrices: {told}")
 
 
 def _row(found: Found, name: str) -> Row:
     of, added = found["ways"][name], found["added"][name]
     per, noise = _per(found, name, "frozen"), max(found["noise"].values()) / of["frozen"]
     over = [m for m in MOMENTS if per[m] - found["noise"][m] / of["frozen"] > MOST[m]]
-    rest = f"{added['rest'] / 1e6:.1f} MB or {added['rest'] / of['entries']:.3f} a parameter"
     note = ""
     if over and name in (DEFAULT, AUDITED):
         kept = (added["rest"] - found["added"][MAIN]["rest"]) / of["frozen"]
-        note = f"audits keep the values of the start, to name entries that move: {kept:.1f} more"
+        note = f"audits keep the values of the start: {kept:.1f} more"
     elif over:
         beyond = ", ".join(f"{per[m] - MOST[m]:.1f} {MOMENTS[m]}" for m in over)
         index = of["tensors"] / of["frozen"]
-        note = (
-            f"beyond it by {beyond}; the tensors that say where entries are take {index:.2f}, what "
-            "is more at rest is Python's objects and pages not filled"
-        )
+        note = f"beyond by {beyond}; indices and bits take {index:.2f}"
     return Row(
         name,
-        f"bytes a frozen entry: {_told(per, noise)}; at rest {rest} of the matrices",
-        f"at most {MOST['rest']} at rest, {MOST['step']} at peak",
+        f"an entry: {_told(per, noise)}",
+        f"at most {MOST['rest']}, at peak {MOST['step']}",
         not over,
         note,
     )

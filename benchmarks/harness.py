@@ -1,12 +1,17 @@
-"""Timing things side by side: they take turns, and each figure is a ratio within one round."""
+"""Timing things side by side: they take turns, and each figure is a ratio within one round.
+
+Also the tables of README.md.
+"""
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+
+from freezetrain.tables import Column, Table, to_markdown
 
 
 @dataclass(frozen=True)
@@ -91,3 +96,24 @@ def shown(figure: Mapping[str, float], digits: int = 3) -> str:
 
 Found = dict[str, Any]
 """What a benchmark measured, in JSON's types."""
+
+
+def verdict(row: Row) -> str:
+    """Whether the goal was met, and the note."""
+    told = {None: "", True: "met", False: "missed"}[row.met]
+    return ": ".join(filter(None, (told, row.note)))
+
+
+COLUMNS = [
+    Column("what", "what", text=True),
+    Column("measured", "figure", text=True),
+    Column("goal", "goal", text=True),
+    Column("", verdict, text=True),
+]
+
+
+def section(title: str, about: str, machine: Mapping[str, Any], rows: Iterable[Row]) -> str:
+    """A benchmark's heading, what it is about, where and when it ran, and its table."""
+    where = ", ".join(str(part) for part in machine.values())
+    table = to_markdown(Table("", COLUMNS, list(rows))).strip()
+    return f"## {title}\n\n{about}\n\n*{where}*\n\n{table}\n"

@@ -1,17 +1,30 @@
 """What freezing costs each GPU at 7B on 8 and 70B on 64 of them, by the arithmetic of
 cost_model.py; beside it the paper's restore. The arithmetic is checked against real freezes of a
 small model on 1, 2 and 4 CPU processes: its bytes; and its seconds, by the bandwidth that they
-had, beside those that hooks and calls take with hardly any entry frozen.
+had, beside those that hooks and calls take with hardly any entry frozen. GB are those that a freeze
+holds on each GPU at rest, beside those of training.
 
 Every assumption is a named field of cost_model.py. The seconds of the GPUs rest on the data
 sheet's bandwidth and on assumed shares of it; with ``--device cuda`` they rest on the bandwidth
-measured on the GPU at hand.
+measured on the GPU at hand. The ranks of the check run this module: real freezes on real engines of
+a small model, beside the memory bandwidth that this many processes have at the same time.
 """
 
+import gc
+import json
+import os
 import statistics
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.cost_model import (
     H100,
@@ -25,8 +38,17 @@ from benchmarks.cost_model import (
     micro_steps,
     restore_cost,
 )
-from benchmarks.engines import Size, on_ranks
-from benchmarks.harness import Found, Options, Row
+from benchmarks.engines import (
+    Size,
+    held_bytes,
+    make_engine,
+    make_model,
+    make_region,
+    on_ranks,
+    train,
+)
+from benchmarks.harness import Found, Options, Row, finish
+from freezetrain.freezing import freeze
 
 TITLE = "Scale, on paper"
 
@@ -59,10 +81,6 @@ def measure(options: Options) -> Found:
     """The table of the large models, and the runs on processes of this machine that check it."""
     machine = H100
     if options.device == "cuda":
-        import torch
-
-        from benchmarks.scale_runs import bandwidths
-
         measured = bandwidths(2**28, machine.line, "cuda")
         machine = replace(machine, name=torch.cuda.get_device_name(), **measured)
     return {"machine": asdict(machine), "table": table(machine), "checks": check(SMALL, WORLDS)}
@@ -110,7 +128,7 @@ def check(size: Size, worlds: dict[int, list[str]], steps: int = 5) -> list[dict
         settings = {
             "size": size, "engines": engines, "regions": regions, "steps": steps, "line": LINE,
         }  # fmt: skip
-        ranks = on_ranks(world, "benchmarks.scale_runs", settings)
+        ranks = on_ranks(world, "benchmarks.scale", settings)
         machine = Machine("this machine", LINE, **{
             name: statistics.median(rank["machine"][name] for rank in ranks)
             for name in ("bandwidth", "scattered")
@@ -172,10 +190,9 @@ def _table_row(line: dict[str, Any], memory: float) -> Row:
     state = f"{line['state'] / 1e9:.0f} GB"
     fits = "" if line["state"] <= memory else f", which does not fit {memory / 1e9:.0f} GB"
     figure = (
-        f"{line['entries'] / 1e9:.2f} GB on each at rest, {line['values'] / 1e9:.2f} more in a "
-        f"step, beside {state} of training{fits}; {1e3 * line['mask_seconds']:.1f} ms a "
-        f"micro-step, {1e3 * line['guard_seconds']:.1f} ms a step: {100 * line['share']:.2f}% of "
-        "the step"
+        f"{line['entries'] / 1e9:.2f} GB, {line['values'] / 1e9:.2f} more in a step, beside {state}"
+        f"{fits}; {1e3 * line['mask_seconds']:.1f} ms a micro-step, "
+        f"{1e3 * line['guard_seconds']:.1f} ms a step: {100 * line['share']:.2f}% of the step"
     )
     if "paper_share" in line:
         figure += f" ({100 * line['paper_share']:.1f}% in the paper's setting)"
@@ -207,19 +224,122 @@ def _byte_rows(checks: list[dict[str, Any]]) -> Iterator[Row]:
 
 
 def _second_rows(checks: list[dict[str, Any]]) -> Iterator[Row]:
-    for line in checks:
-        moved, fixed, real = (
-            line["predicted"]["seconds"], line["fixed"], line["measured"]["seconds"],
-        )  # fmt: skip
-        engine = f", {line['engine']}" if line["processes"] > 1 else ""
+    """Measured seconds, by those predicted for the bytes and those of hardly any entry together."""
+    for processes in sorted({line["processes"] for line in checks}):
+        times = [
+            line["measured"]["seconds"] / (line["fixed"] + line["predicted"]["seconds"])
+            for line in checks
+            if line["processes"] == processes
+        ]
         yield Row(
-            f"Check, {_named(line['processes'])}{engine}: seconds, {line['region']}",
-            f"{1e3 * real:.2f} ms measured; {1e3 * fixed:.2f} with hardly any entry, and "
-            f"{1e3 * moved:.2f} predicted for the bytes: {real / (fixed + moved):.2f} times both",
-            note=f"at {line['bandwidth'] / 1e9:.1f} GB/s streaming and "
-            f"{line['scattered'] / 1e9:.1f} scattered of each process",
+            f"Check, {_named(processes)}: seconds, measured by predicted",
+            f"{min(times):.2f} to {max(times):.2f} over {len(times)} runs",
         )
 
 
 def _named(processes: int) -> str:
     return f"{processes} processes" if processes > 1 else "1 process"
+
+
+APART = 101  # entries between two that are touched: as with 1%, about; no power of two
+
+
+class Plain:
+    """A model in one process or under DDP, with the calls of a DeepSpeed engine."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        self.model = DistributedDataParallel(model) if several else model
+
+    def __call__(self, **inputs: Tensor) -> Any:
+        return self.model(**inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def destroy(self) -> None:
+        pass
+
+
+def bandwidths(elements: int, line: int, device: str = "cpu") -> dict[str, float]:
+    """Bytes a second, read and written, of 4-byte elements: ``bandwidth`` when one tensor is
+    copied to another, ``scattered`` when single entries are written, each in a line of its own."""
+    source, target = torch.ones(2, elements, device=device)  # zeros might share pages
+    some = target[::APART]
+    return {
+        "bandwidth": 2 * 4 * elements / _seconds(lambda: target.copy_(source), device),
+        "scattered": 2 * line * len(some) / _seconds(lambda: some.fill_(1.0), device),
+    }
+
+
+def _seconds(work: Callable[[], object], device: str, rounds: int = 9) -> float:
+    spent = []
+    for _ in range(rounds + 1):
+        finish(device)
+        start = time.perf_counter()
+        work()
+        finish(device)
+        spent.append(time.perf_counter() - start)
+    return statistics.median(spent[1:])
+
+
+def run(size: dict[str, Any], engine: str, region: tuple[str, float], steps: int) -> dict[str, Any]:
+    """A freeze of this rank: bytes that it holds, and seconds of each of ``steps`` steps."""
+    model = make_model(size)
+    chosen = make_region(model, *region)
+    if engine == "DDP":
+        trained: Any = Plain(model)
+        handle = freeze(trained.model, trained.optimizer, chosen)
+    else:
+        trained = make_engine(model, int(engine[-1]), 1, 1, size["dtype"])
+        handle = freeze(trained, None, chosen)
+    batch = torch.randint(size["rows"], (1, size["tokens"]))
+    seconds = []
+    for number in range(2 + steps):  # the first two are audited
+        before = handle.seconds
+        train(trained, [batch])
+        if number >= 2:
+            seconds.append(handle.seconds - before)
+    handle.verify()
+    found = {**held_bytes(handle), "seconds": seconds}
+    handle.remove()
+    trained.destroy()
+    return found
+
+
+def run_all(
+    size: dict[str, Any], engines: list[str], regions: dict, steps: int, line: int
+) -> dict[str, Any]:
+    """This rank's bandwidths, and its run of every engine and region."""
+    weights = sum(parameter.numel() for parameter in make_model(size).parameters())
+    found: dict[str, Any] = {"machine": bandwidths(weights, line), "runs": {}}
+    for engine in engines:
+        for name, region in regions.items():
+            found["runs"][f"{engine}, {name}"] = run(size, engine, region, steps)
+            gc.collect()
+    return found
+
+
+def main(**settings: Any) -> None:
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel("ERROR")
+    deepspeed.init_distributed("gloo")
+    dist.barrier()  # all ranks want the memory's bandwidth at once
+    ranks: list = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, run_all(**settings))
+    if dist.get_rank() == 0:
+        Path(os.environ["FOUND"]).write_text(json.dumps(ranks))
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may abort a regular exit

@@ -1,4 +1,4 @@
-"""Each recipe runs: tiny models of the same architecture, local texts of the same format."""
+"""Each recipe is valid; with --exhaustive each one runs too, with tiny models and texts."""
 
 import json
 import os
@@ -15,28 +15,29 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from freezetrain.cli import main
 from freezetrain.cli.command_line import parse
-from freezetrain.compare.recipe import CompareRecipe
 from freezetrain.data.texts import read_languages
 from freezetrain.evaluation import PAPER_SAMPLES
-from freezetrain.measuring.recipe import ForgettingRecipe
-from freezetrain.paper.recipe import PAPER_CORE, PaperRecipe
+from freezetrain.paper.recipe import PAPER_CORE
 from freezetrain.recipe import yaml12
 from freezetrain.recipe.sources import TextSource
 from freezetrain.regions import Region
-from freezetrain.training.recipe import TrainRecipe
 
 ROOT = Path(__file__).parent.parent
-EVERY = {path.name: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+PATHS = {path.name: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+
+
+def verb_of(path: Path) -> str:
+    """The verb that the recipe's own comment runs it by."""
+    (verb,) = set(
+        re.findall(rf"freezetrain (\w+) (?:--config )?recipes/{path.name}", path.read_text())
+    )
+    return verb
 
 
 def recipes_of(verb: str) -> dict[str, Path]:
-    """Those that say of themselves that they are run by it."""
-    told = {name: f"freezetrain {verb} (--config )?recipes/{name} " for name in EVERY}
-    return {name: EVERY[name] for name in EVERY if re.search(told[name], EVERY[name].read_text())}
+    return {name: path for name, path in PATHS.items() if verb_of(path) == verb}
 
 
-COMPARE = recipes_of("forgetting")
-VARIANTS = recipes_of("compare")
 RECIPES = recipes_of("train")
 TINY = {
     "vocab_size": 400, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
@@ -159,25 +160,56 @@ def trains(recipe: dict, tmp_path: Path, processes: int) -> Path:
     return tmp_path / "run"
 
 
+def parsed(name: str, *more: str):
+    return parse([verb_of(PATHS[name]), "--config", str(PATHS[name]), *more]).recipe
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_recipe_is_valid(name):
+    """Fields and values; of a training job also the arithmetic of its batch, on its devices."""
+    assert PATHS[name].read_text().startswith("#")
+    recipe = parsed(name)
+    if name in RECIPES:
+        written = yaml12.load(RECIPES[name].read_text())
+        assert recipe.optimization.accumulate(recipe.engine.devices or 1) >= 1
+        for field, value in written["optimization"].items():
+            assert getattr(recipe.optimization, field) == value
+        assert written["model"]["path"] in MODELS
+
+
+def test_training_recipe_of_the_paper():
+    """Micro-batch 2 x accumulation 16 x 8 GPUs x 512 tokens; the longest run has 200K samples."""
+    recipe = parsed("paper_llama2_7b_zh.yaml")
+    settings = recipe.optimization
+    assert (settings.micro_batch, settings.accumulate(8), settings.sequence_length) == (2, 16, 512)
+    assert settings.steps(0) == -(-200_000 // 256)
+    assert recipe.watch.at_samples == list(PAPER_SAMPLES[1:])
+
+
+def test_recipe_of_the_paper():
+    recipe = parsed("paper.yaml", "--model", "elsewhere")
+    assert recipe.model.path == "elsewhere"
+    assert len(recipe.languages) == 30
+    assert set(recipe.core_languages) == set(PAPER_CORE)
+
+
+def test_compare_recipe():
+    """81 runs of about 10 million tokens on 4 processes."""
+    recipe = parsed("compare.yaml")
+    runs = [
+        (variant, rate, seed)
+        for variant in recipe.variants
+        for rate, seed in product(recipe.learning_rates, recipe.seeds)
+    ]
+    assert len(runs) == 81
+    settings = recipe.training(*runs[0]).optimization
+    assert settings.steps(0) * settings.accumulate(1) * 4 * 1024 == pytest.approx(10e6, rel=0.02)
+
+
 PROCESSES = {"paper_llama2_7b_zh.yaml": 2, "8b_zero3.yaml": 2}
 
 
-def test_all_recipes_are_here():
-    named = {yaml12.load(path.read_text())["model"]["path"] for path in RECIPES.values()}
-    assert named == MODELS.keys()
-    assert EVERY.keys() == {*RECIPES, *COMPARE, *VARIANTS, *recipes_of("paper")}
-    assert PROCESSES.keys() <= RECIPES.keys()
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipe_as_it_stands(name):
-    """Fields, values and batch arithmetic, on the devices that it asks for."""
-    recipe = parse(["train", str(RECIPES[name])]).recipe
-    assert isinstance(recipe, TrainRecipe)
-    assert recipe.optimization.accumulate(recipe.engine.devices or 1) >= 1
-    assert RECIPES[name].read_text().startswith("#")
-
-
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_trains(name, tmp_path, tokenizer):
     recipe = localized(yaml12.load(RECIPES[name].read_text()), tmp_path, tokenizer)
@@ -200,15 +232,6 @@ def test_recipe_trains(name, tmp_path, tokenizer):
         assert held_out <= results["forgetting"]["languages"].keys()
     if "replay" in recipe:
         assert set(recipe["replay"]["languages"]) <= results["data"].keys()
-
-
-def test_paper_recipe_is_the_papers():
-    """Micro-batch 2 x accumulation 16 x 8 GPUs x 512 tokens; the longest run has 200K samples."""
-    recipe = parse(["train", str(RECIPES["paper_llama2_7b_zh.yaml"])]).recipe
-    settings = recipe.optimization
-    assert (settings.micro_batch, settings.accumulate(8), settings.sequence_length) == (2, 16, 512)
-    assert settings.steps(0) == -(-200_000 // 256)
-    assert recipe.watch.at_samples == list(PAPER_SAMPLES[1:])
 
 
 TASK = """
@@ -236,59 +259,53 @@ def task_files(folder: Path, tasks: list[str]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", COMPARE)
-def test_recipe_compares(name, tmp_path, tokenizer):
-    """As it stands, with what it names replaced by something tiny."""
-    assert COMPARE[name].read_text().startswith("#")
-    assert isinstance(
-        parse(["forgetting", "--config", str(COMPARE[name])]).recipe, ForgettingRecipe
-    )
-    recipe = yaml12.load(COMPARE[name].read_text())
-    of_base = recipe["base"]["path"]
-    for number, source in enumerate([recipe["base"], *recipe["models"]]):
-        source["path"] = str(tiny_model(of_base, tmp_path / f"model-{number}", tokenizer))
-    told = recipe["evaluation"]
-    names = told["texts"].get("names") or {name: name for name in told["languages"]}
-    hub = hub_layout(
-        tmp_path / "hub", names, told["texts"].get("hub_split", "train"), told["texts"]["key_field"]
-    )
-    told["texts"]["hub"] = str(hub)
-    told["max_length"], told["overlap"] = 64, min(told.get("overlap", 1), 32)
-    if "documents" in told:
-        told["documents"] = 5
-    if "benchmarks" in recipe:
-        pytest.importorskip("lm_eval", reason="the extra benchmarks is not installed")
-        tasks = recipe["benchmarks"]["tasks"]
-        recipe["benchmarks"] |= {"folder": str(task_files(tmp_path / "tasks", tasks)), "limit": 6}
+def run(verb: str, recipe: dict, tmp_path: Path) -> dict:
+    """Run the recipe through the command line; its results."""
     (tmp_path / "recipe.yaml").write_text(yaml12.dump(recipe), encoding="utf-8")
     with pytest.raises(SystemExit) as stopped:
-        main(["forgetting", "--config", "recipe.yaml", "--out", "out"])
+        main([verb, "--config", "recipe.yaml", "--out", "out"])
     assert stopped.value.code == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (tmp_path / "out" / "report.html").exists()
+    return json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", recipes_of("forgetting"))
+def test_forgetting_recipe_runs(name, tmp_path, tokenizer):
+    recipe = yaml12.load(PATHS[name].read_text())
+    architecture = recipe["base"]["path"]
+    for number, source in enumerate([recipe["base"], *recipe["models"]]):
+        source["path"] = str(tiny_model(architecture, tmp_path / f"model-{number}", tokenizer))
+    evaluation = recipe["evaluation"]
+    texts, languages = evaluation["texts"], evaluation["languages"]
+    names = texts.get("names") or {language: language for language in languages}
+    layout = texts.get("hub_split", "train"), texts["key_field"]
+    texts["hub"] = str(hub_layout(tmp_path / "hub", names, *layout))
+    evaluation["max_length"], evaluation["overlap"] = 64, min(evaluation.get("overlap", 1), 32)
+    if "documents" in evaluation:
+        evaluation["documents"] = 5
+    benchmarks = recipe.get("benchmarks")
+    if benchmarks:
+        pytest.importorskip("lm_eval", reason="the extra benchmarks is not installed")
+        folder = task_files(tmp_path / "tasks", benchmarks["tasks"])
+        benchmarks |= {"folder": str(folder), "limit": 6}
+    results = run("forgetting", recipe, tmp_path)
     assert len(results["runs"]) == len(recipe["models"])
-    for run in results["runs"]:
-        change = run["history"]["evaluations"][1]["forgetting"]
-        assert {*change["languages"], change["target"]} == {*told["languages"]}
-        documents = {row["documents"] for row in run["texts"]}
-        assert documents == {told.get("documents", 31)}  # all 31 of the Universal Declaration
-        if "benchmarks" in recipe:
-            assert list(run["benchmarks"]["tasks"]) == recipe["benchmarks"]["tasks"]
-            for task, metric in recipe["benchmarks"]["metrics"].items():
-                assert run["benchmarks"]["tasks"][task]["metric"] == metric
+    for model in results["runs"]:
+        change = model["history"]["evaluations"][1]["forgetting"]
+        assert {*change["languages"], change["target"]} == {*languages}
+        documents = {row["documents"] for row in model["texts"]}
+        assert documents == {evaluation.get("documents", 31)}  # the Declaration has 31
+        if benchmarks:
+            tasks = model["benchmarks"]["tasks"]
+            assert list(tasks) == benchmarks["tasks"]
+            for task, metric in benchmarks["metrics"].items():
+                assert tasks[task]["metric"] == metric
 
 
-def test_compare_recipe_compares_variants(tmp_path, tokenizer):
-    """As it stands, with model and texts replaced by something tiny, and less of everything."""
-    path = VARIANTS["compare.yaml"]
-    told = parse(["compare", str(path)]).recipe
-    assert isinstance(told, CompareRecipe)
-    runs = [
-        (name, *one) for name in told.variants for one in product(told.learning_rates, told.seeds)
-    ]
-    assert len(runs) == 81
-    settings = told.training(*runs[0]).optimization
-    assert settings.steps(0) * settings.accumulate(1) * 4 * 1024 == pytest.approx(10e6, rel=0.02)
-    recipe = yaml12.load(path.read_text())
+@pytest.mark.exhaustive
+def test_compare_recipe_runs(tmp_path, tokenizer):
+    recipe, asked = yaml12.load(PATHS["compare.yaml"].read_text()), parsed("compare.yaml")
     train, kept = recipe["train"], ["en", "es"]
     train["model"]["path"] = str(tiny_model(train["model"]["path"], tmp_path / "base", tokenizer))
     train["watch"] |= {"languages": ["sw", *kept], "documents": 2, "max_length": 32}
@@ -307,29 +324,18 @@ def test_compare_recipe_compares_variants(tmp_path, tokenizer):
     for source in (train, train["watch"], replay):
         source["texts"] |= {"folder": str(tmp_path / "texts"), "test_one_in": 4}
     text_files(tmp_path / "texts", ["sw", *kept])
-    (tmp_path / "recipe.yaml").write_text(yaml12.dump(recipe), encoding="utf-8")
-    with pytest.raises(SystemExit) as stopped:
-        main(["compare", "recipe.yaml", "--out", "out"])
-    assert stopped.value.code == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["variants"].keys() == told.variants.keys()
-    assert len(results["runs"]) == 2 * len(told.variants)
-    for name, about in results["variants"].items():
-        assert (about["frozen"] is not None) == (told.variant(name).region is not None)
-        assert about["trained_on_old"] == (0.05 if "replay" in name else 0)
+    results = run("compare", recipe, tmp_path)
+    assert results["variants"].keys() == asked.variants.keys()
+    assert len(results["runs"]) == 2 * len(asked.variants)
+    for name, variant in results["variants"].items():
+        assert (variant["frozen"] is not None) == (asked.variant(name).region is not None)
+        assert variant["trained_on_old"] == (0.05 if "replay" in name else 0)
     assert {*results["languages"]} == {"sw", *kept}
-    assert (tmp_path / "out" / "report.html").exists()
 
 
-def test_paper_recipe_looks_at_the_model(tmp_path, tokenizer):
-    """As it stands, with model and texts replaced by something tiny, and less of everything."""
-    path = recipes_of("paper")["paper.yaml"]
-    recipe = yaml12.load(path.read_text())
-    told = parse(["paper", str(path), "--model", "elsewhere"]).recipe
-    assert isinstance(told, PaperRecipe)
-    assert told.model.path == "elsewhere"
-    assert len(told.languages) == 30
-    assert set(told.core_languages) == set(PAPER_CORE)
+@pytest.mark.exhaustive
+def test_paper_recipe_runs(tmp_path, tokenizer):
+    recipe = yaml12.load(PATHS["paper.yaml"].read_text())
     recipe["model"]["path"] = str(tiny_model(recipe["model"]["path"], tmp_path / "base", tokenizer))
     recipe["model"]["dtype"] = "float32"  # on a CPU
     recipe["languages"] = [*recipe["core_languages"][:2], "no"]
@@ -341,12 +347,7 @@ def test_paper_recipe_looks_at_the_model(tmp_path, tokenizer):
         "sequences": 8, "snapshots": [2], "sequence_length": 16, "max_length": 32, "documents": 1,
         "random_seeds": [0], "ratios": recipe["ratios"][:1], "weights": 1, "batch": 4,
     }  # fmt: skip
-    (tmp_path / "recipe.yaml").write_text(yaml12.dump(recipe), encoding="utf-8")
-    with pytest.raises(SystemExit) as stopped:
-        main(["paper", "recipe.yaml", "--out", "out"])
-    assert stopped.value.code == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    results = run("paper", recipe, tmp_path)
     assert results["languages"]["evaluated"] == recipe["languages"]
-    assert [one["prompt"] for one in results["ablation"]["texts"]] == recipe["prompts"]
+    assert [text["prompt"] for text in results["ablation"]["texts"]] == recipe["prompts"]
     assert {*results["scores"]} == {*recipe["languages"]}
-    assert (tmp_path / "out" / "report.html").exists()

@@ -2,7 +2,7 @@
 
 What each engine keeps was read in its code (PyTorch 2.13: DistributedDataParallel, fully_shard,
 AdamW; DeepSpeed 0.19.8: runtime/zero/stage_1_and_2.py, stage3.py, config.py; Lightning 2.6.6:
-plugins/precision), and for freezing in freezetrain.freezing; benchmarks/memory_estimate.py compares
+plugins/precision), and for freezing in freezetrain.freezing; benchmarks/memory.py compares
 with real runs. Not in it: CUDA's context, kernels' workspaces, and what the allocator leaves unused
 between blocks.
 """

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.competitors import dense_hook, masked_fill_hook, no_freezing, restore
+from benchmarks.freezing_ways import dense_hook, masked_fill_hook, no_freezing, restore
 
 HOOKS = [dense_hook, masked_fill_hook]
 

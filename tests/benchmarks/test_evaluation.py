@@ -11,6 +11,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from benchmarks.evaluation import BASE, HARNESS, LONGEST, OURS, PADDED, measured, padded_loop, rows
 from benchmarks.harness import Options
 
+pytestmark = pytest.mark.exhaustive
+
 # None repeats itself: the harness takes windows of equal tokens for one.
 TEXTS = {
     "en": [" ".join(f"right {100 * n + k}" for k in range(1 + n)) for n in range(9)],

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks import freezing, freezing_added, freezing_memory
-from benchmarks.freezing_added import Clock, mask, totals, turn
-from benchmarks.freezing_profile import FREEZING, profiled
+from benchmarks.freezing_added import FREEZING, Clock, mask, profiled, totals, turn
 from benchmarks.freezing_ways import (
     COMPETITORS,
     MAIN,
@@ -33,6 +32,8 @@ from benchmarks.freezing_ways import (
 )
 from benchmarks.harness import spread
 from freezetrain.regions import Region
+
+pytestmark = pytest.mark.exhaustive
 
 SIZES = {
     "vocab_size": 64,
@@ -235,7 +236,7 @@ def test_whole_steps_beyond_all_noise_miss_the_goal(found):
 
 def test_share_and_times_follow_from_the_seconds(found):
     rows = {row.what: row.figure for row in freezing.rows(with_times(found, 0.001))}
-    assert rows[MAIN].startswith("1.0020: 2.0 (2.0 to 2.0) ms added; whole steps 1.000")
+    assert rows[MAIN].startswith("1.0020: 2.0 (2.0 to 2.0) ms; whole steps 1.000")
     least = found["added"]["floor"][MAIN]["bytes"] / 1e9
     assert f"{0.002 / least:.1f} times the floor" in rows[MAIN]
     assert rows[f"{RESTORE}, by freezetrain's time"].startswith("60.0 (60.0 to 60.0) times")
@@ -273,7 +274,7 @@ def test_memory_rows_tell_goals_met_from_missed():
     assert default.met is False
     assert default.note.endswith("4.0 more")
     assert restored.goal == ""
-    assert "bytes a parameter of the matrices: 0.1 at rest" in restored.figure
+    assert "a parameter of the matrices: 0.1 at rest" in restored.figure
     over = freezing_memory.rows(memory_found(4000, 9000))[0]
     assert over.met is False
     assert "1.0 at a step's peak" in over.note

@@ -6,6 +6,8 @@ import torch
 from benchmarks import scoring
 from freezetrain.regions import block_parameters
 
+pytestmark = pytest.mark.exhaustive
+
 TINY = scoring.Size(hidden=16, inner=24, layers=2, vocabulary=32, rows=2, tokens=8)
 
 

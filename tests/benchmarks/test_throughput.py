@@ -5,11 +5,21 @@ from dataclasses import replace
 import pytest
 from transformers import AutoTokenizer
 
-from benchmarks.random_model_runs import make_model
-from benchmarks.throughput import rows
-from benchmarks.throughput_ways import FREEZETRAIN, FROZEN, TRAINER, Job, documents, recipe, work
+from benchmarks.memory import make_model
+from benchmarks.throughput import (
+    FREEZETRAIN,
+    FROZEN,
+    TRAINER,
+    Job,
+    documents,
+    recipe,
+    rows,
+    work,
+)
 from freezetrain.regions import Region
 from freezetrain.training.data import read_data
+
+pytestmark = pytest.mark.exhaustive
 
 LENGTH, BATCH, STEPS, TURNS = 64, 2, 2, 3
 

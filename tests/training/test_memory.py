@@ -1,4 +1,4 @@
-"""The estimate against closed forms; benchmarks/memory_estimate.py compares it with real runs."""
+"""The estimate against closed forms; benchmarks/memory.py compares it with real runs."""
 
 from dataclasses import replace
 
