@@ -38,14 +38,14 @@ def base_of(model: nn.Module, full: Callable[[nn.Parameter], Tensor] | None = No
     )
 
 
-def common_base(one: Base | None, other: Base | None) -> Base | None:
+def common_base(first: Base | None, second: Base | None) -> Base | None:
     """The base of what two regions make together; UserError where they are of different ones."""
-    if one is None or other is None:
-        return one or other
-    if one.fingerprint != other.fingerprint:
-        names = " and ".join(base.name or base.fingerprint[:12] for base in (one, other))
+    if first is None or second is None:
+        return first or second
+    if first.fingerprint != second.fingerprint:
+        names = " and ".join(base.name or base.fingerprint[:12] for base in (first, second))
         raise UserError(f"the regions belong to different base models: {names}")
-    return one
+    return first
 
 
 @torch.no_grad()
@@ -64,8 +64,8 @@ def fingerprint(model: nn.Module, full: Callable[[nn.Parameter], Tensor] | None 
     for name in sorted(parameters):
         parameter = parameters[name]
         digest.update(json.dumps([name, list(full_shape(parameter))]).encode())
-        whole = full(parameter) if full else parameter
-        sample = _sample(whole).float().bfloat16().cpu().contiguous()
+        values = full(parameter) if full else parameter
+        sample = _sample(values).float().bfloat16().cpu().contiguous()
         digest.update(sample.view(torch.int16).numpy().astype("<i2").tobytes())
     return digest.hexdigest()
 

@@ -1,45 +1,34 @@
 """Set expressions over named regions, such as ``core - zh`` or ``(ja & ko) | "pt-BR"``."""
 
+import ast
+import operator
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.regions.region import Region
 
-# As Python ranks its operators: those of a later line bind tighter; all group from the left.
-_OPERATORS: tuple[dict[str, Callable[[Region, Region], Region]], ...] = (
-    {"|": lambda a, b: a | b},
-    {"^": lambda a, b: a ^ b},
-    {"&": lambda a, b: a & b},
-    {"-": lambda a, b: a - b},
-)
+_OPERATORS: dict[type[ast.operator], Callable[[Region, Region], Region]] = {
+    ast.BitOr: operator.or_,
+    ast.BitXor: operator.xor,
+    ast.BitAnd: operator.and_,
+    ast.Sub: operator.sub,
+}
 
 _BARE = r"[\w.+@]+"  # a name that needs no quotes
 
-_TOKEN = re.compile(rf"""\s*(?:(?P<sign>[|^&()-])|(?P<quoted>"[^"]*"|'[^']*')|(?P<name>{_BARE}))""")
+_NAME = re.compile(rf"""(?P<quoted>"[^"]+"|'[^']+')|{_BARE}""")
 
 _IN_QUOTES = "; put a name with other signs in quotes"
 
-
-@dataclass(frozen=True)
-class _Name:
-    name: str
-    place: int  # from 1
-
-
-@dataclass(frozen=True)
-class _Both:
-    combine: Callable[[Region, Region], Region]
-    left: "_Name | _Both"
-    right: "_Name | _Both"
+_MOST = 100  # names, and parentheses, that one expression may have
 
 
 class Expression:
     """``| & - ^`` of sets and parentheses, as Python ranks them, over names of regions.
 
     A name holds letters, digits and ``_ . + @``; in quotes it may hold anything. So ``core-zh``
-    is a difference, and ``"pt-BR"`` a name.
+    is a difference, and ``"pt-BR"`` a name. At most 100 names and as many parentheses.
 
     Raises:
         UserError: what is no such expression; the message says where.
@@ -47,25 +36,49 @@ class Expression:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._tokens = _tokens(text)
-        self._tree = self._level(0)
-        if self._next[0] != "end":
-            raise self._expected("an operator (| & - ^) or the end")
+        self._names: dict[int, str] = {}  # place in the text, from 0 -> name
+        # Python's parser sees an x in the place of each name, since names need not be Python's.
+        line = re.sub(r"\s", " ", text)
+        for match in _NAME.finditer(text):
+            quoted = bool(match["quoted"])
+            place = match.start() + quoted
+            self._names[place] = match[0][1:-1] if quoted else match[0]
+            masked = (" x" if quoted else "x").ljust(len(match[0]))
+            line = line[: match.start()] + masked + line[match.end() :]
+        if other := re.search(r"[^ x|^&()-]", line):
+            raise UserError(
+                f"expected names of regions, | & - ^ and parentheses, got {other[0]!r} at "
+                f"character {other.start() + 1} of {text!r}{_IN_QUOTES}"
+            )
+        if max(len(self._names), line.count("(")) > _MOST:
+            raise UserError(
+                f"expected an expression of at most {_MOST} names and parentheses, got "
+                f"{len(self._names)} names and {line.count('(')} parentheses: combine some of the "
+                "regions first"
+            )
+        self._indent = len(line) - len(line.lstrip())  # which Python's parser does not take
+        try:
+            self._tree = ast.parse(line.strip(), mode="eval").body
+        except SyntaxError as error:
+            raise self._unreadable(error.offset or len(line.lstrip()) + 1) from error
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.expr) and not isinstance(node, ast.Name | ast.BinOp):
+                raise self._unreadable(node.col_offset + 1)
 
     @property
     def names(self) -> list[str]:
         """Names in it, each once, in order."""
-        return list(dict.fromkeys(leaf.name for leaf in _leaves(self._tree)))
+        return list(dict.fromkeys(self._names.values()))
 
     def check(self, known: Iterable[str]) -> None:
         """UserError, with place and near misses, for the first name that is not ``known``."""
         known = list(known)
         quoted = "" if all(re.fullmatch(_BARE, name) for name in known) else _IN_QUOTES
-        for leaf in _leaves(self._tree):
-            if leaf.name not in known:
+        for place, name in self._names.items():
+            if name not in known:
                 raise UserError(
-                    f"expected the name of a region at character {leaf.place} of {self.text!r}, "
-                    f"got {leaf.name!r}{near_misses(leaf.name, known)}; there are "
+                    f"expected the name of a region at character {place + 1} of {self.text!r}, "
+                    f"got {name!r}{near_misses(name, known)}; there are "
                     f"{', '.join(known) or 'none'}{quoted}"
                 )
 
@@ -75,13 +88,7 @@ class Expression:
         UserError as of :class:`Region`'s operators.
         """
         named = {name: regions(name) for name in self.names}
-
-        def value(node: _Name | _Both) -> Region:
-            if isinstance(node, _Name):
-                return named[node.name]
-            return node.combine(value(node.left), value(node.right))
-
-        found = value(self._tree)
+        combined = self._combined(self._tree, named)
         made = {
             "operation": "expression",
             "expression": self.text,
@@ -90,62 +97,16 @@ class Expression:
                 for name, region in named.items()
             },
         }
-        return Region(found, found.base, made)
+        return Region(combined, combined.base, made)
 
-    @property
-    def _next(self) -> tuple[str, str, int]:
-        return self._tokens[0]
+    def _combined(self, node: ast.expr, named: Mapping[str, Region]) -> Region:
+        if isinstance(node, ast.BinOp):
+            left, right = self._combined(node.left, named), self._combined(node.right, named)
+            return _OPERATORS[type(node.op)](left, right)
+        return named[self._names[node.col_offset + self._indent]]
 
-    def _level(self, level: int) -> _Name | _Both:
-        """Operands of one rank of operators, combined from the left."""
-        if level == len(_OPERATORS):
-            return self._operand()
-        left = self._level(level + 1)
-        while self._next[0] == "sign" and (combine := _OPERATORS[level].get(self._next[1])):
-            self._tokens.pop(0)
-            left = _Both(combine, left, self._level(level + 1))
-        return left
-
-    def _operand(self) -> _Name | _Both:
-        kind, token, place = self._next
-        if kind == "name":
-            self._tokens.pop(0)
-            return _Name(token, place)
-        if token != "(":
-            raise self._expected("the name of a region or (")
-        self._tokens.pop(0)
-        inside = self._level(0)
-        if self._next[1] != ")":
-            raise self._expected("an operator (| & - ^) or )")
-        self._tokens.pop(0)
-        return inside
-
-    def _expected(self, what: str) -> UserError:
-        kind, token, place = self._next
-        got = "its end" if kind == "end" else repr(token)
-        return UserError(f"expected {what} at character {place} of {self.text!r}, got {got}")
-
-
-def _tokens(text: str) -> list[tuple[str, str, int]]:
-    """(``name``, ``sign`` or ``end``; the token; its place, from 1)."""
-    tokens = []
-    place = 0
-    while place < len(text.rstrip()):
-        found = _TOKEN.match(text, place)
-        if not found:
-            rest = text[place:].lstrip()
-            raise UserError(
-                f"expected names of regions, | & - ^ and parentheses, got {rest[0]!r} at character "
-                f"{len(text) - len(rest) + 1} of {text!r}{_IN_QUOTES}"
-            )
-        kind = str(found.lastgroup)
-        token = found[kind]
-        if kind == "quoted":
-            kind, token = "name", token[1:-1]
-        tokens.append((kind, token, found.start(str(found.lastgroup)) + 1))
-        place = found.end()
-    return [*tokens, ("end", "", len(text) + 1)]
-
-
-def _leaves(node: _Name | _Both) -> list[_Name]:
-    return [node] if isinstance(node, _Name) else _leaves(node.left) + _leaves(node.right)
+    def _unreadable(self, place: int) -> UserError:
+        return UserError(
+            f"expected names of regions joined by | & - ^, with closed parentheses, got "
+            f"{self.text!r}, which cannot be read from character {place + self._indent} on"
+        )

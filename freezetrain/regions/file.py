@@ -1,30 +1,49 @@
-"""The region file: one safetensors file, or a folder of shards, that is checked when loaded."""
+"""The region file: one safetensors file, or a folder of shards, that is checked when it is read."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from freezetrain.errors import UserError
 from freezetrain.regions.base import Base
 from freezetrain.regions.canonical import bits_nbytes, unpack_bits
 from freezetrain.regions.entries import Entries
-from freezetrain.regions.parameters import about
-from freezetrain.regions.region import Region
+from freezetrain.regions.parameters import errors_begin_with
 from freezetrain.regions.storage import MAX_SHARD_BYTES, read_safetensors, write_safetensors
 
 
-def save_region(
-    region: Region,
+def digest_of(region: Mapping[str, Entries]) -> str:
+    """SHA-256 over names, shapes and entries of the parameters that have any, by sorted names."""
+    digest = hashlib.sha256()
+    for name in sorted(region):
+        entries = region[name]
+        if not entries.count:
+            continue
+        head = [name, list(entries.shape), entries.kind, entries.nbytes]
+        digest.update(json.dumps(head).encode())
+        if entries.data is not None:
+            array = entries.data.numpy()
+            digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+def write_region_file(
     path: str | Path,
+    region: Mapping[str, Entries],
+    base: Base | None,
+    made: Mapping[str, Any],
     *,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Write ``region`` to ``path``; return ``path``.
+    """Write entries by parameter, with their base and how they were made; return ``path``.
 
     Every parameter's entries stand under its name as :class:`Entries` keeps them: at most
     min(4 bytes an entry, 1 bit a weight). Whole parameters need the header alone, which holds
@@ -37,9 +56,9 @@ def save_region(
             name: {"shape": list(entries.shape), "kind": entries.kind}
             for name, entries in region.items()
         },
-        "base": asdict(region.base) if region.base else None,
-        "made": region.made,
-        "digest": region.digest,
+        "base": asdict(base) if base else None,
+        "made": made,
+        "digest": digest_of(region),
     }
     tensors = {name: entries.data for name, entries in region.items() if entries.data is not None}
     return write_safetensors(
@@ -47,53 +66,51 @@ def save_region(
     )
 
 
-def load_region(path: str | Path, model: nn.Module | None = None) -> Region:
-    """Read a region and check it; given ``model``, also that it is the region's base.
+def read_region_file(path: str | Path) -> tuple[dict[str, Entries], Base | None, dict[str, Any]]:
+    """What :func:`write_region_file` was given: entries by parameter, base, how they were made.
 
     UserError, naming the first offender: as in
     :func:`~freezetrain.regions.storage.read_safetensors`; indices out of range, unsorted or
     repeated; data of another dtype or length; bits set past the last entry; a digest that
-    differs; names or shapes that ``model`` lacks; another base than ``model``.
+    differs.
     """
     tensors, header = read_safetensors(path, "region")
     try:
         parameters = {
-            str(name): (tuple(map(_whole_number, stored["shape"])), str(stored["kind"]))
+            str(name): (tuple(map(_size, stored["shape"])), str(stored["kind"]))
             for name, stored in header["parameters"].items()
         }
-        base = None if header["base"] is None else Base(**header["base"])
+        base = None if header["base"] is None else _base(header["base"])
         made, digest = dict(header["made"]), str(header["digest"])
-        if base is not None and not (
-            isinstance(base.fingerprint, str)
-            and isinstance(base.name, str | None)
-            and isinstance(base.revision, str | None)
-        ):
-            raise TypeError("base")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"the header of {path} is damaged; copy or make the file again") from error
     unlisted = sorted(tensors.keys() - parameters.keys())
     if unlisted:
         raise UserError(f"{path} holds data for {unlisted[0]!r}, which its header does not list")
-    entries = {}
+    region = {}
     for name, (shape, kind) in parameters.items():
-        with about(f"{path}, {name}"):
+        with errors_begin_with(f"{path}, {name}"):
             try:
-                entries[name] = _checked_entries(shape, kind, tensors.get(name))
+                region[name] = _checked_entries(shape, kind, tensors.get(name))
             except (RuntimeError, TypeError, OverflowError) as error:  # torch, of absurd sizes
                 raise UserError(f"no tensor can have the shape {list(shape)}") from error
-    region = Region(entries, base, made)
-    if region.digest != digest:
+    if digest_of(region) != digest:
         raise UserError(f"{path} is damaged: its digest differs from the one in its header")
-    if model is not None:
-        region.resolve(model)
-        region.check_base(model)
-    return region
+    return region, base, made
 
 
-def _whole_number(size: object) -> int:
+def _size(size: object) -> int:
     if type(size) is not int:
         raise TypeError("size")
     return size
+
+
+def _base(fields: Mapping[str, Any]) -> Base:
+    base = Base(**fields)
+    strings = isinstance(base.name, str | None) and isinstance(base.revision, str | None)
+    if not strings or not isinstance(base.fingerprint, str):
+        raise TypeError("base")
+    return base
 
 
 def _checked_entries(shape: tuple[int, ...], kind: str, data: Tensor | None) -> Entries:
@@ -114,12 +131,11 @@ def _checked_entries(shape: tuple[int, ...], kind: str, data: Tensor | None) -> 
         )
     if not bool((data[1:] > data[:-1]).all()):
         raise UserError(f"{kind} are unsorted or repeated")
-    build: dict[str, Any] = {
-        "rows": Entries.from_rows,
-        "columns": Entries.from_columns,
-        "indices": Entries.from_indices,
-    }
-    return build[kind](shape, data)
+    if kind == "rows":
+        return Entries.from_rows(shape, data)
+    if kind == "columns":
+        return Entries.from_columns(shape, data)
+    return Entries.from_indices(shape, data)
 
 
 def _checked_bits(shape: tuple[int, ...], data: Tensor) -> Entries:

@@ -38,20 +38,23 @@ def resolve(entries: Mapping[str, Entries], model: nn.Module) -> list[Resolved]:
     """
     prefix = find_prefix(entries, model)
     parameters = all_parameters(model)
-    united: dict[int, tuple[str, Entries]] = {}
-    for name, here in entries.items():
+    united: dict[int, tuple[str, Entries]] = {}  # id of a parameter -> its name and entries
+    for name, named_entries in entries.items():
         parameter = parameters[prefix + name]
-        if full_shape(parameter) != here.shape:
+        if full_shape(parameter) != named_entries.shape:
             raise UserError(
-                f"the region has {name!r} of shape {list(here.shape)}, the model of shape "
+                f"the region has {name!r} of shape {list(named_entries.shape)}, the model of shape "
                 f"{list(full_shape(parameter))}; pass the model that the region was made for"
             )
-        if here.count:
-            key, known = united.get(id(parameter), (name, None))
-            united[id(parameter)] = key, here if known is None else known | here
+        if not named_entries.count:
+            continue
+        if id(parameter) in united:  # tied, and met under another name before
+            name, others = united[id(parameter)]
+            named_entries = others | named_entries
+        united[id(parameter)] = name, named_entries
     return [
-        Resolved(name, united[id(parameter)][0], parameter, united[id(parameter)][1])
-        for name, parameter in model.named_parameters()
+        Resolved(full_name, united[id(parameter)][0], parameter, united[id(parameter)][1])
+        for full_name, parameter in model.named_parameters()
         if id(parameter) in united
     ]
 
@@ -64,11 +67,10 @@ def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
 def find_submodule(names: Iterable[str], model: nn.Module) -> nn.Module:
     """The submodule of ``model`` whose parameters have ``names``; UserError as in resolve."""
     prefix = find_prefix(names, model)
-    return next(
-        module
-        for name, module in model.named_modules(remove_duplicate=False)
-        if plain_name(name + ".") == prefix or (not name and not prefix)
-    )
+    if not prefix:
+        return model
+    modules = model.named_modules(remove_duplicate=False)
+    return {plain_name(name): module for name, module in modules}[prefix.removesuffix(".")]
 
 
 def find_prefix(names: Iterable[str], model: nn.Module) -> str:
@@ -93,8 +95,8 @@ def find_prefix(names: Iterable[str], model: nn.Module) -> str:
         return ""
     different = {tuple(id(parameters[prefix + name]) for name in names) for prefix in fitting}
     if len(different) > 1:  # a student and its teacher, whichever of them lies deeper
-        found = " and ".join(repr(prefix.removesuffix(".")) for prefix in fitting)
-        raise UserError(f"the region fits the submodules {found}; pass the one that is meant")
+        submodules = " and ".join(repr(prefix.removesuffix(".")) for prefix in fitting)
+        raise UserError(f"the region fits the submodules {submodules}; pass the one that is meant")
     return min(fitting, key=lambda prefix: prefix.count("."))
 
 
@@ -127,8 +129,8 @@ def match_parameters(
 
 
 @contextmanager
-def about(name: str) -> Iterator[None]:
-    """Begin the sentence of a UserError with the parameter's name."""
+def errors_begin_with(name: str) -> Iterator[None]:
+    """Put ``name``, of a parameter or a file, before the sentence of a UserError raised inside."""
     try:
         yield
     except UserError as error:

@@ -1,6 +1,5 @@
 """A region: a set of individual weights of one model."""
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from freezetrain.errors import UserError, near_misses
 from freezetrain.regions.base import Base, common_base, fingerprint
 from freezetrain.regions.entries import Entries, draw_indices
+from freezetrain.regions.file import digest_of, read_region_file, write_region_file
 from freezetrain.regions.parameters import (
     Resolved,
-    about,
     all_parameters,
+    errors_begin_with,
     find_submodule,
     full_shape,
     layer_of,
@@ -25,6 +25,7 @@ from freezetrain.regions.parameters import (
     plain_name,
     resolve,
 )
+from freezetrain.regions.storage import MAX_SHARD_BYTES
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Region(Mapping[str, Entries]):
         """The entries where the bool tensors, each of its parameter's shape, are True."""
         entries = {}
         for name, mask in masks.items():
-            with about(name):
+            with errors_begin_with(name):
                 entries[name] = Entries.from_mask(mask)
         return cls(entries, base, made)
 
@@ -133,7 +134,7 @@ class Region(Mapping[str, Entries]):
         for name, index in slices.items():
             if name not in known:
                 raise UserError(f"the model has no parameter {name!r}{near_misses(name, known)}")
-            with about(name):
+            with errors_begin_with(name):
                 entries[name] = build(full_shape(known[name]), index)
         return cls(entries, base, {"operation": operation})
 
@@ -143,28 +144,50 @@ class Region(Mapping[str, Entries]):
     ) -> "Region":
         """Whole parameters, by names or glob patterns (UserError if one matches nothing)."""
         matched = match_parameters(model, patterns)
-        entries = {name: Entries.whole(full_shape(found)) for name, found in matched.items()}
+        entries = {name: Entries.whole(full_shape(value)) for name, value in matched.items()}
         return cls(entries, base, {"operation": "tensors", "patterns": list(patterns)})
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> "Region":
-        """Read a region file, see :func:`freezetrain.regions.file.load_region`."""
-        from freezetrain.regions.file import load_region
+        """Read and check a region file; given ``model``, also that it is the region's base.
 
-        return load_region(path, model)
+        UserError, naming the first offender: nothing there, a file that is damaged, of another
+        kind or another version (see :func:`~freezetrain.regions.file.read_region_file`); names or
+        shapes that ``model`` lacks; another base than ``model``.
+        """
+        region = cls(*read_region_file(path))
+        if model is not None:
+            region.resolve(model)
+            region.check_base(model)
+        return region
 
-    def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write a region file, see :func:`freezetrain.regions.file.save_region`."""
-        from freezetrain.regions.file import save_region
+    def save(
+        self,
+        path: str | Path,
+        overwrite: bool = False,
+        *,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+    ) -> Path:
+        """Write a region file, a folder of shards above ``max_shard_bytes``; return ``path``.
 
-        return save_region(self, path, overwrite=overwrite)
+        Whole or not at all. UserError where ``path`` exists and ``overwrite`` is false, or cannot
+        be written.
+        """
+        return write_region_file(
+            path,
+            self,
+            self.base,
+            self.made,
+            overwrite=overwrite,
+            max_shard_bytes=max_shard_bytes,
+        )
 
     def random_like(self, seed: int) -> "Region":
         """As many entries of each parameter, at random as in :meth:`random`."""
-        entries = {
-            name: Entries.from_indices(here.shape, draw_indices(here.numel, here.count, seed, name))
-            for name, here in self.items()
-        }
+        entries = {}
+        for name, own in self.items():
+            drawn = draw_indices(own.numel, own.count, seed, name)
+            entries[name] = Entries.from_indices(own.shape, drawn)
         made = {"operation": "random_like", "seed": seed, "like": self._provenance()}
         return Region(entries, self.base, made)
 
@@ -206,16 +229,7 @@ class Region(Mapping[str, Entries]):
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the set: one set, one digest, whoever made it and however it is stored."""
-        digest = hashlib.sha256()
-        for name, entries in self.items():
-            if not entries.count:
-                continue
-            head = [name, list(entries.shape), entries.kind, entries.nbytes]
-            digest.update(json.dumps(head).encode())
-            if entries.data is not None:
-                array = entries.data.numpy()
-                digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
-        return digest.hexdigest()
+        return digest_of(self)
 
     def jaccard(self, other: "Region") -> float:
         """Entries in both over entries in either, 0 to 1; two empty regions: 1.
@@ -224,7 +238,7 @@ class Region(Mapping[str, Entries]):
         """
         both = 0
         for name in self.keys() & other.keys():
-            with about(name):
+            with errors_begin_with(name):
                 both += (self[name] & other[name]).count
         either = self.count + other.count - both
         return both / either if either else 1.0
@@ -238,7 +252,7 @@ class Region(Mapping[str, Entries]):
             counts = {name: entries.count for name, entries in self.items()}
             return coverage(counts, {name: entries.numel for name, entries in self.items()})
         model = find_submodule(self, model)
-        counts = {plain_name(found.name): found.entries.count for found in self.resolve(model)}
+        counts = {plain_name(item.name): item.entries.count for item in self.resolve(model)}
         parameters = match_parameters(model)
         return coverage(counts, {name: values.numel() for name, values in parameters.items()})
 
@@ -298,10 +312,10 @@ class Region(Mapping[str, Entries]):
         entries = {}
         for name in {**self, **other}:
             # A parameter that one side lacks has no entries there.
-            mine = self[name] if name in self else Entries.empty(other[name].shape)
-            theirs = other[name] if name in other else Entries.empty(mine.shape)
-            with about(name):
-                entries[name] = combine(mine, theirs)
+            left = self[name] if name in self else Entries.empty(other[name].shape)
+            right = other[name] if name in other else Entries.empty(left.shape)
+            with errors_begin_with(name):
+                entries[name] = combine(left, right)
         made = {
             "operation": operation,
             "operands": [self._provenance(), other._provenance()],

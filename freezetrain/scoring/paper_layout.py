@@ -15,7 +15,7 @@ from torch import Tensor
 from freezetrain.errors import UserError
 from freezetrain.files import whole
 from freezetrain.regions import Entries, Region
-from freezetrain.regions.parameters import about, layer_of
+from freezetrain.regions.parameters import errors_begin_with, layer_of
 from freezetrain.scoring.scores import Scores
 
 # What can be both a parameter's dotted name and, with ".pt", the name of a file in the folder.
@@ -114,7 +114,7 @@ def import_masks(folder: str | Path) -> Region:
     files = _Files(folder, "masks")
     entries = {}
     for name in files:
-        with about(name):
+        with errors_begin_with(name):
             entries[name] = Entries.from_mask(files[name])
     return Region(entries, made={"operation": "import_masks", "folder": folder.name})
 

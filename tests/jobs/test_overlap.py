@@ -10,7 +10,6 @@ from freezetrain.analysis.overlap import overlap, region_files, run
 from freezetrain.analysis.recipe import OverlapRecipe
 from freezetrain.errors import UserError
 from freezetrain.regions import Base, Region
-from freezetrain.regions.file import save_region
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def folder(model, make_model, tmp_path) -> Path:
         region = Region.random(model, 0.2, seed=seed, parameters=parameters, base=base)
         region.save(tmp_path / f"{name}.safetensors")
     whole = Region.random(make_model(1), 0.3, seed=9, parameters=["model.layers.*"])
-    save_region(whole, tmp_path / "shards.safetensors", max_shard_bytes=500)
+    whole.save(tmp_path / "shards.safetensors", max_shard_bytes=500)
     assert (tmp_path / "shards.safetensors").is_dir()
     return tmp_path
 

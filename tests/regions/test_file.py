@@ -9,7 +9,6 @@ from torch import nn
 
 from freezetrain.errors import UserError
 from freezetrain.regions import Base, Entries, Region, fingerprint
-from freezetrain.regions.file import save_region
 from freezetrain.regions.storage import read_safetensors, write_safetensors
 
 
@@ -43,7 +42,7 @@ def region(base: Base | None = None) -> Region:
 @pytest.mark.parametrize("base", [None, Base("org/model", "main", "0" * 64)])
 def test_round_trip(tmp_path, base, max_shard_bytes):
     saved = region(base)
-    path = save_region(saved, tmp_path / "core", max_shard_bytes=max_shard_bytes)
+    path = saved.save(tmp_path / "core", max_shard_bytes=max_shard_bytes)
     assert path.is_dir() == (max_shard_bytes == 8)
     loaded = Region.load(path)
     assert loaded == saved
