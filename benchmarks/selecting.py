@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Found, Options, Row, alternate, ratios, shown, spread
-from freezetrain.regions.storage import SafetensorsWriter, read_safetensors
+from freezetrain.regions.storage import read_safetensors, write_safetensors
 from freezetrain.scoring import Scores, select
 
 TITLE = "Selecting"
@@ -79,9 +79,7 @@ def write(path: Path, made: Made) -> None:
         "made": {"method": "taylor", "batches": 1},
     }
     stored = {name: (made.shape(name), torch.float32) for name in made}
-    with SafetensorsWriter(path, header, stored, max_shard_bytes=2**62) as writer:
-        for name in made:
-            writer.add(name, made[name])
+    write_safetensors(path, made, header, shapes=stored, max_shard_bytes=2**62)
 
 
 def read(path: Path) -> None:

@@ -74,7 +74,7 @@ def embedding_parameters(model: nn.Module) -> dict[str, str]:
             transformers, or one of them is None or holds no weight.
     """
     names = {id(parameter): plain_name(name) for name, parameter in model.named_parameters()}
-    found = {}
+    embeddings = {}
     for side in ("input", "output"):
         getter = getattr(model, f"get_{side}_embeddings", None)
         module = getter() if getter is not None else None
@@ -85,10 +85,10 @@ def embedding_parameters(model: nn.Module) -> dict[str, str]:
                 f"returns a module with a weight, got {type(model).__name__}: pass the language "
                 "model itself, without wrappers"
             )
-        found[side] = names[id(weight)]
+        embeddings[side] = names[id(weight)]
     if id(bias := getattr(module, "bias", None)) in names:
-        found["bias"] = names[id(bias)]
-    return found
+        embeddings["bias"] = names[id(bias)]
+    return embeddings
 
 
 def layers_region(

@@ -69,9 +69,9 @@ class Entries:
             return cls.empty(shape)
         if count == mask.numel():
             return cls.whole(shape)
-        for kind, whole in candidate_slices(mask, count):
-            if int(whole.sum()) * (mask.numel() // len(whole)) == count:
-                return cls._from_slices(shape, kind, whole.nonzero().flatten())
+        for kind, chosen in candidate_slices(mask, count):
+            if int(chosen.sum()) * (mask.numel() // len(chosen)) == count:
+                return cls._from_slices(shape, kind, chosen.nonzero().flatten())
         if fit_as_indices(shape, count):
             return cls(shape, "indices", mask.flatten().nonzero().flatten().int().cpu())
         return cls(shape, "bits", pack_bits(mask))
@@ -159,7 +159,7 @@ class Entries:
         """The same set with ``data`` on ``device``."""
         if self.data is None or self.data.device == torch.device(device):
             return self
-        return self._held_as(self.kind, self.data.to(device))
+        return self._same_set(self.kind, self.data.to(device))
 
     def for_training(self, device: torch.device | str) -> "Entries":
         """The same set on ``device``, held so that every step can read and write it quickly.
@@ -168,7 +168,7 @@ class Entries:
         eighth of the entries.
         """
         if self._quick_as_indices(device):
-            return self._held_as("indices", self.indices().int().to(device))
+            return self._same_set("indices", self.indices().int().to(device))
         return self.to(device)
 
     def nbytes_for_training(self, device: torch.device | str) -> int:
@@ -178,11 +178,11 @@ class Entries:
     def _quick_as_indices(self, device: torch.device | str) -> bool:
         return self.kind == "bits" and quick_as_indices(self.shape, self.count, device)
 
-    def _held_as(self, kind: Kind, data: Tensor) -> "Entries":
-        held = Entries(self.shape, kind, data)
+    def _same_set(self, kind: Kind, data: Tensor) -> "Entries":
+        entries = Entries(self.shape, kind, data)
         if "count" in self.__dict__:  # else a GPU would be waited for to count again
-            held.__dict__["count"] = self.count
-        return held
+            entries.__dict__["count"] = self.count
+        return entries
 
     @torch.no_grad()
     def read(self, tensor: Tensor) -> Tensor:
@@ -304,17 +304,19 @@ def put(tensor: Tensor, index: Tensor, values: Tensor | float) -> None:
 
     ``index`` is int64 and unique, on the device of ``tensor``, which may have any strides.
     """
-    if not tensor.is_contiguous():
-        where, target = torch.unravel_index(index, tensor.shape), tensor
-    elif tensor.device.type == "cpu" and len(index) < ONE_THREAD:
-        where, target = (index,), tensor.view(-1)
-    elif isinstance(values, Tensor):
-        tensor.view(-1).index_copy_(0, index, values)
+    few = tensor.device.type == "cpu" and len(index) < ONE_THREAD
+    if tensor.is_contiguous() and not few:
+        if isinstance(values, Tensor):
+            tensor.view(-1).index_copy_(0, index, values)
+        else:
+            tensor.view(-1).index_fill_(0, index, values)
         return
+    if not isinstance(values, Tensor):
+        values = tensor.new_full((), values)
+    if tensor.is_contiguous():
+        tensor.view(-1).index_put_((index,), values)
     else:
-        tensor.view(-1).index_fill_(0, index, values)
-        return
-    target.index_put_(where, values if isinstance(values, Tensor) else tensor.new_full((), values))
+        tensor.index_put_(torch.unravel_index(index, tensor.shape), values)
 
 
 def narrow(entries: Entries, start: int, length: int) -> Entries:
@@ -324,11 +326,11 @@ def narrow(entries: Entries, start: int, length: int) -> Entries:
     if entries.kind == "rows":  # of the rows that the range touches: the tensor may be large
         width = prod(entries.shape[1:])
         first, last = start // width, -(-(start + length) // width)
-        held = torch.zeros(last - first, dtype=torch.bool)
+        chosen = torch.zeros(last - first, dtype=torch.bool)
         rows = entries.data.cpu().long()
-        held[rows[(rows >= first) & (rows < last)] - first] = True
+        chosen[rows[(rows >= first) & (rows < last)] - first] = True
         offset = start - first * width
-        return Entries.from_mask(held.repeat_interleave(width)[offset : offset + length])
+        return Entries.from_mask(chosen.repeat_interleave(width)[offset : offset + length])
     if entries.kind != "indices":
         return Entries.from_mask(entries.mask().flatten()[start : start + length])
     index = entries.indices()
@@ -378,5 +380,5 @@ def _draw(numel: int, count: int, generator: torch.Generator) -> Tensor:
     while len(drawn) < count:
         # Draws below 2^62 because torch's own reduction to a smaller range is visibly biased.
         more = torch.randint(2**62, (count - len(drawn),), generator=generator) % numel
-        drawn = torch.cat([drawn, more]).unique()
+        drawn = torch.unique(torch.cat([drawn, more]))
     return drawn

@@ -1,4 +1,4 @@
-"""How much regions have in common, and which layers and kinds of parameters they lie in."""
+"""Overlap of regions, and the shares of layers and of kinds of parameters that a region holds."""
 
 import re
 from collections import defaultdict
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from freezetrain.errors import UserError
+from freezetrain.regions.entries import Entries
 from freezetrain.regions.parameters import layer_of
 from freezetrain.regions.region import Region, coverage
 
@@ -30,20 +31,19 @@ def jaccard_matrix(regions: Mapping[str, Region]) -> list[list[float]]:
     Entries are compared by position, whatever the base, as long as parameters of one name have one
     shape (UserError where not). Takes the memory of all regions' indices in one parameter.
     """
-    held = list(regions.values())
-    both = torch.zeros(len(held), len(held), dtype=torch.float64)
-    for name in sorted(set(chain.from_iterable(held))):
-        having = {key: region[name] for key, region in regions.items() if name in region}
-        first, *others = having
+    both = torch.zeros(len(regions), len(regions), dtype=torch.float64)
+    for name in sorted(set(chain.from_iterable(regions.values()))):
+        shapes = {key: region[name].shape for key, region in regions.items() if name in region}
+        first, *others = shapes
         for other in others:
-            if having[other].shape != having[first].shape:
+            if shapes[other] != shapes[first]:
                 raise UserError(
                     f"expected {name} to have one shape in all regions, got "
-                    f"{list(having[first].shape)} in {first!r} and {list(having[other].shape)} in "
+                    f"{list(shapes[first])} in {first!r} and {list(shapes[other])} in "
                     f"{other!r}; compare regions of models of one architecture and size"
                 )
-        none = torch.zeros(0, dtype=torch.int64)
-        both += _in_both([region[name].indices() if name in region else none for region in held])
+        none = Entries.empty(shapes[first])
+        both += _in_both([region.get(name, none).indices() for region in regions.values()])
     sizes = both.diagonal()
     either = sizes[:, None] + sizes[None, :] - both
     return torch.where(either > 0, both / either, 1.0).tolist()
@@ -51,17 +51,17 @@ def jaccard_matrix(regions: Mapping[str, Region]) -> list[list[float]]:
 
 def _in_both(sets: Sequence[Tensor]) -> Tensor:
     """[n, n] numbers of elements that two of ``sets``, each sorted int64, have in common."""
-    elements, place = torch.unique(torch.cat(list(sets)), return_inverse=True)
-    places = place.split([len(one) for one in sets])
+    elements, numbers = torch.unique(torch.cat(list(sets)), return_inverse=True)
+    numbers_by_set = numbers.split([len(elements_of_set) for elements_of_set in sets])
     both = torch.zeros(len(sets), len(sets), dtype=torch.float64)
     for start in range(0, len(elements), _CHUNK):
         stop = min(start + _CHUNK, len(elements))
-        held = torch.zeros(len(sets), stop - start)
+        contains = torch.zeros(len(sets), stop - start)  # 1 where a set holds an element
         bounds = torch.tensor([start, stop])
-        for row, of_set in zip(held, places, strict=True):
-            low, high = torch.searchsorted(of_set, bounds).tolist()
-            row[of_set[low:high] - start] = 1.0
-        both += held @ held.T
+        for row, own in zip(contains, numbers_by_set, strict=True):
+            low, high = torch.searchsorted(own, bounds).tolist()
+            row[own[low:high] - start] = 1.0
+        both += contains @ contains.T
     return both
 
 
@@ -71,7 +71,7 @@ def expected_jaccard(a: Region, b: Region) -> float:
     Expected entries in both, Σ a_p·b_p / n_p over parameters p of n_p entries (hypergeometric),
     over expected entries in either; the ratio's own expectation differs by the order of 1 / size.
     """
-    both = sum(here.count * b[name].count / here.numel for name, here in a.items() if name in b)
+    both = sum(own.count * b[name].count / own.numel for name, own in a.items() if name in b)
     either = a.count + b.count - both
     return both / either if either else 1.0
 
@@ -86,13 +86,13 @@ def shares(region: Region, numels: Mapping[str, int] | None = None) -> Shares:
     if numels is None:
         numels = {name: entries.numel for name, entries in region.items()}
     counts = {name: entries.count for name, entries in region.items()}
-    of_kind: dict[str, int] = defaultdict(int)
-    size: dict[str, int] = defaultdict(int)
+    kind_counts: dict[str, int] = defaultdict(int)
+    kind_numels: dict[str, int] = defaultdict(int)
     for name, numel in numels.items():
         if layer_of(name) is not None:
-            of_kind[kind_of(name)] += counts.get(name, 0)
-            size[kind_of(name)] += numel
-    return Shares(coverage(counts, numels).layers, coverage(of_kind, size).tensors)
+            kind_counts[kind_of(name)] += counts.get(name, 0)
+            kind_numels[kind_of(name)] += numel
+    return Shares(coverage(counts, numels).layers, coverage(kind_counts, kind_numels).tensors)
 
 
 def kind_of(name: str) -> str:

@@ -69,8 +69,10 @@ def find_submodule(names: Iterable[str], model: nn.Module) -> nn.Module:
     prefix = find_prefix(names, model)
     if not prefix:
         return model
-    modules = model.named_modules(remove_duplicate=False)
-    return {plain_name(name): module for name, module in modules}[prefix.removesuffix(".")]
+    modules: dict[str, nn.Module] = {
+        plain_name(name): module for name, module in model.named_modules(remove_duplicate=False)
+    }
+    return modules[prefix.removesuffix(".")]
 
 
 def find_prefix(names: Iterable[str], model: nn.Module) -> str:

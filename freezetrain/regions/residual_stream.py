@@ -1,4 +1,4 @@
-"""Weight matrices in the terms of their layers, and the dimensions of the residual stream."""
+"""Matrices of the decoder blocks, and what reads from and writes to the residual stream."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -49,13 +49,13 @@ class Matrix:
 
 
 def block_matrices(model: nn.Module) -> list[Matrix]:
-    """All of them, in the model's order; biases, norms and convolutions are not.
+    """Matrices of the decoder blocks, in the model's order; no biases, norms and convolutions.
 
     Raises:
         UserError: as :func:`decoder_blocks`.
     """
     blocks = {f"{block}.": number for number, (block, _) in enumerate(decoder_blocks(model))}
-    found = []
+    matrices = []
     for name, parameter in block_parameters(model).items():
         owner, _, leaf = name.rpartition(".")
         convolves = isinstance(model.get_submodule(owner), nn.modules.conv._ConvNd)
@@ -64,8 +64,8 @@ def block_matrices(model: nn.Module) -> list[Matrix]:
         block = next(block for block in blocks if name.startswith(block))
         kind = name.removeprefix(block).removesuffix(".weight")
         shape = tuple(parameter.shape)
-        found.append(Matrix(name, kind, blocks[block], shape, input_dim(model, name)))
-    return found
+        matrices.append(Matrix(name, kind, blocks[block], shape, input_dim(model, name)))
+    return matrices
 
 
 def matrix_entries(region: Region, model: nn.Module) -> list[tuple[Matrix, Entries]]:
@@ -74,8 +74,10 @@ def matrix_entries(region: Region, model: nn.Module) -> list[tuple[Matrix, Entri
     Raises:
         UserError: a region that does not fit the model, or as :func:`decoder_blocks`.
     """
-    entries = {plain_name(found.name): found.entries for found in region.resolve(model)}
-    return [(m, entries[m.name]) for m in block_matrices(model) if m.name in entries]
+    entries = {plain_name(item.name): item.entries for item in region.resolve(model)}
+    return [
+        (matrix, entries[matrix.name]) for matrix in block_matrices(model) if matrix.name in entries
+    ]
 
 
 def hidden_size(model: nn.Module) -> int:
@@ -87,8 +89,8 @@ def hidden_size(model: nn.Module) -> int:
     config = getattr(model, "config", None)
     if config is not None and hasattr(config, "get_text_config"):
         config = config.get_text_config()
-    if isinstance(told := getattr(config, "hidden_size", None), int):
-        return told
+    if isinstance(size := getattr(config, "hidden_size", None), int):
+        return size
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     if embeddings is None:
         raise UserError(
@@ -112,26 +114,35 @@ def residual_directions(model: nn.Module) -> dict[str, Direction]:
         UserError: as :func:`hidden_size` and :func:`decoder_blocks`.
     """
     hidden = hidden_size(model)
-    found: dict[str, Direction] = {}
+    directions: dict[str, Direction] = {}
     square = []
     for matrix in block_matrices(model):
-        reads, writes = (matrix.features(side) == hidden for side in ("columns", "rows"))
+        reads = matrix.features("columns") == hidden
+        writes = matrix.features("rows") == hidden
         if reads and writes:
             square.append(matrix)
         elif reads or writes:
-            found[matrix.name] = "columns" if reads else "rows"
-    reading = {name.rpartition(".")[0] for name, way in found.items() if way == "columns"}
-    beside = [matrix for matrix in square if matrix.name.rpartition(".")[0] in reading]
-    found |= {matrix.name: "rows" for matrix in beside}
-    alone = [matrix for matrix in square if matrix not in beside]
-    return found | _by_running(model, alone) if alone else found
+            directions[matrix.name] = "columns" if reads else "rows"
+    reading = {_module(name) for name, side in directions.items() if side == "columns"}
+    to_be_run = []
+    for matrix in square:
+        if _module(matrix.name) in reading:
+            directions[matrix.name] = "rows"
+        else:
+            to_be_run.append(matrix)
+    return directions | _directions_by_running(model, to_be_run) if to_be_run else directions
+
+
+def _module(name: str) -> str:
+    """Full name of the module that holds the parameter ``name``."""
+    return name.rpartition(".")[0]
 
 
 @torch.no_grad()
-def _by_running(model: nn.Module, square: Sequence[Matrix]) -> dict[str, Direction]:
-    """See what each square matrix is multiplied with, on two tokens."""
+def _directions_by_running(model: nn.Module, square: Sequence[Matrix]) -> dict[str, Direction]:
+    """Run the model on two tokens to see what each square matrix is multiplied with."""
     stream: list[Tensor] = []  # kept, so that no other tensor gets the memory of one of them
-    found: dict[str, Direction] = {}
+    directions: dict[str, Direction] = {}
 
     def keep(tensors: Any) -> None:
         tensor = tensors[0] if isinstance(tensors, tuple) else tensors
@@ -148,7 +159,7 @@ def _by_running(model: nn.Module, square: Sequence[Matrix]) -> dict[str, Directi
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             place = inputs[0].untyped_storage().data_ptr()  # the same for a view
             reads = any(kept.untyped_storage().data_ptr() == place for kept in stream)
-            found[name] = "columns" if reads else "rows"
+            directions[name] = "columns" if reads else "rows"
 
         return hook
 
@@ -160,11 +171,11 @@ def _by_running(model: nn.Module, square: Sequence[Matrix]) -> dict[str, Directi
                 if "norm" in type(module).__name__.lower():
                     stack.callback(module.register_forward_hook(out_of_norm).remove)
         for matrix in square:
-            layer = model.get_submodule(matrix.name.rpartition(".")[0])
+            layer = model.get_submodule(_module(matrix.name))
             stack.callback(layer.register_forward_pre_hook(into_matrix(matrix.name)).remove)
         device = next(model.parameters()).device
         model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=device))
-    return found
+    return directions
 
 
 def weights_of_dimension(

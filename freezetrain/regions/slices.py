@@ -1,4 +1,4 @@
-"""On how few rows and columns a region lies, and which dimensions recur from matrix to matrix."""
+"""Rows and columns: on how few of them a region lies, and which recur from matrix to matrix."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -38,14 +38,14 @@ def slice_counts(entries: Entries, input_dim: int = -1) -> tuple[Tensor, Tensor]
             f"expected a matrix to count rows and columns of, got shape {list(entries.shape)}: "
             "leave vectors out"
         )
-    *lead, height, width = entries.shape
+    *experts, height, width = entries.shape
     flat = entries.indices()
-    line = flat // width  # which slice along the last dimension, over all experts
-    lines = torch.bincount(line, minlength=entries.numel // width).view(*lead, height)
-    expert_and_place = line // height * width + flat % width
-    across = torch.bincount(expert_and_place, minlength=entries.numel // height)
-    across = across.view(*lead, width)
-    return (lines, across) if input_dim == -1 else (across, lines)
+    line = flat // width  # place in all dimensions but the last
+    expert_and_last = line // height * width + flat % width  # in all but the one before the last
+    counts_by_line = torch.bincount(line, minlength=entries.numel // width)
+    counts_by_last = torch.bincount(expert_and_last, minlength=entries.numel // height)
+    lines, lasts = counts_by_line.view(*experts, height), counts_by_last.view(*experts, width)
+    return (lines, lasts) if input_dim == -1 else (lasts, lines)
 
 
 def share_of_fullest(counts: Tensor, top: float) -> float:
@@ -90,11 +90,11 @@ def denser_directions(region: Region, model: nn.Module, top: float = 0.01) -> di
 
     By the share of its entries in the fullest ``top`` of them, mean over layers; ties: rows.
     """
-    lead: dict[str, float] = defaultdict(float)  # of the rows' shares over those of the columns
+    excess: dict[str, float] = defaultdict(float)  # of the rows' shares over those of the columns
     for matrix, entries in matrix_entries(region, model):
         rows, columns = slice_counts(entries, matrix.input_dim)
-        lead[matrix.kind] += share_of_fullest(rows, top) - share_of_fullest(columns, top)
-    return {kind: "rows" if more >= 0 else "columns" for kind, more in lead.items()}
+        excess[matrix.kind] += share_of_fullest(rows, top) - share_of_fullest(columns, top)
+    return {kind: "rows" if value >= 0 else "columns" for kind, value in excess.items()}
 
 
 def fullest(region: Region, top: float, model: nn.Module) -> Region:
@@ -109,9 +109,9 @@ def fullest(region: Region, top: float, model: nn.Module) -> Region:
     _check_top(top)
     directions = denser_directions(region, model, top)
     entries = {}
-    for matrix, here in matrix_entries(region, model):
+    for matrix, matrix_part in matrix_entries(region, model):
         direction = directions[matrix.kind]
-        rows, columns = slice_counts(here, matrix.input_dim)
+        rows, columns = slice_counts(matrix_part, matrix.input_dim)
         counts = rows if direction == "rows" else columns
         entries[matrix.name] = matrix.whole(direction, fullest_slices(counts, top))
     if not entries:
@@ -131,11 +131,10 @@ def random_slices(region: Region, top: float, model: nn.Module, seed: int) -> Re
     like = fullest(region, top, model)
     directions = like.made["directions"]
     entries = {}
-    for matrix, here in matrix_entries(like, model):
+    for matrix, slices in matrix_entries(like, model):
         direction = directions[matrix.kind]
-        other = matrix.features("columns" if direction == "rows" else "rows")
-        total = here.numel // other
-        drawn = draw_indices(total, here.count // other, seed, matrix.name)
+        length = matrix.features("columns" if direction == "rows" else "rows")  # of a slice
+        drawn = draw_indices(slices.numel // length, slices.count // length, seed, matrix.name)
         entries[matrix.name] = matrix.whole(direction, drawn)
     made = {"operation": "random_slices", "seed": seed, "like": like.made}
     return Region(entries, region.base, made)
@@ -147,7 +146,9 @@ class Recurring:
 
     dimension: int
     times: int
+    """Number of pairs of a matrix and a region."""
     kinds: list[str]
+    """Of these matrices, as ``mlp.down_proj``."""
     layers: list[int]
     regions: list[str]
 
@@ -185,7 +186,7 @@ def recurring(
             expected += number_of_slices(size, top) / size
             for dimension in fullest_slices(counts.view(-1, size).sum(0), top).tolist():
                 seen[dimension].append((matrix.kind, matrix.layer, name))
-    found = [
+    dimensions = [
         Recurring(
             dimension,
             len(places),
@@ -195,8 +196,8 @@ def recurring(
         )
         for dimension, places in seen.items()
     ]
-    found.sort(key=lambda one: (-one.times, one.dimension))
-    return found, possible, expected
+    dimensions.sort(key=lambda recurring: (-recurring.times, recurring.dimension))
+    return dimensions, possible, expected
 
 
 def _check_top(top: float) -> None:

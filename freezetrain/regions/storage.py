@@ -3,11 +3,9 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,103 +36,69 @@ DTYPES = {
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
-class SafetensorsWriter:
-    """Writes tensors to ``path`` one by one; a context manager, which holds none of them.
+def write_safetensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, Any],
+    *,
+    shapes: Mapping[str, Shape] | None = None,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Write ``tensors``, one at a time, and ``header`` to ``path``; return ``path``.
 
     ``header`` is JSON-able; its ``"format"`` is ``"freezetrain-WHAT/VERSION"``. ``shapes`` gives
-    the shape and dtype of every tensor that will be added. Up to ``max_shard_bytes`` of tensors
-    become one file; more become a folder at ``path`` of ``WHAT-00001-of-0000N.safetensors`` and
-    ``WHAT.safetensors.index.json``, the layout of sharded Hugging Face checkpoints. Everything
-    is written beside ``path`` and renamed into place at a clean exit (freezetrain.files.whole), so
-    that ``path`` never holds half a file.
+    the shape and dtype of every tensor, in which case each is asked for once. Up to
+    ``max_shard_bytes`` of tensors become one file; more become a folder at ``path`` of
+    ``WHAT-00001-of-0000N.safetensors`` and ``WHAT.safetensors.index.json``, the layout of sharded
+    Hugging Face checkpoints. All is written beside ``path`` and renamed into place at the end
+    (:func:`freezetrain.files.whole`), so that ``path`` never holds half a file.
 
     UserError when ``path`` exists and ``overwrite`` is False, when it is a folder that holds no
     such index (never replaced, even with ``overwrite``), and when it cannot be written.
     """
-
-    def __init__(
-        self,
-        path: str | Path,
-        header: Mapping[str, Any],
-        shapes: Mapping[str, Shape],
-        *,
-        overwrite: bool = False,
-        max_shard_bytes: int = MAX_SHARD_BYTES,
-    ) -> None:
-        self.path = Path(path)
-        self._header = dict(header)
-        self._what = what_of(str(header["format"]))
-        self._shapes = dict(shapes)
-        self._overwrite = overwrite
-        sizes = {name: prod(shape) * dtype.itemsize for name, (shape, dtype) in shapes.items()}
-        self._total = sum(sizes.values())
-        self._shards = split_into_shards(sizes, max_shard_bytes)
-        self._files: dict[str, Path] = {}
-        self._offsets: dict[str, int] = {}  # of a tensor's data in its file, in bytes
-        self._missing = set(shapes)
-
-    def __enter__(self) -> Self:
-        _check_target(self.path, self._what, self._overwrite)
-        try:
-            with ExitStack() as stack:
-                self._begin(stack.enter_context(whole(self.path, replace_folder=True)))
-                self._stack = stack.pop_all()
-        except OSError as error:
-            raise self._cannot(error) from error
-        return self
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor; they may come in any order."""
-        if name not in self._missing or self._shapes[name] != (tuple(tensor.shape), tensor.dtype):
-            raise ValueError(f"unexpected: {name!r}, {tensor.dtype} of {list(tensor.shape)}")
-        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        try:
-            with open(self._files[name], "r+b") as file:
-                file.seek(self._offsets[name])
-                file.write(data.data)
-        except OSError as error:
-            raise self._cannot(error) from error
-        self._missing.remove(name)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        incomplete = None
-        if error is None and self._missing:
-            error = incomplete = ValueError(f"never added: {min(self._missing)!r}")
-        try:
-            self._stack.__exit__(type(error) if error else None, error, traceback)
-        except OSError as refused:
-            raise self._cannot(refused) from refused
-        if incomplete:
-            raise incomplete
-
-    def _begin(self, new: Path) -> None:
-        """Make the files, with their headers and room for all data."""
-        sharded = len(self._shards) > 1
-        if sharded:
+    path, what = Path(path), what_of(str(header["format"]))
+    _check_target(path, what, overwrite)
+    if shapes is None:
+        shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    sizes = {name: prod(shape) * dtype.itemsize for name, (shape, dtype) in shapes.items()}
+    shards = split_into_shards(sizes, max_shard_bytes)
+    try:
+        with whole(path, replace_folder=True) as new:
+            if len(shards) == 1:
+                _write_file(new, tensors, header, shapes)
+                return path
             new.mkdir()
-        for number, names in enumerate(self._shards, start=1):
-            filename = f"{self._what}-{number:05}-of-{len(self._shards):05}.safetensors"
-            file = new / filename if sharded else new
-            head, places = _layout({name: self._shapes[name] for name in names}, self._header)
-            self._files |= dict.fromkeys(names, file)
-            self._offsets |= {name: len(head) + start for name, (start, _) in places.items()}
-            with open(file, "wb") as out:
-                out.write(head)
-                out.truncate(len(head) + max((end for _, end in places.values()), default=0))
-        if sharded:
-            index = {
-                "metadata": {"total_size": self._total, KEY: self._header},
-                "weight_map": {name: file.name for name, file in self._files.items()},
-            }
-            (new / index_name(self._what)).write_text(json.dumps(index, indent=1))
+            weight_map: dict[str, str] = {}
+            for number, names in enumerate(shards, start=1):
+                file = new / f"{what}-{number:05}-of-{len(shards):05}.safetensors"
+                _write_file(file, tensors, header, {name: shapes[name] for name in names})
+                weight_map |= dict.fromkeys(names, file.name)
+            metadata = {"total_size": sum(sizes.values()), KEY: dict(header)}
+            index = {"metadata": metadata, "weight_map": weight_map}
+            (new / index_name(what)).write_text(json.dumps(index, indent=1))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    return path
 
-    def _cannot(self, error: Exception) -> UserError:
-        return UserError(f"cannot write {self.path}: {error}")
+
+def _write_file(
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+) -> None:
+    """The tensors of ``shapes``, in their order, as one file."""
+    head, starts = _layout(shapes, header)
+    with open(file, "wb") as out:
+        out.write(head)
+        for name in shapes:
+            tensor = tensors[name]
+            if (tuple(tensor.shape), tensor.dtype) != shapes[name]:
+                raise ValueError(f"unexpected: {name!r}, {tensor.dtype} of {list(tensor.shape)}")
+            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            out.seek(len(head) + starts[name])
+            out.write(data.data)
 
 
 def split_into_shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
@@ -159,28 +123,24 @@ def index_name(what: str) -> str:
     return f"{what}.safetensors.index.json"
 
 
-def _layout(
-    shapes: Mapping[str, Shape], header: Mapping[str, Any]
-) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """What stands before the data of a file, and where each tensor's data starts and ends in it.
+def _layout(shapes: Mapping[str, Shape], header: Mapping[str, Any]) -> tuple[bytes, dict[str, int]]:
+    """What stands before the data of a file, and where in the data each tensor starts.
 
     The format is described at github.com/huggingface/safetensors: the length of a JSON text as 8
     bytes, the text, padded so that data is aligned, and the data without holes.
     """
-    places: dict[str, tuple[int, int]] = {}
+    starts: dict[str, int] = {}
+    described: dict[str, Any] = {"__metadata__": {KEY: json.dumps(dict(header))}}
     end = 0
     # The widest dtypes first, as the library does, so that each tensor is aligned.
     for name in sorted(shapes, key=lambda name: -shapes[name][1].itemsize):
         shape, dtype = shapes[name]
-        start, end = end, end + prod(shape) * dtype.itemsize
-        places[name] = start, end
-    described: dict[str, Any] = {"__metadata__": {KEY: json.dumps(header)}}
-    for name, place in places.items():
-        shape, dtype = shapes[name]
-        described[name] = {"dtype": _CODES[dtype], "shape": shape, "data_offsets": place}
+        starts[name], end = end, end + prod(shape) * dtype.itemsize
+        offsets = (starts[name], end)
+        described[name] = {"dtype": _CODES[dtype], "shape": shape, "data_offsets": offsets}
     text = json.dumps(described, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, places
+    return len(text).to_bytes(8, "little") + text, starts
 
 
 def _check_target(path: Path, what: str, overwrite: bool) -> None:
@@ -195,8 +155,8 @@ def _check_target(path: Path, what: str, overwrite: bool) -> None:
 class StoredTensors(Mapping[str, Tensor]):
     """Name -> tensor (CPU, memory-mapped) in safetensors files.
 
-    Each time that one is asked for it is mapped anew and nothing is kept, so that a loop over all
-    needs the memory of one. UserError where its file is gone or damaged by then.
+    A tensor is mapped anew each time that it is asked for and nothing is kept, so that a loop over
+    all needs the memory of one. UserError where its file is gone or damaged by then.
     """
 
     def __init__(self, stored: Mapping[str, tuple[Path, Shape]]) -> None:
@@ -214,7 +174,8 @@ class StoredTensors(Mapping[str, Tensor]):
         path = self._stored[name][0]
         try:
             with safe_open(path, framework="pt") as file:
-                return file.get_tensor(name)
+                tensor: Tensor = file.get_tensor(name)
+                return tensor
         except (OSError, SafetensorError) as error:
             raise _damaged(path, error) from error
 
@@ -228,27 +189,6 @@ class StoredTensors(Mapping[str, Tensor]):
         return len(self._stored)
 
 
-def write_safetensors(
-    path: str | Path,
-    tensors: Mapping[str, Tensor],
-    header: Mapping[str, Any],
-    *,
-    overwrite: bool = False,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> Path:
-    """Write ``tensors`` and ``header`` to ``path`` as :class:`SafetensorsWriter`; return ``path``.
-
-    Tensors that are read when asked for are asked for one at a time.
-    """
-    shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    with SafetensorsWriter(
-        path, header, shapes, overwrite=overwrite, max_shard_bytes=max_shard_bytes
-    ) as writer:
-        for name in shapes:
-            writer.add(name, tensors[name])
-    return Path(path)
-
-
 def read_safetensors(path: str | Path, what: str) -> tuple[StoredTensors, dict[str, Any]]:
     """What :func:`write_safetensors` wrote: tensors, of which none is read yet, and header.
 
@@ -260,8 +200,8 @@ def read_safetensors(path: str | Path, what: str) -> tuple[StoredTensors, dict[s
     if not path.exists():
         raise UserError(f"there is no {what} at {path}")
     if not path.is_dir():
-        stored, header = _read_file(path, what)
-        return StoredTensors(stored), header
+        in_file, header = _read_file(path, what)
+        return StoredTensors(in_file), header
     index_path = path / index_name(what)
     if not index_path.is_file():
         raise UserError(f"{path} is not a {what}: the folder holds no {index_path.name}")
@@ -274,7 +214,7 @@ def read_safetensors(path: str | Path, what: str) -> tuple[StoredTensors, dict[s
         raise UserError(f"{index_path} is not the index of a {what}") from error
     if not local:
         raise UserError(f"{index_path} names files outside its folder")
-    found: dict[str, tuple[Path, Shape]] = {}
+    stored: dict[str, tuple[Path, Shape]] = {}
     for filename in filenames:
         shard = path / filename
         if not shard.is_file():
@@ -282,11 +222,11 @@ def read_safetensors(path: str | Path, what: str) -> tuple[StoredTensors, dict[s
         in_shard, shard_header = _read_file(shard, what)
         if shard_header != header:
             raise UserError(f"the shard {filename} of {path} belongs to another {what}")
-        found |= in_shard
-    if found.keys() != weight_map.keys():
-        name = min(found.keys() ^ weight_map.keys())
+        stored |= in_shard
+    if stored.keys() != weight_map.keys():
+        name = min(stored.keys() ^ weight_map.keys())
         raise UserError(f"the index of {path} and its shards disagree about {name!r}")
-    return StoredTensors(found), header
+    return StoredTensors(stored), header
 
 
 def stored_what(path: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""Run a model over a language's text and score its weights."""
+"""Scores of a model's weights, computed by running it over the text of a language."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -112,7 +112,7 @@ class Scoring:
         self._scale = 1.0  # from a gradient as it arrives to that of this batch's mean loss
         self._counts = True  # whether the rows in hand do
         self._nll = 0.0  # of all ranks, in nats
-        # The same of this rank's rows alone, of each batch since ranks last told each other.
+        # The same of this rank's rows alone, of each batch since losses were last added up.
         self._recent = torch.zeros(
             self._partition.turns, dtype=torch.float64, device=self._partition.device(model)
         )
@@ -137,7 +137,7 @@ class Scoring:
                 }
             for name, parameter in trainable.items():
                 hook = self._gradient_hook(name, by_gradient)
-                stack.callback(parameter.register_post_accumulate_grad_hook(hook).remove)
+                stack.callback(parameter.register_post_accumulate_grad_hook(hook).remove)  # type: ignore[no-untyped-call]
             if "wanda" in self.methods:
                 self._sums["wanda"] = {}
                 for name, parameter in self.parameters["wanda"].items():
@@ -169,15 +169,15 @@ class Scoring:
         self._first_tokens = self._first_tokens or tokens
         self._share = tokens / self._first_tokens
         self._scale = self._partition.loss_factor / tokens
-        taken = self._partition.rows(self._batches, batch)
-        if taken is not None:
-            rows, self._counts = taken
+        own_rows = self._partition.rows(self._batches, batch)
+        if own_rows is not None:
+            rows, self._counts = own_rows
             self._run(rows)
         self._batches += 1
         self.sequences += len(batch)
         self.tokens += tokens
         if self._batches % self._partition.turns == 0:
-            self._settle()
+            self._add_up_losses()
 
     def tensors(self, method: str, last: bool = False) -> Iterator[tuple[str, Tensor | None]]:
         """Name and finished scores of the text so far, one parameter at a time.
@@ -196,7 +196,7 @@ class Scoring:
                 if last:
                     del self._sums[method][name]
                 else:
-                    total = total.clone()  # of one parameter: what is given must not change
+                    total = total.clone()  # what is given must not change
                 part = self._partition.part(parameter)
                 total = GRADIENT_METHODS[method].finish(part, self._partition.total(total))
                 yield name, self._whole(parameter, total)
@@ -231,17 +231,17 @@ class Scoring:
         nll = token_nll(self.model(input_ids=input_ids).logits, input_ids).sum() * self._counts
         self._recent[self._batches % self._partition.turns] = nll.detach()
         if nll.requires_grad:
-            nll.backward()
+            nll.backward()  # type: ignore[no-untyped-call]
 
-    def _settle(self) -> None:
-        """Add up what ranks found since the last time; all call this. CheckError as the class."""
+    def _add_up_losses(self) -> None:
+        """Add the latest losses of all ranks, which all call this. CheckError as the class."""
         turns = self._partition.turns
-        found = self._partition.everywhere(self._recent).tolist()
+        losses = self._partition.everywhere(self._recent).tolist()
         self._recent.zero_()
-        for number, nll in enumerate(found, start=(self._batches - 1) // turns * turns):
+        for number, nll in enumerate(losses, start=(self._batches - 1) // turns * turns):
             if not isfinite(nll):
                 raise CheckError(f"the loss of batch {number} (counted from 0) is {nll}")
-        self._nll += sum(found)
+        self._nll += sum(losses)
 
     @property
     def _device(self) -> torch.device:
@@ -291,7 +291,7 @@ class Scoring:
             return
         if not self.tokens:
             raise UserError("expected at least one batch of text to score, got none")
-        self._settle()
+        self._add_up_losses()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The formulas of the scores, and which parameters are scored."""
 
 from collections.abc import Callable, Mapping
+from math import sqrt
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -77,7 +78,9 @@ def per_batch(method: str, batches: float) -> float:
 
     Sums over batches grow with their number, wanda's norm with its square root, magnitude not.
     """
-    return {"wanda": batches**-0.5, "magnitude": 1.0}.get(method, 1 / batches)
+    if method == "magnitude":
+        return 1.0
+    return 1 / sqrt(batches) if method == "wanda" else 1 / batches
 
 
 def scored_parameters(

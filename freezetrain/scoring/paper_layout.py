@@ -6,7 +6,7 @@ each parameter of the model.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -16,77 +16,46 @@ from freezetrain.errors import UserError
 from freezetrain.files import whole
 from freezetrain.regions import Entries, Region
 from freezetrain.regions.parameters import errors_begin_with, layer_of
-from freezetrain.scoring.scores import Scores
+from freezetrain.scoring.scores import OnDemand, Scores
 
 # What can be both a parameter's dotted name and, with ".pt", the name of a file in the folder.
 _NAME = re.compile(r"[^./\\:\0]+(\.[^./\\:\0]+)*")
 
 
-class _Files(Mapping[str, Tensor]):
-    """Name -> tensor of ``{name}.pt``, read anew whenever it is asked for; nothing is kept.
+def _files(folder: Path, what: str) -> OnDemand:
+    """Name -> tensor of ``{name}.pt``, read anew whenever it is asked for.
 
     UserError for a folder without such files, a symbolic link or an odd name; of a file that holds
-    anything but a tensor, when it is read. Loaded with ``weights_only``, so that it runs no code.
+    anything but a tensor, when it is read.
     """
+    files = sorted(folder.glob("*.pt")) if folder.is_dir() else []
+    if not files:
+        raise UserError(f"expected a folder of '{{parameter}}.pt' {what}, found none in {folder}")
+    named = {_checked_name(file.name.removesuffix(".pt")): file for file in files}
+    for file in files:
+        _check_file(file, what)
 
-    def __init__(self, folder: Path, what: str) -> None:
-        self.what = what
-        files = sorted(folder.glob("*.pt")) if folder.is_dir() else []
-        if not files:
-            raise UserError(
-                f"expected a folder of '{{parameter}}.pt' {what}, found none in {folder}"
-            )
-        self._files = {_checked_name(file.name.removesuffix(".pt")): file for file in files}
-        for file in files:
-            _check_file(file, what)
+    def read(name: str) -> Tensor:
+        return _tensor(named[name], what)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self[name].shape)  # mapped, not read
+    return OnDemand(named, lambda name: tuple(read(name).shape), read)
 
-    def __getitem__(self, name: str) -> Tensor:
-        file = self._files[name]
-        _check_file(file, self.what)
+
+def _tensor(file: Path, what: str) -> Tensor:
+    """The tensor in ``file``, mapped; loaded with ``weights_only``, so that it runs no code."""
+    _check_file(file, what)
+    try:
         try:
-            try:
-                found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:  # a file of torch before 1.6 cannot be mapped
-                found = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # the reader of foreign bytes can fail in any way
-            raise UserError(f"{file} is damaged or not a tensor file") from error
-        if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_meta:
-            without = " without data" if isinstance(found, Tensor) and found.is_meta else ""
-            kind = type(found).__name__ + without
-            raise UserError(f"expected a dense tensor of {self.what} in {file}, got {kind}")
-        return found
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._files
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-
-class _Sizes(Mapping[str, Tensor]):
-    """The absolute values of some of the files' tensors."""
-
-    def __init__(self, files: _Files, names: Iterable[str]) -> None:
-        self._files = files
-        self._names = dict.fromkeys(names)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._files.shape(name)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._files[name].abs()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+            tensor = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # a file of torch before 1.6 cannot be mapped
+            tensor = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader of foreign bytes can fail in any way
+        raise UserError(f"{file} is damaged or not a tensor file") from error
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+        without = " without data" if isinstance(tensor, Tensor) and tensor.is_meta else ""
+        kind = type(tensor).__name__ + without
+        raise UserError(f"expected a dense tensor of {what} in {file}, got {kind}")
+    return tensor
 
 
 def holds_masks(folder: str | Path) -> bool:
@@ -94,7 +63,7 @@ def holds_masks(folder: str | Path) -> bool:
 
     UserError for a folder that has none, or whose first is neither.
     """
-    files = _Files(Path(folder), "masks or scores")
+    files = _files(Path(folder), "masks or scores")
     first = next(iter(files))
     tensor = files[first]
     if tensor.dtype != torch.bool and not tensor.is_floating_point():
@@ -111,7 +80,7 @@ def import_masks(folder: str | Path) -> Region:
     file that holds anything but a bool tensor.
     """
     folder = Path(folder)
-    files = _Files(folder, "masks")
+    files = _files(folder, "masks")
     entries = {}
     for name in files:
         with errors_begin_with(name):
@@ -130,7 +99,7 @@ def import_scores(folder: str | Path, language: str | None = None) -> Scores:
     also where no file is of a layer's parameter.
     """
     folder = Path(folder)
-    files = _Files(folder, "scores")
+    files = _files(folder, "scores")
     names = [name for name in files if layer_of(name) is not None]
     if not names:
         raise UserError(
@@ -149,7 +118,7 @@ def import_scores(folder: str | Path, language: str | None = None) -> Scores:
         "folder": folder.name,
         "left_out": [name for name in files if name not in names],
     }
-    return Scores(_Sizes(files, names), made=made)
+    return Scores(OnDemand(names, files.shape, lambda name: files[name].abs()), made=made)
 
 
 def export_masks(region: Region, folder: str | Path) -> Path:

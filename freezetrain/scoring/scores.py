@@ -1,6 +1,6 @@
 """Scores: a tensor per parameter, how much the loss of one language depends on each weight."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,41 @@ from torch import Tensor
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.regions import Base
-from freezetrain.regions.storage import SafetensorsWriter, read_safetensors
+from freezetrain.regions.storage import read_safetensors, write_safetensors
 from freezetrain.scoring.methods import per_batch
 
 FOR_SELECTION = ("norms", "transposed", "embeddings")  # lists of names in ``made``, for selection
+
+
+class OnDemand(Mapping[str, Tensor]):
+    """Name -> tensor that ``make(name)`` gives each time; nothing of it is kept.
+
+    ``shape(name)`` gives a tensor's shape without making it.
+    """
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        shape: Callable[[str], tuple[int, ...]],
+        make: Callable[[str], Tensor],
+    ) -> None:
+        self._names = dict.fromkeys(names)
+        self.shape = shape
+        self._make = make
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # a Mapping would make the tensor to find out
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class Scores(Mapping[str, Tensor]):
@@ -94,10 +125,8 @@ class Scores(Mapping[str, Tensor]):
             "base": asdict(self.base) if self.base else None,
             "made": self.made,
         }
-        stored = {name: (shape, torch.float32) for name, shape in self.shapes.items()}
-        with SafetensorsWriter(path, header, stored, overwrite=overwrite) as writer:
-            for name in self:
-                writer.add(name, self[name])
+        shapes = {name: (shape, torch.float32) for name, shape in self.shapes.items()}
+        write_safetensors(path, self, header, shapes=shapes, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> "Scores":
@@ -140,6 +169,13 @@ class Scores(Mapping[str, Tensor]):
             _check_method(parts[0], part)
             check_alike(parts[0], part)
         factors = [per_batch(part.made["method"], part.made["batches"]) for part in parts]
+
+        def add_up(name: str) -> Tensor:
+            total = torch.zeros(parts[0].shape(name), dtype=torch.float64)
+            for part, factor in zip(parts, factors, strict=True):
+                total.add_(part[name], alpha=factor)
+            return total.float()
+
         made = {
             **{key: parts[0].made.get(key, []) for key in FOR_SELECTION if key in parts[0].made},
             "method": parts[0].made["method"],
@@ -149,33 +185,7 @@ class Scores(Mapping[str, Tensor]):
                 for part in parts
             ],
         }
-        return cls(_Sum(parts, factors), parts[0].base, made)
-
-
-class _Sum(Mapping[str, Tensor]):
-    """Parameter -> the weighted sum of its scores in several parts, fp32."""
-
-    def __init__(self, parts: Sequence[Scores], factors: Sequence[float]) -> None:
-        self._parts = list(zip(parts, factors, strict=True))
-        self._first = parts[0]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._first.shape(name)
-
-    def __getitem__(self, name: str) -> Tensor:
-        total = torch.zeros(self.shape(name), dtype=torch.float64)
-        for part, factor in self._parts:
-            total.add_(part[name], alpha=factor)
-        return total.float()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._first
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._first)
-
-    def __len__(self) -> int:
-        return len(self._first)
+        return cls(OnDemand(parts[0], parts[0].shape, add_up), parts[0].base, made)
 
 
 def _checked(name: str, tensor: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
 """From scores to a region: which entries, rows, columns or tensors score highest or lowest."""
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache
 from math import prod
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,32 +14,21 @@ from freezetrain.errors import UserError, near_misses
 from freezetrain.regions import Entries, Region
 from freezetrain.regions.parameters import layer_of
 from freezetrain.scoring.scores import FOR_SELECTION, Scores, check_alike
-from freezetrain.scoring.threshold import Read, Threshold, Which, few_of_many
 
-Item = TypeVar("Item")
-
-Fetched = TypeVar("Fetched")
-
-
-def one_ahead(fetch: Callable[[Item], Fetched], items: Iterable[Item]) -> Iterator[Fetched]:
-    """``fetch(item)`` for each item in order, as :func:`map`, but one ahead, in a thread.
-
-    Of what was fetched, no more than two are held here. An exception of ``fetch`` is raised where
-    its item would have come; items after it may have been fetched too.
-    """
-    waiting: deque[Future[Fetched]] = deque()
-    with ThreadPoolExecutor(1) as pool:
-        for item in items:
-            waiting.append(pool.submit(fetch, item))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
+Which = Literal["top", "bottom"]
 
 Per = Literal["tensor", "layer", "model"]
 
 Unit = Literal["entry", "row", "column", "tensor"]
+
+Values = np.ndarray[tuple[int], np.dtype[np.float32]]
+
+Read = Callable[[str], Values]
+"""Gives the scores of a parameter's units, the same whenever it is called."""
+
+_CHUNK = 1 << 18  # values that are compared at a time, so that the outcome stays in the cache
+
+_SAMPLE = 1 << 14  # values by which the search for the limit begins
 
 
 def select(
@@ -57,9 +45,8 @@ def select(
 
     Of n units, ``int(ratio * n + 0.5)`` are taken. Ties go to the lower flat index, across tensors
     to the name that sorts first, so that the same scores give the same region on every machine.
-    Memory: the region, a few copies of the scores of one tensor, and those of the next; where
-    entries compete beyond their tensor, each tensor is read a few times for it, and of the few
-    entries in 100 that may be taken, scores and places are held.
+    Memory: the region and a few copies of the scores of one tensor. Where entries compete beyond
+    their tensor, each tensor is read three times, and 6 bytes are held for each entry to be taken.
 
     Args:
         ratio: more than 0, at most 1. 0.01, 0.03 and 0.05 in Zhang et al. 2024 (arXiv 2402.14700).
@@ -87,22 +74,20 @@ def select(
     _check_ratio(ratio)
     if unit == per == "tensor":
         raise UserError("whole tensors compete per layer or per model, not per tensor: change per")
-    dims = {
-        name: found
-        for name in _candidates(scores, parameters, norms)
-        if (found := unit_dims(scores.shape(name), name, _transposed(scores, name), unit))
-        is not None
-    }
+    transposed = scores.made.get("transposed", ())
+    dims = {}
+    for name in _candidates(scores, parameters, norms):
+        own_dims = unit_dims(scores.shape(name), name, name in transposed, unit)
+        if own_dims is not None:
+            dims[name] = own_dims
     if not dims:
         raise UserError(
             f"nothing to select from: no scored parameter is left with {parameters=}, {norms=} "
             f"and {unit=}"
         )
-    groups = [{name: dims[name] for name in group} for group in _groups(dims, per)]
     entries: dict[str, Entries] = {}
-    read = one_ahead(partial(_reads, scores), groups)  # from the disk while others compete
-    for group in groups:
-        entries |= _compete(scores, group, next(read), ratio, which)
+    for group in _groups(dims, per):
+        entries |= _compete(scores, {name: dims[name] for name in group}, ratio, which)
     made = {
         "operation": "select",
         "ratio": ratio,
@@ -111,7 +96,7 @@ def select(
         "unit": unit,
         "parameters": None if parameters is None else list(parameters),
         "norms": norms,
-        "scores": _about(scores),
+        "scores": _provenance(scores),
     }
     return Region(entries, scores.base, made)
 
@@ -163,7 +148,7 @@ def monolingual(
     entries: dict[str, dict[str, Entries]] = {language: {} for language in wanted}
     for name in _candidates(first, None, norms):
         tops = {
-            language: _compete(part, {name: ()}, _reads(part, {name: ()}), ratio, "top")[name]
+            language: _compete(part, {name: ()}, ratio, "top")[name]
             for language, part in scores.items()
         }
         holders = torch.zeros(prod(first.shape(name)), dtype=torch.int16)  # languages, per entry
@@ -184,7 +169,7 @@ def monolingual(
                 "others": [other for other in scores if other != language],
                 "ratio": ratio,
                 "norms": norms,
-                "scores": _about(scores[language]),
+                "scores": _provenance(scores[language]),
             },
         )
         for language in wanted
@@ -196,7 +181,7 @@ def _check_ratio(ratio: float) -> None:
         raise UserError(f"expected a ratio above 0 and at most 1, got {ratio}")
 
 
-def _about(scores: Scores) -> dict[str, Any]:
+def _provenance(scores: Scores) -> dict[str, Any]:
     """How scores were made, without the lists of names."""
     return {key: value for key, value in scores.made.items() if key not in FOR_SELECTION}
 
@@ -234,51 +219,36 @@ def unit_dims(
     return (ndim - 2,) if (unit == "row") == transposed else (ndim - 1,)
 
 
-def _transposed(scores: Scores, name: str) -> bool:
-    return name in scores.made.get("transposed", ())
-
-
-def _reads(scores: Scores, dims: Mapping[str, tuple[int, ...]]) -> list[Read]:
-    """Of each parameter how its units' scores are read; ``dims`` as for :func:`_compete`."""
-    reads: list[Read] = [partial(_unit_scores, scores, name, own) for name, own in dims.items()]
-    if len(reads) == 1 or any(dims.values()):  # small enough to be kept, so that it is read once
-        return [_kept(read()) for read in reads]
-    return reads
-
-
 def _compete(
-    scores: Scores,
-    dims: Mapping[str, tuple[int, ...]],
-    reads: Sequence[Read],
-    ratio: float,
-    which: Which,
+    scores: Scores, dims: Mapping[str, tuple[int, ...]], ratio: float, which: Which
 ) -> dict[str, Entries]:
     """The entries of the ``ratio`` of units with the largest (smallest) scores in some parameters.
 
     ``dims``: parameter -> the dimensions that make up a unit.
     """
-    places = {  # shapes with the dimensions of a unit of size 1
+    grids = {  # shapes with the dimensions of a unit of size 1
         name: torch.Size(1 if dim in own else size for dim, size in enumerate(scores.shape(name)))
         for name, own in dims.items()
     }
-    sizes = [place.numel() for place in places.values()]
-    count = int(ratio * sum(sizes) + 0.5)
-    if not any(dims.values()):
-        few = few_of_many(reads, sizes, count, which)
-        if few is not None:
-            return {
-                name: Entries.from_indices(place, torch.from_numpy(index))
-                for (name, place), index in zip(places.items(), few, strict=True)
-            }
-    threshold = Threshold(reads, count, which)
+    count = int(ratio * sum(grid.numel() for grid in grids.values()) + 0.5)
+
+    def read(name: str) -> Values:
+        return _unit_scores(scores, name, dims[name])
+
+    if len(dims) == 1 or any(dims.values()):  # small enough to be kept, so that it is read once
+        read = cache(read)
+    limit, ties = _limit(read, {name: grid.numel() for name, grid in grids.items()}, count, which)
     entries = {}
-    for (name, place), read in zip(places.items(), reads, strict=True):
-        taken = torch.from_numpy(threshold.take(read()))
-        entries[name] = Entries.from_mask(taken.view(place).expand(scores.shape(name)))
+    for name, grid in grids.items():
+        taken, ties = _taken(read(name), limit, ties, which)
+        units = Entries.from_indices(grid, torch.from_numpy(taken))
+        if dims[name]:
+            units = Entries.from_mask(units.mask().expand(scores.shape(name)))
+        entries[name] = units
     return entries
 
 
-def _unit_scores(scores: Scores, name: str, dims: tuple[int, ...]) -> np.ndarray:
+def _unit_scores(scores: Scores, name: str, dims: tuple[int, ...]) -> Values:
     """Mean scores over ``dims``, fp32 [units]."""
     values = scores[name]
     if dims:
@@ -287,8 +257,83 @@ def _unit_scores(scores: Scores, name: str, dims: tuple[int, ...]) -> np.ndarray
     return values.flatten().numpy()
 
 
-def _kept(values: np.ndarray) -> Read:
-    return lambda: values
+def _limit(
+    read: Read, sizes: Mapping[str, int], count: int, which: Which
+) -> tuple[np.float32, int]:
+    """The ``count``-th largest (smallest, negated) value, and how many equal to it are taken.
+
+    ``sizes``: name -> number of values.
+    """
+    if not count:
+        return np.float32(np.inf), 0
+    largest = _largest(read, sizes, count, which, _likely_bound(read, sizes, count, which))
+    if len(largest) < count:  # the bound was too high
+        largest = _largest(read, sizes, count, which, np.float32(-np.inf))
+    limit = _keep_largest(largest, count)
+    return limit, int((largest[:count] == limit).sum())
+
+
+def _likely_bound(read: Read, sizes: Mapping[str, int], count: int, which: Which) -> np.float32:
+    """A value that probably somewhat more than ``count`` values are above: by a sample of them."""
+    total, generator = sum(sizes.values()), np.random.default_rng(0)
+    samples = []
+    for name, size in sizes.items():
+        if size:
+            places = generator.integers(size, size=-(-_SAMPLE * size // total))
+            samples.append(read(name)[places])
+    sample = np.concatenate(samples)
+    expected = len(sample) * count / total
+    rank = int(expected + 4 * expected**0.5) + 1  # four standard deviations more
+    if rank >= len(sample):
+        return np.float32(-np.inf)
+    bound = _keep_largest(sample if which == "top" else -sample, rank)
+    return np.float32(np.nextafter(bound, -np.inf))  # so that those equal to it are above
+
+
+def _largest(
+    read: Read, names: Iterable[str], count: int, which: Which, bound: np.float32
+) -> Values:
+    """The ``count`` largest (smallest, negated) values above ``bound``, among some others."""
+    largest = np.empty(count + max(count // 2, _CHUNK), dtype=np.float32)
+    size = 0  # of what is in use of it
+    for name in names:
+        for part in _parts(read(name), which):
+            part = part[part > bound]  # a copy, so that no name holds the tensor for the next
+            if size + len(part) > len(largest):
+                bound, size = _keep_largest(largest[:size], count), count
+            largest[size : size + len(part)] = part
+            size += len(part)
+    return largest[:size]
+
+
+def _keep_largest(values: Values, count: int) -> np.float32:
+    """Move the ``count`` largest values to the front, the smallest of them first; returns that."""
+    values.partition(len(values) - count)
+    values[:count] = values[len(values) - count :]
+    return np.float32(values[0])
+
+
+def _taken(
+    values: Values, limit: np.float32, ties: int, which: Which
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], int]:
+    """Sorted int64 indices of the values beyond the limit and of the first ``ties`` equal to it.
+
+    Also how many of these ties are left for the values to come.
+    """
+    indices = []
+    for number, part in enumerate(_parts(values, which)):
+        reaching = np.flatnonzero(part >= limit)
+        equal = np.flatnonzero(part[reaching] == limit)
+        indices.append(np.delete(reaching, equal[ties:]) + number * _CHUNK)
+        ties -= min(ties, len(equal))
+    return np.concatenate([*indices, np.zeros(0, dtype=np.int64)]), ties
+
+
+def _parts(values: Values, which: Which) -> Iterator[Values]:
+    """Successive parts of at most ``_CHUNK`` values, negated where the smallest are wanted."""
+    for start in range(0, len(values), _CHUNK):
+        part = values[start : start + _CHUNK]
+        yield part if which == "top" else -part
 
 
 def _groups(names: Iterable[str], per: Per) -> list[list[str]]:

@@ -116,7 +116,7 @@ def test_expressions_over_scores_and_region_files(scores, tmp_path):
         (("--expression", "core - jaa"),
          "the name of a region at character 8 of 'core - jaa', got 'jaa' (did you mean 'ja'?); "
          "there are en, ja, ko, core"),
-        (("--expression", "core -"), "expected the name of a region or ( at character 7"),
+        (("--expression", "core -"), "'core -', which cannot be read from character 7 on"),
         (("--kind", "core", "--expression", "en"),
          "expression must be left out: a core region does not use it"),
         (("--kind", "expression"), "expression must be given to select an expression region"),

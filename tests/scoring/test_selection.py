@@ -8,7 +8,7 @@ import torch
 
 from freezetrain.errors import UserError
 from freezetrain.regions import Base, Region
-from freezetrain.scoring import Scores, core, monolingual, select, threshold
+from freezetrain.scoring import Scores, core, monolingual, select, selection
 
 SHAPES = {  # not in the order of the names, which decides ties
     "blocks.1.up.weight": (6, 5),
@@ -111,20 +111,47 @@ def test_top_one_percent_of_each_tensor_is_the_default() -> None:
         assert inside[mask].min() > inside[~mask].max()
 
 
-@pytest.mark.parametrize("per", ["tensor", "layer", "model"])
+RNG = np.random.default_rng(0)
+
+
+def any_bits(size: int) -> np.ndarray:
+    """Floats of any bits but infinities and NaN: subnormal, huge, of either sign."""
+    values = RNG.integers(0, 2**32, size, dtype=np.uint32).view(np.float32)
+    return np.where(np.isfinite(values), values, np.float32(0))
+
+
+VALUES = {  # each as vectors of odd and even lengths
+    "normal": [RNG.standard_normal(n) for n in (4001, 1, 0, 2500)],
+    "tied": [RNG.integers(-1, 2, n) for n in (500, 80)],
+    "some tied": [RNG.permutation(5000) // 40, RNG.permutation(3000) // 40],
+    "any bits": [any_bits(5003), any_bits(1024)],
+    "zeros of either sign": [np.where(RNG.random(600) < 0.5, 0.0, -0.0), [-0.0, 0.0, 1.0, -1.0]],
+    "one large column": [np.where(np.arange(6400) % 64 == 9, 5, RNG.random(6400))],
+    "ascending, descending": [np.arange(4000), np.arange(9000, 4000, -1)],
+    "mostly zero": [np.maximum(RNG.standard_normal(3000) - 2, 0)],
+}
+
+
+@pytest.mark.parametrize("chunk", [61, 1 << 18])
+@pytest.mark.parametrize("bound", ["of a sample", "too high"])
 @pytest.mark.parametrize("which", ["top", "bottom"])
-def test_a_few_of_many_are_what_a_stable_sort_selects(per: str, which: str, monkeypatch) -> None:
-    monkeypatch.setattr(threshold, "_SAMPLE", 256)
-    rng = np.random.default_rng(0)
-    shapes = {"blocks.0.up": (64, 50), "blocks.0.down": (41, 31), "blocks.1.up": (2, 600, 3)}
-    tensors = {
-        name: torch.from_numpy(rng.integers(0, 3000, shape).astype(np.float32))
-        for name, shape in shapes.items()
-    }
-    scores = Scores(tensors, made=MADE)
-    for ratio in (0.003, 0.01, 0.03):
-        expected = reference(scores, ratio, which, per, "entry", norms=False)
-        assert select(scores, ratio, which=which, per=per) == expected
+@pytest.mark.parametrize("name", VALUES)
+def test_selects_what_a_stable_sort_selects_whatever_the_values(
+    name: str, which: str, bound: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "_CHUNK", chunk)
+    monkeypatch.setattr(selection, "_SAMPLE", 256)
+    if bound == "too high":
+        monkeypatch.setattr(selection, "_likely_bound", lambda *_: np.float32(np.inf))
+    parts = [np.asarray(part, dtype=np.float32) for part in VALUES[name]]
+    scores = Scores({f"part{n}": torch.from_numpy(part) for n, part in enumerate(parts)})
+    total = sum(map(len, parts))
+    for count in (0.1, 1, 5, 60, 100, total // 32, total // 2, total - 1, total):
+        chosen = stable_pick(np.concatenate(parts), count / total, which)
+        masks = np.split(chosen, np.cumsum([*map(len, parts)])[:-1])
+        expected = {f"part{n}": torch.from_numpy(mask) for n, mask in enumerate(masks)}
+        found = select(scores, count / total, which=which, per="model")
+        assert found == Region.from_masks(expected), count
 
 
 def test_ties_go_to_the_first_index_of_the_first_name_whatever_the_order() -> None:
