@@ -6,9 +6,11 @@ import lightning as L
 import pytest
 import torch
 from extras_module import ACCUMULATE, EachStep, Module, Stream, fit
+from forked_ranks import run_ranks
 from frozen_reference import TinyLM, mixed_region
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from two_rank_fits import DECAY
 
 from freezetrain.callbacks import RegionFreeze, WeightAverage
 from freezetrain.errors import UserError
@@ -234,3 +236,19 @@ def test_of_a_tied_weight_is_one():
     module = fit(average)
     with average.averaged(module):
         assert module.wrapped.head.weight is module.wrapped.embedding.weight
+
+
+def test_two_ranks_average_as_one_would_and_resume(tmp_path):
+    region = mixed_region(TinyLM())
+    for rank in run_ranks("two_rank_fits:average", tmp_path, group=False):
+        assert rank["weights came back"]
+        expected = reference(rank["course"], DECAY)
+        start, last = rank["course"][0], rank["course"][-1]
+        for name, value in rank["averaged"].items():
+            assert torch.equal(rank["resumed"][name], value), name
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
+        for frozen in region.resolve(TinyLM()):
+            mask = frozen.entries.mask()
+            averaged = rank["averaged"][frozen.name]
+            assert torch.equal(averaged[mask], start[frozen.name][mask]), frozen.name
+            assert mask.all() or not torch.equal(averaged, last[frozen.name]), frozen.name

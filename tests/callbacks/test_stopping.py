@@ -2,14 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 from extras_module import ACCUMULATE, STEPS, EachStep, Module, fit
+from forked_ranks import run_ranks
 from frozen_reference import TinyLM, mixed_region
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
@@ -22,7 +20,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*Checkpoint directory",
 )
 
-WORKER = Path(__file__).with_name("extras_fit.py")
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -63,8 +60,10 @@ def assert_equal(weights, expected):
         assert torch.equal(weights[name], value), name
 
 
-@pytest.mark.parametrize("number", HANDLED)
-@pytest.mark.parametrize("batch", [2, 5])  # the first and the last micro-batch of a step
+@pytest.mark.parametrize(
+    ("number", "batch"),  # the first and the last micro-batch of a step
+    [(signal.SIGTERM, 2), (signal.SIGTERM, 5), (signal.SIGUSR1, 2), (signal.SIGUSR2, 5)],
+)
 def test_stops_after_the_step_and_goes_on_from_there(tmp_path, uninterrupted, batch, number):
     step = batch // ACCUMULATE + 1
     save, module = EachStep(tmp_path), Signals(batch, number)
@@ -166,17 +165,19 @@ def test_needs_a_checkpoint_that_saves_any_step(tmp_path):
             fit(StopOnSignal(), callback)
 
 
-def test_a_process_that_is_told_to_stop_and_another_that_goes_on(tmp_path, uninterrupted):
-    command = [sys.executable, str(WORKER), str(tmp_path), "wait"]
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "freezing"), *sys.path]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "waiting in batch 5\n"
-    process.send_signal(signal.SIGUSR1)
-    assert process.communicate(timeout=100)[0].startswith("stopped by SIGUSR1 after step 3")
-    assert process.returncode == 75
-    again = fit(region(), ckpt_path=tmp_path / "step=3.ckpt")
-    assert_equal(again.weights(), uninterrupted)
+@pytest.mark.parametrize(
+    "engine",
+    ["ddp", *(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ("fsdp2", "zero-2"))],
+)
+def test_ranks_stop_together_when_one_is_told_to(tmp_path, engine):
+    ranks = run_ranks("two_rank_fits:stop_and_go_on", tmp_path, engine, group=False)
+    for rank, result in enumerate(ranks):
+        name = "SIGUSR2" if rank else "a signal that another rank received"
+        assert result["said"].startswith(f"stopped by {name} after step 3, "), result["said"]
+        assert result["seen"] == list(range(6))
+        assert result["saved"] == [3]
+        assert result["seen again"] == list(range(6, STEPS * ACCUMULATE))
+        assert result["differ"] == [], "the run that goes on is the one that was never stopped"
 
 
 class Clock:
@@ -213,12 +214,17 @@ def test_time_limit_counts_over_all_starts(tmp_path, monkeypatch):
     with pytest.raises(Preempted):
         fit(TimeLimit(700 / 3600), StopOnSignal(), save, module=Stopped(3, signal.SIGTERM))
     Ticks.clock.now += 1e6  # the machine was someone else's
+    path = tmp_path / "step=2.ckpt"
     limit = TimeLimit(700 / 3600)
-    again = fit(limit, save, module=Ticks(), ckpt_path=tmp_path / "step=2.ckpt")
+    again = fit(limit, save, module=Ticks(), ckpt_path=path)
     assert again.seen == [4, 5, 6, 7]
     assert limit.time_elapsed() == pytest.approx(800)
     over = fit(TimeLimit(700 / 3600), save, module=Ticks(), ckpt_path=tmp_path / "step=4.ckpt")
     assert over.seen == [], "none is left"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["callbacks"]["TimeLimit"] = {"seconds": 600.0}  # as before it was Lightning's Timer
+    torch.save(checkpoint, path)
+    assert fit(TimeLimit(700 / 3600), module=Ticks(), ckpt_path=path).seen == [4, 5]
 
 
 @pytest.mark.parametrize("hours", [0, -1, float("nan")])

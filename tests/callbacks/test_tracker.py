@@ -1,10 +1,14 @@
+"""The tracker on one device against plain evaluation, and on two ranks against one."""
+
 import json
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
+from forked_ranks import run_ranks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
@@ -75,10 +79,10 @@ def fit(module, *callbacks, ckpt_path=None, collate=None, **options):
     L.seed_everything(7, verbose=False)
     generator = torch.Generator().manual_seed(2)
     rows = torch.randint(VOCABULARY, (24, 10), generator=generator)
-    settings = {"max_steps": 6, "max_epochs": -1, "logger": False, "enable_checkpointing": False}
+    settings = {"devices": 1, "max_steps": 6, "max_epochs": -1, "logger": False}
+    settings["enable_checkpointing"] = False
     trainer = L.Trainer(
         accelerator="cpu",
-        devices=1,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
@@ -356,3 +360,51 @@ def test_other_strategies_are_refused_by_name():
     trainer = SimpleNamespace(strategy=FSDPStrategy())
     with pytest.raises(UserError, match="cannot evaluate under FSDPStrategy"):
         tracker().setup(trainer, Trained(), "fit")
+
+
+def two_ranks(rank: int, world: int, folder: Path) -> dict:
+    """Fits under DDP: watched, plain, watched again, and watched by tokens of ragged batches."""
+    ddp = {"strategy": "ddp", "devices": world, "max_steps": 3}
+    base = evaluate(Trained().net, documents(), max_length=16)
+    first = tracker(results_path=folder / "results.json", table=True)
+    watched, plain = Trained(), Trained()
+    fit(watched, first, **ddp)
+    fit(plain, **ddp)
+    with pytest.raises(UserError) as refused:
+        fit(Trained(), tracker(results_path=folder / "results.json"), **ddp)
+    counted = tracker(every_n_steps=None, every_n_tokens=40)
+    fit(Trained(), counted, collate=Ragged(10 - 4 * rank), **ddp)
+    return {
+        "history": json.loads(json.dumps(first.history.to_dict())),
+        "base": {language: figures.nll for language, figures in base.items()},
+        "same": all(map(torch.equal, watched.parameters(), plain.parameters())),
+        "refusal": str(refused.value),
+        "counted": [(e.step, e.tokens, e.samples) for e in counted.history.evaluations],
+    }
+
+
+class Ragged:
+    """Ranks differ in length, so that each alone would call others due."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __call__(self, batch):
+        return torch.stack(batch)[:, : self.length]
+
+
+def test_two_ranks_see_what_one_sees(tmp_path):
+    first, second = run_ranks(two_ranks, tmp_path, group=False, logs=tmp_path / "logs")
+    assert first == second
+    assert first["same"], "training differs with the tracker"
+    assert "results.json' exists" in first["refusal"]
+    evaluations = first["history"]["evaluations"]
+    counts = [(entry["step"], entry["tokens"], entry["samples"]) for entry in evaluations]
+    assert counts == [(0, 0, 0), (2, 80, 8), (3, 120, 12)]  # 2 rows of 10 tokens on each
+    for language, figures in evaluations[0]["figures"].items():
+        assert figures["nll"] == pytest.approx(first["base"][language], rel=1e-6)
+    # 2 rows of 10 tokens and 2 of 6 in each step.
+    assert first["counted"] == [(0, 0, 0), (2, 64, 8), (3, 96, 12)]
+    assert json.loads((tmp_path / "results.json").read_text())["evaluations"] == evaluations
+    printed = [(tmp_path / "logs" / f"{rank}.out").read_text() for rank in (0, 1)]
+    assert [text.count("Forgetting at step") for text in printed] == [3, 0], "one rank prints"
