@@ -70,16 +70,16 @@ def test_attention_reaches_a_loaded_model(model_folder):
 
 @pytest.fixture
 def flash_is_there(monkeypatch) -> list[str | None]:
-    """Pretend that flash attention is installed; the list gets what transformers is told."""
-    told: list[str | None] = []
+    """Pretend that flash attention is installed; the list gets what transformers is to use."""
+    implementations: list[str | None] = []
 
     def from_config(config, attn_implementation=None, **_):
-        told.append(attn_implementation)
+        implementations.append(attn_implementation)
         return torch.nn.Identity()
 
     monkeypatch.setattr(models, "is_flash_attn_2_available", lambda: True)
     monkeypatch.setattr(AutoModelForCausalLM, "from_config", from_config)
-    return told
+    return implementations
 
 
 def test_flash_attention_is_chosen_for_16_bits_where_it_is(big, flash_is_there, monkeypatch):

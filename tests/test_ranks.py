@@ -5,13 +5,15 @@ import sys
 import time
 
 import pytest
+import torch.distributed as dist
+from forked_ranks import run_ranks
 from lightning.fabric.plugins.environments import (
     LightningEnvironment,
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
 
-from freezetrain.errors import UserError
+from freezetrain.errors import CheckError, UserError
 from freezetrain.ranks import (
     Launch,
     current_launch,
@@ -81,12 +83,15 @@ def test_lightning_is_told_the_same(monkeypatch):
             for name, value in environment.items():
                 patch.setenv(name, value)
             launch = current_launch()
-            told = cluster_environment(launch)
-            assert type(told) is kind
-            assert told.local_rank() == launch.local_rank
+            lightning = cluster_environment(launch)
+            assert type(lightning) is kind
+            assert lightning.local_rank() == launch.local_rank
             if launch.external:
-                assert (told.global_rank(), told.world_size()) == (launch.rank, launch.world)
-                told.validate_settings(launch.local_world, launch.nodes)
+                assert (lightning.global_rank(), lightning.world_size()) == (
+                    launch.rank,
+                    launch.world,
+                )
+                lightning.validate_settings(launch.local_world, launch.nodes)
     assert not SLURMEnvironment(auto_requeue=False).auto_requeue
 
 
@@ -127,60 +132,49 @@ def _runs(pid: int) -> bool:
         return stat.read().rpartition(")")[2].split()[0] != "Z"
 
 
-RANKS = """
-import sys, traceback
-import torch.distributed as dist
-from freezetrain.errors import CheckError, UserError
-from freezetrain.ranks import from_all_ranks, from_first_rank, on_first_rank, together
-
-rank = int(sys.argv[2])
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=3)
-
-def say(action):
+def complaint(action, *arguments):
+    """What this rank raises in ``action``."""
     try:
-        print(action())
+        action(*arguments)
     except Exception as error:
-        print(type(error).__name__, error)
-
-def fail(errors):
-    with together(pair if errors is PAIR else None):
-        if rank in errors:
-            raise errors[rank]
-
-PAIR = {1: CheckError("moved")}
-pair = dist.new_group([1, 2])
-say(lambda: from_first_rank(rank + 7))
-say(lambda: from_all_ranks(rank))
-say(lambda: on_first_rank(lambda: f"made on {rank}"))
-say(lambda: on_first_rank(lambda: 1 / rank))
-say(lambda: fail({}))
-say(lambda: fail({1: UserError("no"), 2: CheckError("wrong")}))
-say(lambda: fail({2: OSError(28, "full", lambda: "nothing to send")}))
-if rank:
-    say(lambda: fail(PAIR))
-dist.barrier()
-"""
+        return f"{type(error).__name__} {error}"
+    return None
 
 
-def test_what_one_rank_refuses_all_refuse_each_with_its_own_error(tmp_path):
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANKS, tmp_path / "store", str(rank)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(3)
-    ]
-    first, second, third = (rank.communicate(timeout=100)[0].splitlines() for rank in ranks)
-    assert first[:3] == second[:3] == third[:3] == ["7", "[0, 1, 2]", "made on 0"]
-    assert first[3] == "ZeroDivisionError division by zero"
-    assert second[3] == "UserError rank 0 failed with ZeroDivisionError: division by zero"
-    assert first[4] == second[4] == "None"
-    assert (first[5], second[5], third[5]) == ("UserError no", "UserError no", "CheckError wrong")
-    assert first[6] == second[6]
-    assert first[6].startswith("UserError rank 2 failed with OSError: [Errno 28] full")
-    assert third[6].startswith("OSError [Errno 28] full")
-    assert second[7:] == third[7:] == ["CheckError moved"]
+def fail(errors, group=None):
+    with together(group):
+        if dist.get_rank() in errors:
+            raise errors[dist.get_rank()]
+
+
+def agree(rank, world):
+    pair = dist.new_group([1, 2])
+    return {
+        "values": (from_first_rank(rank + 7), from_all_ranks(rank)),
+        "made": on_first_rank(lambda: f"on {rank}"),
+        "first fails": complaint(on_first_rank, lambda: 1 / rank),
+        "none fails": complaint(fail, {}),
+        "two fail": complaint(fail, {1: UserError("no"), 2: CheckError("wrong")}),
+        # An error that cannot be sent, as it holds a function.
+        "third fails": complaint(fail, {2: OSError(28, "full", lambda: None)}),
+        "in a pair": complaint(fail, {1: CheckError("moved")}, pair) if rank else None,
+    }
+
+
+def test_what_one_rank_refuses_all_refuse_each_with_its_own_error():
+    ranks = run_ranks(agree, world=3)
+    seen = {case: [rank[case] for rank in ranks] for case in ranks[0]}
+    assert seen["values"] == [(7, [0, 1, 2])] * 3
+    assert seen["made"] == ["on 0"] * 3
+    division = "UserError rank 0 failed with ZeroDivisionError: division by zero"
+    assert seen["first fails"] == ["ZeroDivisionError division by zero", division, division]
+    assert seen["none fails"] == [None] * 3
+    assert seen["two fail"] == ["UserError no", "UserError no", "CheckError wrong"]
+    first, second, third = seen["third fails"]
+    assert first == second
+    assert first.startswith("UserError rank 2 failed with OSError: [Errno 28] full")
+    assert third.startswith("OSError [Errno 28] full")
+    assert seen["in a pair"] == [None, "CheckError moved", "CheckError moved"]
 
 
 def test_without_other_ranks_nothing_is_asked_of_them():
