@@ -39,24 +39,28 @@ def without_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _check_path(source: ModelSource) -> None:
-    """UserError for what can only be a folder and is not there, so that the hub is not asked."""
+@contextmanager
+def _loading(what: str, source: ModelSource) -> Iterator[None]:
+    """What transformers raises inside, as a UserError that says where it looked."""
+    folder = Path(source.path)
     is_id = source.path.count("/") <= 1 and not source.path.startswith((".", "/", "~"))
-    if not is_id and not Path(source.path).is_dir():
+    if not is_id and not folder.is_dir():  # the hub need not be asked
         raise UserError(
             f"cannot load a model from {source.path}: there is no such folder; give a folder in "
             "Hugging Face format, or an id on the hub"
         )
-
-
-def _not_loaded(what: str, source: ModelSource, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(source.path).is_dir():
-        return UserError(f"cannot load the {what} from the folder {source.path}: {reason}")
-    return UserError(
-        f"cannot load the {what} {source.path!r}: it is not a folder here, and the hub gave: "
-        f"{reason} Without a network, download it elsewhere and give the folder"
-    )
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if folder.is_dir():
+            raise UserError(
+                f"cannot load the {what} from the folder {source.path}: {reason}"
+            ) from error
+        raise UserError(
+            f"cannot load the {what} {source.path!r}: it is not a folder here, and the hub gave: "
+            f"{reason} Without a network, download it elsewhere and give the folder"
+        ) from error
 
 
 def _torch_dtype(dtype: Dtype) -> torch.dtype | str:
@@ -107,21 +111,18 @@ def load_model(
     """
     if in_16_bits is None:
         in_16_bits = source.dtype in ("bfloat16", "float16")
-    config = load_config(source)
-    try:
+    config = _load_config(source)
+    with _loading("model", source), without_progress_bars():
         if random_weights:
             return _new(source, config, in_16_bits)
-        with without_progress_bars():
-            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                source.path,
-                dtype=_torch_dtype(source.dtype),
-                attn_implementation=_attention(source, config, in_16_bits),
-                output_loading_info=True,
-                revision=source.revision,
-                trust_remote_code=source.trust_remote_code,
-            )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise _not_loaded("model", source, error) from error
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            source.path,
+            dtype=_torch_dtype(source.dtype),
+            attn_implementation=_attention(source, config, in_16_bits),
+            output_loading_info=True,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+        )
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise UserError(
@@ -138,29 +139,22 @@ def meta_model(source: ModelSource, in_16_bits: bool | None = None) -> "PreTrain
     """
     if in_16_bits is None:
         in_16_bits = source.dtype in ("bfloat16", "float16")
-    config = load_config(source)
-    try:
-        with torch.device("meta"):
-            return _new(source, config, in_16_bits)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise _not_loaded("model", source, error) from error
+    config = _load_config(source)
+    with _loading("model", source), torch.device("meta"):
+        return _new(source, config, in_16_bits)
 
 
-def load_config(source: ModelSource) -> "PretrainedConfig":
-    """The model's configuration. Raises UserError if it cannot be found or read."""
-    _check_path(source)
-    try:
+def _load_config(source: ModelSource) -> "PretrainedConfig":
+    with _loading("model", source):
         return transformers.AutoConfig.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise _not_loaded("model", source, error) from error
 
 
 def stored_dtype(source: ModelSource) -> torch.dtype | None:
     """The type that the model's files hold its weights in: by its configuration or, where that
     says nothing, by a folder's files; None where those are not here either."""
-    dtype = cast(torch.dtype | None, load_config(source).dtype)
+    dtype = cast(torch.dtype | None, _load_config(source).dtype)
     if dtype is None and any(Path(source.path).glob("model.safetensors*")):
         return WeightsFolder(source.path).dtype()
     return dtype
@@ -178,13 +172,10 @@ def local_folder(source: ModelSource) -> Path:
 
 def load_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":
     """The model's tokenizer. Raises UserError if it cannot be found or loaded."""
-    _check_path(source)
-    try:
+    with _loading("tokenizer", source):
         return transformers.AutoTokenizer.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _not_loaded("tokenizer", source, error) from error
 
 
 def check_fit(

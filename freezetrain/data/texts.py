@@ -94,7 +94,7 @@ class Language:
 
 def languages_in(source: TextSource) -> list[str]:
     """Names of the languages that the source holds, sorted."""
-    return sorted(configurations(source) if source.hub else language_files(source))
+    return sorted(configurations(source) if source.hub else _language_files(source))
 
 
 def read_languages(source: TextSource, languages: Sequence[str] = ()) -> dict[str, Language]:
@@ -116,7 +116,7 @@ def read_languages(source: TextSource, languages: Sequence[str] = ()) -> dict[st
     else:
         if source.folder is None:
             source = replace(source, key_field="section")
-        files = language_files(source)
+        files = _language_files(source)
         read = {name: partial(_folder_rows, paths, source) for name, paths in files.items()}
     where = source.hub or source.folder or "the built-in texts"
     for language in languages:
@@ -145,7 +145,7 @@ def _split(rows: datasets.Dataset, language: str, where: str, source: TextSource
     return Language(language, train, test, bad)
 
 
-def language_files(source: TextSource) -> dict[str, list[Path]]:
+def _language_files(source: TextSource) -> dict[str, list[Path]]:
     """Files of each language in the source's folder, in the order that they are read in.
 
     A language is one file ``<language>.jsonl`` (or another kind, also compressed), or a folder

@@ -49,9 +49,9 @@ class TokenStore:
             kept = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
             self.digest: str = kept["digest"]
             self.facts: dict[str, int] = kept["facts"]
-            self._starts = np.load(folder / "starts.npy", mmap_mode="r", allow_pickle=False)
+            self._starts = np.load(folder / "starts.npy", mmap_mode="r")
             self._pieces = [
-                np.load(_piece(folder, number) / "tokens.npy", mmap_mode="r", allow_pickle=False)
+                np.load(_piece(folder, number) / "tokens.npy", mmap_mode="r")
                 for number in range(kept["pieces"])
             ]
         except (OSError, ValueError, KeyError, EOFError) as error:
@@ -254,7 +254,7 @@ def _finish(folder: Path, language: Language, pieces: int, digest: str) -> None:
     starts = []
     for number in range(pieces):
         piece = _piece(folder, number)
-        starts.append(np.load(piece / "starts.npy", allow_pickle=False) + facts["tokens"])
+        starts.append(np.load(piece / "starts.npy") + facts["tokens"])
         for name, count in json.loads((piece / "facts.json").read_text(encoding="utf-8")).items():
             facts[name] += count
     facts |= {"held_out": len(language.test), "skipped": language.skipped}
