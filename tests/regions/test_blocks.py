@@ -1,13 +1,22 @@
-"""Blocks, norms and embeddings of real architectures, built small from their configurations."""
+"""Blocks, norms and embeddings of real architectures, built small, and the regions made of them."""
 
 import pytest
 import torch
 import transformers
-from torch import nn
+from decoders import tiny_gpt2
+from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from freezetrain.errors import UserError
-from freezetrain.regions import block_parameters, decoder_blocks, embedding_parameters
+from freezetrain.regions import (
+    Region,
+    block_parameters,
+    decoder_blocks,
+    embedding_parameters,
+    fingerprint,
+    layers_region,
+    vocabulary_region,
+)
 from freezetrain.regions.blocks import input_dim, is_norm
 
 SIZES = {
@@ -160,9 +169,9 @@ def build(architecture: str, **changes: object) -> nn.Module:
 def test_finds_blocks_norms_and_embeddings(architecture: str) -> None:
     _, blocks, weights, norms, embedding, head = ARCHITECTURES[architecture]
     model = build(architecture)
-    found = decoder_blocks(model)
-    assert [name for name, _ in found] == [f"{blocks}.{layer}" for layer in range(3)]
-    assert [block for _, block in found] == list(model.get_submodule(blocks))
+    named_blocks = decoder_blocks(model)
+    assert [name for name, _ in named_blocks] == [f"{blocks}.{layer}" for layer in range(3)]
+    assert [block for _, block in named_blocks] == list(model.get_submodule(blocks))
     expected = {f"{blocks}.{layer}.{name}" for layer in range(3) for name in weights.split()}
     assert set(block_parameters(model)) == expected
     expected |= {f"{blocks}.{layer}.{name}" for layer in range(3) for name in norms.split()}
@@ -290,3 +299,116 @@ def test_refuses_a_model_without_embeddings_or_head() -> None:
         embedding_parameters(nn.Linear(2, 2))
     with pytest.raises(UserError, match=r"get_output_embeddings\(\).*got LlamaModel"):
         embedding_parameters(build("Llama").model)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "patterns"),
+    [
+        (1, 0, ["transformer.h.0.attn.*", "transformer.h.0.mlp.*"]),
+        (0, 1, ["transformer.h.1.attn.*", "transformer.h.1.mlp.*"]),
+        (1, 1, ["transformer.h.*.attn.*", "transformer.h.*.mlp.*"]),
+    ],
+)
+def test_first_and_last_blocks_with_their_biases(first: int, last: int, patterns: list) -> None:
+    model = tiny_gpt2()
+    assert layers_region(model, first, last) == Region.tensors(model, patterns)
+    whole = [pattern.partition("attn")[0].partition("mlp")[0] + "*" for pattern in patterns]
+    assert layers_region(model, first, last, norms=True) == Region.tensors(model, whole)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (3, 0), (1, 2), (-1, 2)])
+def test_refuses_blocks_that_are_not_there(first: int, last: int) -> None:
+    with pytest.raises(UserError, match="expected 1 to 2 decoder blocks in all"):
+        layers_region(tiny_gpt2(), first, last)
+
+
+COUNTS = torch.tensor([9, 0, 2, 3, 1, 0, 7, 3])
+
+
+def llama(tied: bool, rows: int = 8) -> nn.Module:
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=rows,
+            hidden_size=4,
+            intermediate_size=4,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            bos_token_id=0,
+            eos_token_id=0,
+            tie_word_embeddings=tied,
+        )
+    )
+
+
+def rows_of(mask: Tensor) -> list[int]:
+    assert torch.equal(mask.all(-1), mask.any(-1))  # rows are whole
+    return mask.all(-1).nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize(("min_count", "rare"), [(1, [1, 5]), (2, [1, 4, 5]), (3, [1, 2, 4, 5])])
+def test_takes_the_rows_of_rare_tokens_in_embedding_and_head(min_count: int, rare: list) -> None:
+    model = llama(tied=False)
+    region = vocabulary_region(model, COUNTS, min_count)
+    assert {name: rows_of(mask) for name, mask in region.masks().items()} == {
+        EMBED: rare,
+        HEAD: rare,
+    }
+    assert region.nbytes == 2 * 4 * len(rare) or region.nbytes == 2 * 4  # rows, or bits if smaller
+    assert region.base is not None
+    assert region.base.fingerprint == fingerprint(model)
+    assert region.made == {
+        "operation": "vocabulary",
+        "min_count": min_count,
+        "rows": len(rare),
+        "tokens": 25,
+    }
+
+
+def test_a_tied_head_appears_once_and_resolves_to_both() -> None:
+    model = llama(tied=True)
+    region = vocabulary_region(model, COUNTS, 1)
+    assert region.names == [EMBED]
+    (target,) = region.resolve(model)
+    assert target.parameter is model.lm_head.weight
+    assert rows_of(region.masks()[EMBED]) == [1, 5]
+
+
+def test_padded_rows_count_as_never_seen() -> None:
+    region = vocabulary_region(llama(tied=False, rows=11), COUNTS, 1)
+    assert rows_of(region.masks()[HEAD]) == [1, 5, 8, 9, 10]
+
+
+def test_the_bias_of_a_head_is_held_with_its_rows() -> None:
+    config = transformers.GPTJConfig(
+        vocab_size=8, n_embd=4, n_layer=1, n_head=1, rotary_dim=4, bos_token_id=0, eos_token_id=0
+    )
+    region = vocabulary_region(transformers.GPTJForCausalLM(config), COUNTS, 1)
+    assert region.names == ["lm_head.bias", HEAD, "transformer.wte.weight"]
+    assert region.indices("lm_head.bias").tolist() == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("counts", "min_count", "message"),
+    [
+        (
+            torch.ones(9, dtype=torch.int64),
+            1,
+            r"at most the embedding's 8 rows, got torch.int64 \[9\]",
+        ),
+        (torch.ones(8), 1, r"got torch.float32 \[8\]"),
+        (torch.ones(2, 4, dtype=torch.int64), 1, r"got torch.int64 \[2, 4\]"),
+        (COUNTS, 0, "min_count of 1 or more.*min_count=0"),
+        (COUNTS - 1, 1, "smallest count of -1"),
+        (COUNTS + 5, 5, "the rarest has 5: raise min_count"),
+    ],
+)
+def test_refuses_unusable_counts(counts: Tensor, min_count: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        vocabulary_region(llama(tied=False), counts, min_count)
+
+
+def test_refuses_a_head_with_other_rows() -> None:
+    model = llama(tied=False)
+    model.set_output_embeddings(nn.Linear(4, 9))
+    with pytest.raises(UserError, match=r"expected 8 rows, one a token, in 'lm_head.weight'"):
+        vocabulary_region(model, COUNTS, 1)

@@ -52,8 +52,8 @@ def test_jaccard_is_that_of_sets(monkeypatch, chunk):
     names = list(SHAPES)
     regions = {f"r{seed}": drawn(seed) for seed in range(7)}
     regions |= {"some": drawn(3, names[1:]), "other": drawn(2, names[:1]), "none": Region({})}
-    found = jaccard_matrix(regions)
-    for row, a in zip(found, regions.values(), strict=True):
+    matrix = jaccard_matrix(regions)
+    for row, a in zip(matrix, regions.values(), strict=True):
         for value, b in zip(row, regions.values(), strict=True):
             both, either = pairs(a) & pairs(b), pairs(a) | pairs(b)
             assert value == (len(both) / len(either) if either else 1.0)
@@ -76,11 +76,11 @@ def test_expected_jaccard_is_what_random_sets_have():
     draw = random.Random(0)
     tried = []
     for _ in range(3000):
-        one, two = (
+        first, second = (
             {(k, i) for k, n in sizes.items() for i in draw.sample(range(n[0]), n[side])}
             for side in (1, 2)
         )
-        tried.append(len(one & two) / len(one | two))
+        tried.append(len(first & second) / len(first | second))
     assert expected_jaccard(a, b) == pytest.approx(sum(tried) / len(tried), rel=0.01)
     assert expected_jaccard(Region({}), Region({})) == 1.0
 
@@ -93,15 +93,15 @@ def test_shares_by_layer_and_kind_follow_from_the_masks():
             _, _, layer, *rest = name.split(".")
             by_layer.setdefault(int(layer), []).append(entries.mask().flatten())
             by_kind.setdefault(".".join(rest[:-1]), []).append(entries.mask().flatten())
-    found = shares(region)
-    assert found.by_layer == {k: torch.cat(v).double().mean().item() for k, v in by_layer.items()}
-    assert found.by_kind == {k: torch.cat(v).double().mean().item() for k, v in by_kind.items()}
+    parts = shares(region)
+    assert parts.by_layer == {k: torch.cat(v).double().mean().item() for k, v in by_layer.items()}
+    assert parts.by_kind == {k: torch.cat(v).double().mean().item() for k, v in by_kind.items()}
     more = {name: entries.numel for name, entries in region.items()}
     more["model.layers.1.mlp.up_proj.weight"] = 1000
-    found = shares(region, more)
-    assert found.by_kind["mlp.up_proj"] == 0
+    parts = shares(region, more)
+    assert parts.by_kind["mlp.up_proj"] == 0
     count = sum(e.count for n, e in region.items() if ".1." in n)
-    assert found.by_layer[1] == count / 1200
+    assert parts.by_layer[1] == count / 1200
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,11 @@ def region() -> Region:
 
 def test_the_parameters_themselves_come_back_in_model_order_without_the_empty():
     net = Net()
-    found = region().resolve(net)
-    assert [item.name for item in found] == ["layers.0.weight", "layers.1.weight"]
-    assert found[0].parameter is net.layers[0].weight
-    assert found[1].parameter is net.layers[1].weight
-    assert found[1].entries == region()["layers.1.weight"]
+    resolved = region().resolve(net)
+    assert [item.name for item in resolved] == ["layers.0.weight", "layers.1.weight"]
+    assert resolved[0].parameter is net.layers[0].weight
+    assert resolved[1].parameter is net.layers[1].weight
+    assert resolved[1].entries == region()["layers.1.weight"]
 
 
 @pytest.mark.parametrize(
@@ -60,22 +60,22 @@ def test_the_parameters_themselves_come_back_in_model_order_without_the_empty():
 def test_found_under_wrappers(wrap, prefix):
     net = Net()
     model = wrap(net)
-    found = region().resolve(model)
-    assert [item.name for item in found] == [
+    resolved = region().resolve(model)
+    assert [item.name for item in resolved] == [
         f"{prefix}layers.0.weight",
         f"{prefix}layers.1.weight",
     ]
-    assert found[0].parameter is net.layers[0].weight
-    assert dict(model.named_parameters())[found[1].name] is net.layers[1].weight
+    assert resolved[0].parameter is net.layers[0].weight
+    assert dict(model.named_parameters())[resolved[1].name] is net.layers[1].weight
 
 
 def test_found_where_single_layers_are_compiled():
     net = Net()
     plain = net.layers[1]
     net.layers[1] = torch.compile(plain)
-    found = region().resolve(net)
-    assert found[1].name == "layers.1._orig_mod.weight"
-    assert found[1].parameter is plain.weight
+    resolved = region().resolve(net)
+    assert resolved[1].name == "layers.1._orig_mod.weight"
+    assert resolved[1].parameter is plain.weight
 
 
 def test_two_that_fit_are_refused_whichever_lies_deeper():
@@ -90,9 +90,9 @@ def test_student_and_teacher_are_refused_but_one_model_under_two_names_is_not():
     with pytest.raises(UserError, match=r"submodules 'student' and 'teacher'; pass the one"):
         region().resolve(Holder(student=Net(), teacher=Net()))
     net = Net()
-    found = region().resolve(Holder(model=net, alias=net))
-    assert found[0].parameter is net.layers[0].weight
-    assert len(found) == 2
+    resolved = region().resolve(Holder(model=net, alias=net))
+    assert resolved[0].parameter is net.layers[0].weight
+    assert len(resolved) == 2
 
 
 def test_names_of_a_tied_parameter_give_one_item_with_the_union():
@@ -103,13 +103,13 @@ def test_names_of_a_tied_parameter_give_one_item_with_the_union():
             "embed.weight": Entries.from_rows((20, 6), [3]),
         }
     )
-    (found,) = tied.resolve(net)
-    assert found.name == "embed.weight"
-    assert found.parameter is net.embed.weight
-    assert found.entries == Entries.from_rows((20, 6), [1, 3])
-    assert found.key in tied
-    (found,) = Region({"head.weight": Entries.whole((20, 6))}).resolve(net)
-    assert found.name == "embed.weight"
+    (resolved,) = tied.resolve(net)
+    assert resolved.name == "embed.weight"
+    assert resolved.parameter is net.embed.weight
+    assert resolved.entries == Entries.from_rows((20, 6), [1, 3])
+    assert resolved.key in tied
+    (resolved,) = Region({"head.weight": Entries.whole((20, 6))}).resolve(net)
+    assert resolved.name == "embed.weight"
 
 
 def test_the_key_is_the_name_that_the_region_has():
@@ -117,8 +117,8 @@ def test_the_key_is_the_name_that_the_region_has():
     both = Region(
         {"head.weight": Entries.from_rows((20, 6), [1]), "embed.weight": Entries.empty((20, 6))}
     )
-    (found,) = both.resolve(net)
-    assert (found.name, found.key) == ("embed.weight", "head.weight")  # which has the entries
+    (resolved,) = both.resolve(net)
+    assert (resolved.name, resolved.key) == ("embed.weight", "head.weight")  # which has the entries
     for item in region().resolve(Holder(module=torch.compile(net))):
         assert item.name == f"module._orig_mod.{item.key}"
         assert item.key in region()
@@ -130,8 +130,8 @@ def test_the_whole_shape_of_a_partitioned_parameter_counts():
     for layer in net.layers:
         layer.weight.ds_shape, layer.weight.data = layer.weight.shape, torch.empty(0)
         layer.bias.ds_shape, layer.bias.data = layer.bias.shape, torch.empty(0)
-    found = region().resolve(net)
-    assert [item.entries for item in found] == [region()[item.key] for item in found]
+    resolved = region().resolve(net)
+    assert [item.entries for item in resolved] == [region()[item.key] for item in resolved]
     with pytest.raises(UserError, match=r"the model of shape \[6, 6\]"):
         Region({"layers.0.weight": Entries.empty((0,))}).resolve(net)
 

@@ -150,8 +150,8 @@ def test_selects_what_a_stable_sort_selects_whatever_the_values(
         chosen = stable_pick(np.concatenate(parts), count / total, which)
         masks = np.split(chosen, np.cumsum([*map(len, parts)])[:-1])
         expected = {f"part{n}": torch.from_numpy(mask) for n, mask in enumerate(masks)}
-        found = select(scores, count / total, which=which, per="model")
-        assert found == Region.from_masks(expected), count
+        region = select(scores, count / total, which=which, per="model")
+        assert region == Region.from_masks(expected), count
 
 
 def test_ties_go_to_the_first_index_of_the_first_name_whatever_the_order() -> None:

@@ -30,8 +30,8 @@ def test_against_a_plain_sort(count, norms):
         if norms or name != "n.weight"
     ]
     expected = [(name, index, -minus) for minus, name, index in sorted(every)[:count]]
-    found = top_weights(scores, count, norms)
-    assert [(weight.name, weight.index, score) for weight, score in found] == expected
+    top = top_weights(scores, count, norms)
+    assert [(weight.name, weight.index, score) for weight, score in top] == expected
 
 
 def test_no_weight_is_refused():

@@ -14,14 +14,14 @@ CONV = "transformer.h.0.mlp.c_fc.weight"  # [8, 32], stored as [in, out]
 
 def test_the_same_for_a_seed_and_others_for_another_seed_or_name() -> None:
     model = build("llama")
-    one, same, other = (random_scores(model, seed) for seed in (0, 0, 1))
-    assert set(one) == set(block_parameters(model, norms=True))
-    assert one.base == base_of(model)
+    first, same, other = (random_scores(model, seed) for seed in (0, 0, 1))
+    assert set(first) == set(block_parameters(model, norms=True))
+    assert first.base == base_of(model)
     up, gate = (f"model.layers.0.mlp.{leaf}_proj.weight" for leaf in ("up", "gate"))
-    assert torch.equal(one[up], same[up])
-    assert torch.equal(one[up], one[up])
-    assert not torch.equal(one[up], other[up])
-    assert not torch.equal(one[up], one[gate])
+    assert torch.equal(first[up], same[up])
+    assert torch.equal(first[up], first[up])
+    assert not torch.equal(first[up], other[up])
+    assert not torch.equal(first[up], first[gate])
 
 
 @pytest.mark.parametrize(("unit", "dim"), [("row", 0), ("column", 1)])
@@ -33,6 +33,7 @@ def test_all_of_a_unit_share_a_draw_also_where_weights_are_transposed(unit: str,
     assert scores["transformer.h.0.mlp.c_fc.bias"].unique().numel() == 32  # which has no such unit
 
 
+@pytest.mark.exhaustive
 def test_tensors_of_all_sizes_are_drawn_alike() -> None:
     """Matrices as often as biases, whose means of many draws would be further from 1/2."""
     model, seeds = build("gpt2"), 300
