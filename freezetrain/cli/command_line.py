@@ -6,7 +6,7 @@ import inspect
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -214,7 +214,7 @@ def _metavar(hint: Any) -> str:
 
 
 def _written(default: Any) -> str:
-    return default if isinstance(default, str) else json.dumps(default)
+    return default if isinstance(default, str) else json.dumps(default, default=asdict)
 
 
 def _type_of(kind: type, field: str) -> Any:

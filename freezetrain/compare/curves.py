@@ -1,139 +1,116 @@
-"""Curves of gain against loss, one a variant and seed, and intervals over seeds."""
+"""What each run gave, and the curves of gain against loss through the runs of a variant."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any
 
 from freezetrain.evaluation.equal_gain import loss_at_gain
-from freezetrain.evaluation.ratio import LEVEL, students_t
 
 MEASURES = ("mean", "worst")
+"""The losses of a run: of the held-out languages on average, of the one that lost most."""
 
 
-class Point(NamedTuple):
-    """What one run's model gained and lost, in nats per byte."""
+@dataclass(frozen=True)
+class RunResult:
+    """What the model of one run gained and lost against the base, in nats per byte.
 
-    learning_rate: float
-    gain: float
-    mean: float  # loss of the held-out languages on average
-    worst: float  # loss of the held-out language that lost most
-
-
-Curve = list[Point]  # in order of learning rate
-
-
-def curves(runs: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, Curve]]:
-    """Variant → seed → curve through its learning rates, of the runs that did not fail.
-
-    A run has ``variant``, ``learning_rate``, ``seed``, ``failed``, ``gain``, ``mean`` and
-    ``worst`` (None, or with ``delta_nll_per_byte``).
+    None is what is not known, as where a run ``failed``, which says why.
     """
-    found: dict[str, dict[int, Curve]] = {}
-    for run in runs:
-        if failure(run) is None:
-            values = run["gain"], run["mean"], run["worst"]["delta_nll_per_byte"]
-            point = Point(run["learning_rate"], *values)
-            found.setdefault(run["variant"], {}).setdefault(run["seed"], []).append(point)
-    for of_variant in found.values():
-        for curve in of_variant.values():
-            curve.sort()
-    return found
+
+    variant: str
+    learning_rate: float
+    seed: int
+    gain: float | None = None  # of the target language: base minus adapted
+    mean: float | None = None  # loss of the held-out languages: adapted minus base
+    worst: float | None = None  # of the one that lost most
+    worst_language: str | None = None
+    languages: Mapping[str, float] | None = None  # held-out language → loss
+    seconds: float | None = None  # of training
+    tokens: int | None = None  # trained on
+    failed: str | None = None
+    machine: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the run is not on a curve; None if it is."""
+        if self.failed:
+            return self.failed
+        for name in ("gain", *MEASURES):
+            value = getattr(self, name)
+            if value is None or not math.isfinite(value):
+                return f"its {name} is not a finite number"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in results.json: ``worst`` with its language."""
+        values = asdict(self) | {"languages": dict(self.languages or {})}
+        language = values.pop("worst_language")
+        if language is not None:
+            values["worst"] = {"language": language, "delta_nll_per_byte": self.worst}
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunResult":
+        """The inverse of :meth:`to_dict`."""
+        worst = values["worst"] or {"language": None, "delta_nll_per_byte": None}
+        flat = {"worst": worst["delta_nll_per_byte"], "worst_language": worst["language"]}
+        return cls(**{**values, **flat})
 
 
-def failure(run: Mapping[str, Any]) -> str | None:
-    """Why a run is not on a curve; None if it is."""
-    if run.get("failed"):
-        return str(run["failed"])
-    worst = run["worst"] and run["worst"]["delta_nll_per_byte"]
-    for name, value in (("gain", run["gain"]), ("mean", run["mean"]), ("worst", worst)):
-        if value is None or not math.isfinite(value):
-            return f"its {name} is not a finite number"
-    return None
+Curve = list[RunResult]
+"""Runs of one variant and seed that did not fail, in order of learning rate."""
 
 
-def at_gain(curve: Curve, gain: float, measure: str) -> tuple[float, float] | None:
+def curves_of(runs: Iterable[RunResult]) -> dict[str, dict[int, Curve]]:
+    """Variant → seed → curve through its learning rates, of the runs without a problem."""
+    curves: dict[str, dict[int, Curve]] = {}
+    for run in sorted(runs, key=lambda run: run.learning_rate):
+        if run.problem is None:
+            curves.setdefault(run.variant, {}).setdefault(run.seed, []).append(run)
+    return curves
+
+
+def read_curve(curve: Curve, gain: float, measure: str) -> tuple[float, float] | None:
     """(Loss, learning rate) of ``curve`` at ``gain``; None where it does not reach it.
 
-    The position on the curve is the logarithm of the learning rate.
+    By :func:`loss_at_gain`; the position on the curve is the logarithm of the learning rate.
     """
     reading = loss_at_gain(
-        [math.log(point.learning_rate) for point in curve],
-        [point.gain for point in curve],
-        [getattr(point, measure) for point in curve],
+        [math.log(run.learning_rate) for run in curve],
+        [run.gain for run in curve],  # type: ignore[misc]  # a run on a curve has a gain
+        [getattr(run, measure) for run in curve],
         gain,
     )
     return reading and (reading.loss, math.exp(reading.position))
 
 
-def span(of_seeds: Iterable[Curve]) -> tuple[float, float] | None:
-    """Lowest and highest gain that the curve of every seed reaches; None if there is none."""
-    ends = [
-        (min(point.gain for point in curve), max(point.gain for point in curve))
-        for curve in of_seeds
-    ]
-    if not ends:
-        return None
-    low, high = max(end[0] for end in ends), min(end[1] for end in ends)
+def gain_range(curve: Curve) -> tuple[float, float] | None:
+    """Lowest and highest gain of a curve; None of an empty one."""
+    gains = [run.gain for run in curve if run.gain is not None]
+    return (min(gains), max(gains)) if gains else None
+
+
+def common_range(curves: Iterable[Curve]) -> tuple[float, float] | None:
+    """Lowest and highest gain that every one of ``curves`` reaches; None if there is none."""
+    ends = [gain_range(curve) or (math.inf, -math.inf) for curve in curves]
+    low = max((end[0] for end in ends), default=math.inf)
+    high = min((end[1] for end in ends), default=-math.inf)
     return (low, high) if low <= high else None
 
 
-def language_losses(
-    runs: Sequence[Mapping[str, Any]], gain: float
-) -> dict[str, dict[str, float | None]]:
+def language_losses(runs: Sequence[RunResult], gain: float) -> dict[str, dict[str, float | None]]:
     """Variant → language → loss at ``gain``, nats per byte, mean over the seeds that reach it.
 
-    Read off curves as ``at_gain`` reads the mean loss; None where no seed reaches it. ``runs`` as
-    ``compare_variants`` takes them, with ``languages`` (language → loss).
+    Read off curves as the mean loss is; None where no seed reaches the gain.
     """
-    there = [run for run in runs if failure(run) is None]
-    languages = list(dict.fromkeys(code for run in there for code in run["languages"]))
-    found: dict[str, dict[str, float | None]] = {}
-    for code in languages:
-        of_code = [{**run, "mean": run["languages"][code]} for run in there]
-        for name, of_seeds in curves(of_code).items():
-            read = [at_gain(curve, gain, "mean") for curve in of_seeds.values()]
-            losses = [one[0] for one in read if one is not None]
-            found.setdefault(name, {})[code] = fmean(losses) if losses else None
-    return found
-
-
-Interval = tuple[float, float]
-
-
-def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
-    """Student's t-interval of the mean of independent ``values``; None of fewer than two."""
-    if len(values) < 2:
-        return None
-    half = _t(len(values), level) * stdev(values) / math.sqrt(len(values))
-    return fmean(values) - half, fmean(values) + half
-
-
-def ratio_interval(
-    above: Sequence[float], below: Sequence[float], level: float = LEVEL
-) -> Interval | None:
-    """Interval of mean(above) / mean(below), pair by pair; None where it has no bounds.
-
-    Fieller, Some Problems in Interval Estimation (1954): all ratios R for which the t-interval of
-    above − R · below holds 0. So it holds 1 exactly if that of the difference holds 0.
-    """
-    count = len(above)
-    if count < 2:
-        return None
-    a, b = fmean(above), fmean(below)
-    t = _t(count, level)
-    of_pairs = [(x - a, y - b) for x, y in zip(above, below, strict=True)]
-    scale = t * t / (count * (count - 1))
-    aa, ab, bb = (
-        scale * sum(pair[i] * pair[j] for pair in of_pairs) for i, j in ((0, 0), (0, 1), (1, 1))
-    )
-    # (a − R b)² ≤ aa − 2 R ab + R² bb
-    square, half, constant = b * b - bb, a * b - ab, a * a - aa
-    if square <= 0:
-        return None
-    root = math.sqrt(max(0.0, half * half - square * constant))  # rounding: not below
-    return (half - root) / square, (half + root) / square
-
-
-def _t(count: int, level: float) -> float:
-    return students_t((1 + level) / 2, count - 1)
+    good = [run for run in runs if run.problem is None]
+    losses: dict[str, dict[str, float | None]] = {}
+    for code in dict.fromkeys(code for run in good for code in run.languages or {}):
+        of_language = [replace(run, mean=(run.languages or {})[code]) for run in good]
+        for variant, curves in curves_of(of_language).items():
+            read = [read_curve(curve, gain, "mean") for curve in curves.values()]
+            reached = [reading[0] for reading in read if reading is not None]
+            losses.setdefault(variant, {})[code] = fmean(reached) if reached else None
+    return losses

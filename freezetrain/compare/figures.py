@@ -1,16 +1,15 @@
 """The frontier: what the target gained against what was lost, a curve a variant."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from freezetrain.compare.curves import MEASURES, Curve, Point, curves
-from freezetrain.compare.frontier import at_main_gain, in_order
+from freezetrain.compare.curves import MEASURES, Curve, RunResult, curves_of
+from freezetrain.compare.results import CompareResults
 from freezetrain.formats import language_name
 from freezetrain.report.page import Draw
 from freezetrain.report.style import (
@@ -26,8 +25,6 @@ from freezetrain.report.style import (
     new_figure,
     ticks,
 )
-
-Results = Mapping[str, Any]
 
 PANEL = (370.0, 230.0)  # px of one small panel
 
@@ -46,105 +43,88 @@ def variant_marks(names: Sequence[str], reference: str) -> dict[str, Mark]:
 
 
 def frontier_figure(
-    results: Results, names: Sequence[str], width: float, *, ground: str | None = None
+    results: CompareResults, names: Sequence[str], width: float, *, ground: str | None = None
 ) -> Figure:
     """Mean and worst loss of ``names`` against the gain of the target, in nats per byte.
 
     A line joins the means over seeds in order of learning rate; faint marks are single runs. The
-    reference is bold; dashed is the main gain. ``results``: as ``render_compare`` takes them;
-    ``width`` in pixels; ``ground``: a colour, None for the page's.
+    reference is bold; dashed is the main gain. ``width`` in pixels;
+    ``ground``: a colour, None for the page's.
     """
-    reference = results["comparison"]["reference"]
+    reference = results.comparison.reference
     chosen = variant_marks(names, reference)
     columns = 2 if width > WIDE else 1
     figure = new_figure(width, 60 + 300 * (2 // columns) + 20 * -(-len(names) // (2 * columns)))
     if ground is not None:
         figure.patch.set(facecolor=ground, alpha=1)
     parts = figure.subplots(2 // columns, columns, squeeze=False).flat
-    found = curves(results["runs"])
+    curves = curves_of(results.runs)
+    shown = [curve for name in names for curve in curves.get(name, {}).values()]
     for measure, axes in zip(MEASURES, parts, strict=True):
         dress(axes, grid="both")
         for name, mark in chosen.items():
-            _draw(axes, found.get(name, {}), measure, mark, 2.6 if name == reference else 1.5)
-        _finish(axes, results, _losses(found, names, measure), 5)
+            _draw(axes, curves.get(name, {}), measure, mark, 2.6 if name == reference else 1.5)
+        _finish(axes, results, _points(shown, measure)[1], 5)
         axes.set_title(f"↑ {_TITLES[measure]}", loc="left", size=FONT, color=INK)
-        axes.set_xlabel(f"gain of {language_name(results['target'])}, nats per byte →"[:60])
+        axes.set_xlabel(f"gain of {language_name(results.target)}, nats per byte →"[:60])
     legend(figure, chosen, line=True)
     return figure
 
 
-def frontier_panel(results: Results, names: Sequence[str]) -> Figure:
+def frontier_panel(results: CompareResults, names: Sequence[str]) -> Figure:
     """Mean loss of a few variants, with the reference in grey; all panels share their scales."""
-    reference = results["comparison"]["reference"]
-    found = curves(results["runs"])
+    reference = results.comparison.reference
+    curves = curves_of(results.runs)
     figure = new_figure(*PANEL)
     axes = figure.add_subplot()
     dress(axes, grid="both")
-    if of_reference := mean_curve(found.get(reference, {})):
-        gains, losses = zip(*((point.gain, point.mean) for point in of_reference), strict=True)
+    if reference in curves:
+        gains, losses = mean_curve(curves[reference], "mean")
         axes.plot(gains, losses, color=MUTED, linewidth=2.6, alpha=0.5, marker="o", markersize=4)
     for name, mark in variant_marks(names, reference).items():
-        _draw(axes, found.get(name, {}), "mean", mark, 1.5)
-    everything = [point for of in found.values() for curve in of.values() for point in curve]
-    if everything:
-        across = [point.gain for point in everything]
-        room = 0.04 * (max(across) - min(across)) or 0.1
-        axes.set_xlim(min(across) - room, max(across) + room)
-        up = [point.mean for point in everything]
-        if min(up) > 0:
-            axes.set_ylim(min(up) / 1.1, max(up) * 1.1)
-        else:
-            room = 0.05 * (max(up) - min(up)) or 0.1
-            axes.set_ylim(min(up) - room, max(up) + room)
-    _finish(axes, results, [point.mean for point in everything], 5)
+        _draw(axes, curves.get(name, {}), "mean", mark, 1.5)
+    gains, losses = _points((curve for of in curves.values() for curve in of.values()), "mean")
+    if gains:
+        room = 0.04 * (max(gains) - min(gains)) or 0.1
+        axes.set_xlim(min(gains) - room, max(gains) + room)
+        room = 0.05 * (max(losses) - min(losses)) or 0.1
+        logarithmic = min(losses) > 0
+        low = min(losses) / 1.1 if logarithmic else min(losses) - room
+        axes.set_ylim(low, max(losses) * 1.1 if logarithmic else max(losses) + room)
+    _finish(axes, results, losses, 5)
     return figure
 
 
-def mean_curve(of_seeds: Mapping[int, Curve]) -> Curve:
-    """The mean over seeds of what each learning rate gave."""
-    by_rate: dict[float, list[Point]] = {}
-    for curve in of_seeds.values():
-        for point in curve:
-            by_rate.setdefault(point.learning_rate, []).append(point)
-    return [
-        Point(rate, *(fmean(values) for values in list(zip(*points, strict=True))[1:]))
-        for rate, points in sorted(by_rate.items())
-    ]
+def mean_curve(curves: Mapping[int, Curve], measure: str) -> tuple[list[float], list[float]]:
+    """Gains and losses that each learning rate gave, mean over seeds."""
+    by_rate: dict[float, list[RunResult]] = {}
+    for curve in curves.values():
+        for run in curve:
+            by_rate.setdefault(run.learning_rate, []).append(run)
+    points = [_points([runs], measure) for _, runs in sorted(by_rate.items())]
+    return [fmean(gains) for gains, _ in points], [fmean(losses) for _, losses in points]
+
+
+def _points(curves: Iterable[Curve], measure: str) -> tuple[list[float], list[float]]:
+    """Gains and losses of all runs of ``curves``."""
+    runs = [run for curve in curves for run in curve]
+    return [run.gain or 0.0 for run in runs], [getattr(run, measure) for run in runs]
 
 
 def _draw(
-    axes: Axes, of_seeds: Mapping[int, Curve], measure: str, mark: Mark, linewidth: float
+    axes: Axes, curves: Mapping[int, Curve], measure: str, mark: Mark, linewidth: float
 ) -> None:
-    means = mean_curve(of_seeds)
-    if len(of_seeds) > 1:
-        single = [point for curve in of_seeds.values() for point in curve]
+    if len(curves) > 1:
         axes.plot(
-            [point.gain for point in single],
-            [getattr(point, measure) for point in single],
+            *_points(curves.values(), measure),
             linestyle="none",
             alpha=_FADED,
             **mark.options() | {"markersize": 0.6 * mark.size, "markeredgewidth": 0.8},
         )
-    axes.plot(
-        [point.gain for point in means],
-        [getattr(point, measure) for point in means],
-        linewidth=linewidth,
-        **mark.options(),
-    )
+    axes.plot(*mean_curve(curves, measure), linewidth=linewidth, **mark.options())
 
 
-def _losses(
-    found: Mapping[str, Mapping[int, Curve]], names: Sequence[str], measure: str
-) -> list[float]:
-    return [
-        getattr(point, measure)
-        for name in names
-        for curve in found.get(name, {}).values()
-        for point in curve
-    ]
-
-
-def _finish(axes: Axes, results: Results, losses: Sequence[float], most: int) -> None:
+def _finish(axes: Axes, results: CompareResults, losses: Sequence[float], most: int) -> None:
     """Scale, ticks, and the main gain."""
     axes.xaxis.set_major_locator(ticks(most + 1))
     if losses and min(losses) > 0:
@@ -157,7 +137,7 @@ def _finish(axes: Axes, results: Results, losses: Sequence[float], most: int) ->
         axes.axhline(0, color=MUTED, linewidth=1, zorder=1.5)
         axes.yaxis.set_major_locator(ticks(most))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}".replace("-", "−"))
-    gain = results["comparison"]["gain"]
+    gain = results.comparison.gain
     if gain is not None:
         axes.axvline(gain, color=MUTED, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1.6)
 
@@ -167,31 +147,29 @@ BEST = 6  # variants beside the reference in the main figure
 TOGETHER = 5  # variants of a small panel
 
 
-def compare_figures(results: Results) -> dict[str, Draw]:
-    """Name, as of a file → what draws it. ``results``: as ``render_compare`` takes them."""
+def compare_figures(results: CompareResults) -> dict[str, Draw]:
+    """Name, as of a file → what draws it."""
     return {"frontier": partial(frontier_figure, results, main_variants(results))}
 
 
-def main_variants(results: Results) -> list[str]:
+def main_variants(results: CompareResults) -> list[str]:
     """The reference, then the ``BEST`` that lose least on average at the main gain, best first.
 
     Where nothing can be compared, the first of the recipe.
     """
-    comparison = results["comparison"]
-    found = at_main_gain(comparison)
-    order = [name for name in in_order(found) if found[name]["mean"]["loss"] is not None]
-    order = order or list(results["variants"])
-    others = [name for name in order if name != comparison["reference"]]
-    return [comparison["reference"], *others[:BEST]]
+    at, reference = results.comparison.main, results.comparison.reference
+    ranked = [] if at is None else at.ranked()
+    lose = [name for name in ranked if at and at.variants[name]["mean"].loss is not None]
+    others = [name for name in lose or results.variants if name != reference]
+    return [reference, *others[:BEST]]
 
 
-def panels(results: Results) -> list[list[str]]:
+def panels(results: CompareResults) -> list[list[str]]:
     """Groups of ``TOGETHER`` variants in the recipe's order, without the reference.
 
     Empty where the main figure has them all.
     """
-    reference = results["comparison"]["reference"]
-    names = [name for name in results["variants"] if name != reference]
+    names = [name for name in results.variants if name != results.comparison.reference]
     if set(names) <= set(main_variants(results)):
         return []
     return [names[first : first + TOGETHER] for first in range(0, len(names), TOGETHER)]

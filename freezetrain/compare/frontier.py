@@ -1,68 +1,196 @@
-"""Variants at equal target gain: who forgets less than the reference, beyond noise over seeds."""
+"""Variants at equal target gain: which loses less than the reference, beyond noise over seeds."""
 
-from collections.abc import Mapping, Sequence
-from math import exp, log
-from statistics import fmean, median
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean, median, stdev
+from typing import Any, Literal
 
 from freezetrain.compare.curves import (
     MEASURES,
     Curve,
-    at_gain,
-    curves,
-    failure,
-    ratio_interval,
-    span,
-    t_interval,
+    RunResult,
+    common_range,
+    curves_of,
+    gain_range,
+    read_curve,
 )
 from freezetrain.errors import UserError, near_misses
-from freezetrain.evaluation.ratio import LEVEL
+from freezetrain.evaluation.ratio import LEVEL, students_t
 
-Run = Mapping[str, Any]
+Interval = tuple[float, float]
 
-BETTER, WORSE, ALIKE = "better", "worse", "no difference"
-
-ONE_SEED, UNREACHED, REFERENCE = "one seed", "not reached", "reference"
-
-TESTED = (BETTER, WORSE, ALIKE)
+Verdict = Literal["better", "worse", "no difference", "one seed", "not reached", "reference"]
 
 BY_CHANCE = (1 - LEVEL) / 2  # of variants that are as good as the reference, found better
 
 
+@dataclass(frozen=True)
+class VariantFacts:
+    """What a variant is, beside its runs."""
+
+    region: str | None  # the region frozen, as the recipe names it
+    frozen: float | None  # share of all weights
+    changes: Mapping[str, Any]  # other fields of the training's recipe
+    trained_on_old: float  # share of its sequences that are replayed ones
+    reads_old: bool  # whether held-out languages' texts made its region or penalty
+
+
+@dataclass(frozen=True)
+class SeedLoss:
+    seed: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Unreached:
+    """A seed that does not have the gain, and the lowest and highest that it has, None for none."""
+
+    seed: int
+    gains: Interval | None
+
+
+@dataclass(frozen=True)
+class LossAtGain:
+    """What a variant loses at one gain, nats per byte, and against the reference.
+
+    Means over the seeds that reach the gain, differences over those that the reference reaches
+    too, paired by seed; 95% intervals by Student's t over seeds, that of ``relative`` by Fieller.
+    """
+
+    loss: float | None
+    interval: Interval | None
+    by_seed: list[SeedLoss]
+    learning_rate: float | None  # at which the curves have the gain, geometric mean
+    unreached: list[Unreached]
+    difference: float | None
+    difference_interval: Interval | None
+    relative: float | None  # difference / loss of the reference, None where that is not above 0
+    relative_interval: Interval | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many variants were compared with the reference over seeds, and with what verdict."""
+
+    tested: int
+    better: int
+    worse: int
+    better_by_chance: float  # expected where all variants are as good as the reference
+
+
+@dataclass(frozen=True)
+class AtGain:
+    gain: float
+    variants: dict[str, dict[str, LossAtGain]]  # variant → measure →
+    comparisons: dict[str, Counts]  # measure →
+
+    def ranked(self) -> list[str]:
+        """Variants by mean loss against the reference's, those that are not reached last.
+
+        Not by the loss itself, which is of other seeds where a variant was run with fewer.
+        """
+
+        def key(name: str) -> tuple[bool, float]:
+            entry = self.variants[name]["mean"]
+            unreached = entry.verdict == "not reached"
+            return unreached, 0.0 if unreached else entry.difference or 0.0
+
+        return sorted(self.variants, key=key)
+
+
+@dataclass(frozen=True)
+class VariantRuns:
+    """Of a variant: its runs, the gains that all its seeds reach, its time of training."""
+
+    runs: int
+    seeds: int
+    failed: int
+    range: Interval | None
+    relative_seconds: float | None  # median over the reference's, on one machine
+
+
+@dataclass(frozen=True)
+class FailedRun:
+    variant: str
+    learning_rate: float
+    seed: int
+    failed: str  # why
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The variant with the least mean loss among those that are better than the reference."""
+
+    variant: str
+    learning_rate: float
+    loss: float
+    relative: float | None
+    worst: Verdict  # of the language that loses most
+    alike: list[str]  # other better ones whose difference to it, paired by seed, holds 0
+
+
+CHOICES = ("no_old_texts", "no_replay", "any")
+"""What a user may have of the held-out languages' texts: none, to choose weights, to train on."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean and worst loss of each variant at equal gains, against the reference."""
+
+    reference: str
+    level: float  # of the intervals
+    gain: float | None  # the main one; None where the reference has no gain in common
+    gains: list[float]
+    range: Interval | None  # of gains that all seeds of the reference reach
+    why_none: str | None
+    at: list[AtGain]
+    variants: dict[str, VariantRuns]
+    failed: list[FailedRun]
+    recommendation: dict[str, Choice | None] = field(default_factory=dict)  # of CHOICES
+
+    @property
+    def main(self) -> AtGain | None:
+        """The comparison at the main gain."""
+        return next((at for at in self.at if at.gain == self.gain), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in results.json."""
+        return asdict(self)
+
+
 def compare_variants(
-    runs: Sequence[Run],
+    runs: Sequence[RunResult],
     *,
     reference: str = "plain",
     gain: float | None = None,
-    variants: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Mean and worst loss of each variant at equal gains, against ``reference``; ready for JSON.
+    variants: Mapping[str, VariantFacts] | None = None,
+) -> Comparison:
+    """Compare the variants of ``runs`` at equal gains.
 
-    ``runs``: mappings with ``variant``, ``learning_rate``, ``seed``, ``gain``, ``mean``, ``worst``
-    (``delta_nll_per_byte``), ``seconds`` and ``failed`` (None, or why); losses and gains in nats
-    per byte. Each variant and seed is a curve through its learning rates, read by ``at_gain``.
-    Gains: the mean gain over seeds at each learning rate of the reference, drawn in to what all
-    its seeds reach; the main one is ``gain``, or else that of the second highest rate, without
-    those beyond the rate that gains most. None and ``why_none`` says why where the reference has
-    no gain in common.
+    Each variant and seed is a curve through its learning rates, read by :func:`read_curve`. Gains:
+    the mean gain over seeds at each learning rate of the reference, drawn in to what all its seeds
+    reach; the main one is ``gain``, or else that of the second highest rate, without those beyond
+    the rate that gains most. None and ``why_none`` says why where the reference has no gain in
+    common.
 
-    A difference is paired by seed, as runs of one seed see the same data in the same order; its
-    interval is Student's t over seeds, 95%. A ``verdict`` is ``better`` or ``worse`` where that
-    leaves out 0, else ``no difference``; ``one seed`` has no interval; ``not reached`` is that of a
-    variant that a seed has no value of, what is told of it holds for the others. With ``variants``,
-    as in compare's results, a ``recommendation`` is added.
+    A difference is paired by seed, as runs of one seed see the same data in the same order. A
+    verdict is ``better`` or ``worse`` where its interval leaves out 0, else ``no difference``;
+    ``one seed`` has no interval; ``not reached`` is that of a variant that a seed has no value of,
+    and its figures are of the other seeds. With ``variants`` there is a recommendation.
 
     Raises ``UserError`` for a reference that no run is of, or a ``gain`` that it does not reach.
     """
-    names = list(dict.fromkeys(run["variant"] for run in runs))
+    names = list(dict.fromkeys(run.variant for run in runs))
     if reference not in names:
         raise UserError(
             f"expected runs of the reference {reference!r}{near_misses(reference, names)}, got "
             f"runs of {', '.join(map(repr, names)) or 'nothing'}; add it to the variants"
         )
-    found = curves(runs)
-    of_reference = found.get(reference, {})
-    reached = span(of_reference.values())
+    curves = curves_of(runs)
+    of_reference = curves.get(reference, {})
+    reached = common_range(of_reference.values())
     gains, main = _gains(of_reference, reached)
     if gain is not None and gains and reached is not None:
         if not reached[0] <= gain <= reached[1]:
@@ -72,47 +200,39 @@ def compare_variants(
                 f"{reference!r} other learning rates"
             )
         main, gains = gain, sorted({*gains, gain})
-    seeds = {
-        name: sorted({run["seed"] for run in runs if run["variant"] == name}) for name in names
-    }
-    tables = [(one, _at(found, names, seeds, reference, one)) for one in gains]
-    comparison: dict[str, Any] = {
-        "reference": reference,
-        "level": LEVEL,
-        "gain": main,
-        "gains": gains,
-        "range": None if reached is None else list(reached),
-        "why_none": None if gains else _why_none(reference, of_reference),
-        "at": [
-            {"gain": one, "variants": table, "comparisons": _counted(table)}
-            for one, table in tables
-        ],
-        "variants": _facts(runs, found, names, reference),
-        "failed": [
-            {key: run[key] for key in ("variant", "learning_rate", "seed")} | {"failed": why}
+    seeds = {name: sorted({run.seed for run in runs if run.variant == name}) for name in names}
+    at = [_at_gain(curves, seeds, reference, one) for one in gains]
+    at_main = next((one for one in at if one.gain == main), None)
+    return Comparison(
+        reference=reference,
+        level=LEVEL,
+        gain=main,
+        gains=gains,
+        range=reached,
+        why_none=None if gains else _why_none(reference, of_reference),
+        at=at,
+        variants={
+            name: _variant_runs(runs, curves.get(name, {}), name, reference) for name in names
+        },
+        failed=[
+            FailedRun(run.variant, run.learning_rate, run.seed, run.problem)
             for run in runs
-            if (why := failure(run)) is not None
+            if run.problem is not None
         ],
-    }
-    if variants is not None:
-        comparison["recommendation"] = recommend(comparison, variants)
-    return comparison
+        recommendation={} if variants is None else _recommend(at_main, variants),
+    )
 
 
 def _gains(
-    of_seeds: Mapping[int, Curve], reached: tuple[float, float] | None
+    curves: Mapping[int, Curve], reached: Interval | None
 ) -> tuple[list[float], float | None]:
-    """The gains of the reference, ascending, and the main one.
-
-    That is the gain at the second highest of its learning rates, without those beyond the one that
-    gains most.
-    """
-    if reached is None or all(len(curve) < 2 for curve in of_seeds.values()):
+    """The gains of the reference, ascending, and the main one."""
+    if reached is None or all(len(curve) < 2 for curve in curves.values()):
         return [], None
     by_rate: dict[float, list[float]] = {}
-    for curve in of_seeds.values():
-        for point in curve:
-            by_rate.setdefault(point.learning_rate, []).append(point.gain)
+    for curve in curves.values():
+        for run in curve:
+            by_rate.setdefault(run.learning_rate, []).append(run.gain or 0.0)
     low, high = reached
     means = [fmean(by_rate[rate]) for rate in sorted(by_rate)]
     rising = means[: means.index(max(means)) + 1]
@@ -120,225 +240,195 @@ def _gains(
     return sorted({*drawn_in.values()}), drawn_in[rising[max(0, len(rising) - 2)]]
 
 
-def _why_none(reference: str, of_seeds: Mapping[int, Curve]) -> str:
-    if not of_seeds:
+def _why_none(reference: str, curves: Mapping[int, Curve]) -> str:
+    if not curves:
         return f"no run of {reference!r} gave a result"
-    if all(len(curve) < 2 for curve in of_seeds.values()):
+    if all(len(curve) < 2 for curve in curves.values()):
         return f"{reference!r} was run at one learning rate, and a curve needs two or more"
     return f"the seeds of {reference!r} have no gain in common: give it more learning rates"
 
 
-def _at(
-    found: Mapping[str, Mapping[int, Curve]],
-    names: Sequence[str],
+def _at_gain(
+    curves: Mapping[str, Mapping[int, Curve]],
     seeds: Mapping[str, Sequence[int]],
     reference: str,
     gain: float,
-) -> dict[str, dict[str, Any]]:
-    """Variant → measure → what it loses at ``gain``, and against the reference."""
-    table: dict[str, dict[str, Any]] = {}
-    for name in names:
-        curves_of = found.get(name, {})
-        table[name] = {}
-        for measure in MEASURES:
-            own = _by_seed(curves_of, gain, measure)
-            against = _by_seed(found[reference], gain, measure)
-            asked = [seed for seed in seeds[name] if seed in against]
-            entry = _of_seeds(own)
-            entry["unreached"] = [
-                {"seed": seed, "gains": _ends(curves_of.get(seed, []))}
-                for seed in asked
-                if seed not in own
-            ]
-            table[name][measure] = entry | _against(own, against, name == reference)
-            if entry["unreached"] or not own:
-                table[name][measure]["verdict"] = UNREACHED
-    return table
+) -> AtGain:
+    against = {measure: _by_seed(curves[reference], gain, measure) for measure in MEASURES}
+    variants = {
+        name: {
+            measure: _loss_at_gain(
+                curves.get(name, {}), seeds[name], gain, measure, against[measure],
+                name == reference,
+            )
+            for measure in MEASURES
+        }
+        for name in seeds
+    }  # fmt: skip
+    return AtGain(gain, variants, {m: _count(v[m] for v in variants.values()) for m in MEASURES})
 
 
 def _by_seed(
-    curves_of: Mapping[int, Curve], gain: float, measure: str
+    curves: Mapping[int, Curve], gain: float, measure: str
 ) -> dict[int, tuple[float, float]]:
-    read = {seed: at_gain(curve, gain, measure) for seed, curve in sorted(curves_of.items())}
-    return {seed: value for seed, value in read.items() if value is not None}
+    """Seed → (loss, learning rate) at ``gain``, of those that reach it."""
+    read = {seed: read_curve(curve, gain, measure) for seed, curve in sorted(curves.items())}
+    return {seed: reading for seed, reading in read.items() if reading is not None}
 
 
-def _of_seeds(own: Mapping[int, tuple[float, float]]) -> dict[str, Any]:
-    losses = [loss for loss, _ in own.values()]
-    interval = t_interval(losses)
-    rates = [rate for _, rate in own.values()]
-    return {
-        "loss": fmean(losses) if own else None,
-        "interval": interval and list(interval),
-        "by_seed": [{"seed": seed, "loss": loss} for seed, (loss, _) in own.items()],
-        "learning_rate": exp(fmean(map(log, rates))) if own else None,
-    }
-
-
-def _against(
-    own: Mapping[int, tuple[float, float]],
-    reference: Mapping[int, tuple[float, float]],
+def _loss_at_gain(
+    curves: Mapping[int, Curve],
+    seeds: Sequence[int],
+    gain: float,
+    measure: str,
+    against: Mapping[int, tuple[float, float]],
     is_reference: bool,
-) -> dict[str, Any]:
-    """Difference to the reference over the seeds that both reach, and relative to its loss."""
-    empty = dict.fromkeys(("difference", "difference_interval", "relative", "relative_interval"))
-    common = [seed for seed in own if seed in reference]
-    if is_reference:
-        return {**empty, "verdict": REFERENCE}
-    if not common:
-        return {**empty, "verdict": UNREACHED}
-    losses, before = ([of[seed][0] for seed in common] for of in (own, reference))
-    differences = [a - b for a, b in zip(losses, before, strict=True)]
+) -> LossAtGain:
+    """``seeds`` are all that the variant was run with, ``against`` is what the reference gives."""
+    own = _by_seed(curves, gain, measure)
+    losses = [loss for loss, _ in own.values()]
+    unreached = [
+        Unreached(seed, gain_range(curves.get(seed, [])))
+        for seed in seeds
+        if seed in against and seed not in own
+    ]
+    common = [] if is_reference else [seed for seed in own if seed in against]
+    paired, before = [own[seed][0] for seed in common], [against[seed][0] for seed in common]
+    differences = [loss - other for loss, other in zip(paired, before, strict=True)]
     interval = t_interval(differences)
-    relative = of_ratio = None
-    if fmean(before) > 0:
-        relative, of_ratio = fmean(differences) / fmean(before), ratio_interval(losses, before)
-    return {
-        "difference": fmean(differences),
-        "difference_interval": interval and list(interval),
-        "relative": relative,
-        "relative_interval": of_ratio and [end - 1 for end in of_ratio],
-        "verdict": _verdict(interval),
-    }
+    has_ratio = bool(common) and fmean(before) > 0
+    ratio = ratio_interval(paired, before) if has_ratio else None
+    verdict: Verdict = "reference" if is_reference else _verdict(interval)
+    return LossAtGain(
+        loss=fmean(losses) if own else None,
+        interval=t_interval(losses),
+        by_seed=[SeedLoss(seed, loss) for seed, (loss, _) in own.items()],
+        learning_rate=math.exp(fmean(math.log(rate) for _, rate in own.values())) if own else None,
+        unreached=unreached,
+        difference=fmean(differences) if common else None,
+        difference_interval=interval,
+        relative=fmean(differences) / fmean(before) if has_ratio else None,
+        relative_interval=ratio and (ratio[0] - 1, ratio[1] - 1),
+        verdict="not reached" if unreached or not (common or is_reference) else verdict,
+    )
 
 
-def _verdict(interval: tuple[float, float] | None) -> str:
-    if interval is None:
-        return ONE_SEED
-    return BETTER if interval[1] < 0 else WORSE if interval[0] > 0 else ALIKE
+def _verdict(difference: Interval | None) -> Verdict:
+    if difference is None:
+        return "one seed"
+    return "better" if difference[1] < 0 else "worse" if difference[0] > 0 else "no difference"
 
 
-def _ends(curve: Curve) -> list[float] | None:
-    gains = [point.gain for point in curve]
-    return [min(gains), max(gains)] if gains else None
+def _count(entries: Iterable[LossAtGain]) -> Counts:
+    verdicts = [entry.verdict for entry in entries]
+    better, worse = verdicts.count("better"), verdicts.count("worse")
+    tested = better + worse + verdicts.count("no difference")
+    return Counts(tested, better, worse, BY_CHANCE * tested)
 
 
-def _counted(table: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """How many variants were compared with the reference, and what chance alone would give."""
-    found = {}
-    for measure in MEASURES:
-        verdicts = [entries[measure]["verdict"] for entries in table.values()]
-        tested = sum(verdict in TESTED for verdict in verdicts)
-        found[measure] = {
-            "tested": tested,
-            BETTER: verdicts.count(BETTER),
-            WORSE: verdicts.count(WORSE),
-            "better_by_chance": BY_CHANCE * tested,
-        }
-    return found
+def _variant_runs(
+    runs: Sequence[RunResult], curves: Mapping[int, Curve], name: str, reference: str
+) -> VariantRuns:
+    own = [run for run in runs if run.variant == name]
+    return VariantRuns(
+        runs=len(own),
+        seeds=len({run.seed for run in own}),
+        failed=sum(run.problem is not None for run in own),
+        range=common_range(curves.values()),
+        relative_seconds=_relative_seconds(runs, name, reference),
+    )
 
 
-def _facts(
-    runs: Sequence[Run],
-    found: Mapping[str, Mapping[int, Curve]],
-    names: Sequence[str],
-    reference: str,
-) -> dict[str, dict[str, Any]]:
-    """Of each variant: its runs, the gains that all its seeds reach, its time."""
-    facts: dict[str, dict[str, Any]] = {}
-    for name in names:
-        own = [run for run in runs if run["variant"] == name]
-        reached = span(found.get(name, {}).values())
-        facts[name] = {
-            "runs": len(own),
-            "seeds": len({run["seed"] for run in own}),
-            "failed": sum(failure(run) is not None for run in own),
-            "range": reached and list(reached),
-            "relative_seconds": _relative_seconds(runs, name, reference),
-        }
-    return facts
-
-
-def _relative_seconds(runs: Sequence[Run], name: str, reference: str) -> float | None:
+def _relative_seconds(runs: Sequence[RunResult], name: str, reference: str) -> float | None:
     """Median training time over the reference's, on the machine on which most runs of both are."""
-    times: dict[Any, dict[str, list[float]]] = {}
+    times: dict[str | None, dict[str, list[float]]] = {}
     for run in runs:
-        if run["variant"] in (name, reference) and failure(run) is None and run.get("seconds"):
-            here = times.setdefault(run.get("machine"), {name: [], reference: []})
-            here[run["variant"]].append(run["seconds"])
-    both = [here for here in times.values() if here[name] and here[reference]]
+        if run.variant in (name, reference) and run.problem is None and run.seconds:
+            on_machine = times.setdefault(run.machine, {name: [], reference: []})
+            on_machine[run.variant].append(run.seconds)
+    both = [
+        on_machine for on_machine in times.values() if on_machine[name] and on_machine[reference]
+    ]
     if not both:
         return None
-    most = max(both, key=lambda here: len(here[name]))
+    most = max(both, key=lambda on_machine: len(on_machine[name]))
     return median(most[name]) / median(most[reference])
 
 
-CHOICES = ("no_old_texts", "no_replay", "any")  # what a user may have, least first
+def _recommend(at: AtGain | None, variants: Mapping[str, VariantFacts]) -> dict[str, Choice | None]:
+    """For each of ``CHOICES`` the best variant that it allows, None where none is better."""
+    losses = {} if at is None else {name: entry["mean"] for name, entry in at.variants.items()}
+    better = [name for name, entry in losses.items() if entry.verdict == "better"]
+    unreplayed = [name for name in better if not variants[name].trained_on_old]
+    textless = [name for name in unreplayed if not variants[name].reads_old]
+    allowed = dict(zip(CHOICES, (textless, unreplayed, better), strict=True))
+    return {choice: _best(at, names) if at else None for choice, names in allowed.items()}
 
 
-def recommend(comparison: Mapping[str, Any], variants: Mapping[str, Any]) -> dict[str, Any]:
-    """For each of ``CHOICES`` the variant with the least mean loss at the main gain, or None.
-
-    Only those whose mean loss is ``better`` than the reference's. ``comparison``: of
-    ``compare_variants``; ``variants``: name → ``reads_old`` (held-out languages' texts made its
-    region or penalty) and ``trained_on_old`` (share of its sequences that are replayed). ``alike``
-    are the other better ones whose difference to it, paired by seed, holds 0.
-    """
-    table = at_main_gain(comparison)
-    better = {
-        name: entries["mean"]
-        for name, entries in table.items()
-        if entries["mean"]["verdict"] == "better"
-    }
-    allowed = {
-        "no_old_texts": [
-            name
-            for name in better
-            if not variants[name]["reads_old"] and not variants[name]["trained_on_old"]
-        ],
-        "no_replay": [name for name in better if not variants[name]["trained_on_old"]],
-        "any": list(better),
-    }
-    return {choice: _best(table, better, allowed[choice]) for choice in CHOICES}
-
-
-def at_main_gain(comparison: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Variant → measure → values at the main gain; empty where there is none."""
-    for one in comparison["at"]:
-        if one["gain"] == comparison["gain"]:
-            return one["variants"]
-    return {}
-
-
-def in_order(found: Mapping[str, Any]) -> Sequence[str]:
-    """Variants by mean loss against the reference's; those that are not reached last, as given.
-
-    Not by the loss itself, which is of other seeds where a variant was run with fewer.
-    """
-
-    def key(name: str) -> tuple[bool, float]:
-        entry = found[name]["mean"]
-        unreached = entry["verdict"] == "not reached"
-        return unreached, 0.0 if unreached else _against_reference(entry)
-
-    return sorted(found, key=key)
-
-
-def _against_reference(entry: Mapping[str, Any]) -> float:
-    """The mean difference to the reference; 0 for itself."""
-    return entry["difference"] or 0.0
-
-
-def _best(
-    table: Mapping[str, Any], better: Mapping[str, Any], allowed: list[str]
-) -> dict[str, Any] | None:
-    if not allowed:
+def _best(at: AtGain, names: Sequence[str]) -> Choice | None:
+    """The one of ``names``, all better than the reference, that is better by most."""
+    if not names:
         return None
-    name = min(allowed, key=lambda one: _against_reference(better[one]))
-    return {
-        "variant": name,
-        "learning_rate": better[name]["learning_rate"],
-        "loss": better[name]["loss"],
-        "relative": better[name]["relative"],
-        "worst": table[name]["worst"]["verdict"],
-        "alike": [one for one in allowed if one != name and not _apart(better[one], better[name])],
-    }
-
-
-def _apart(one: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
-    losses, of_best = (
-        {each["seed"]: each["loss"] for each in entry["by_seed"]} for entry in (one, best)
+    best = min(names, key=lambda name: at.variants[name]["mean"].difference or 0.0)
+    entry = at.variants[best]["mean"]
+    assert entry.learning_rate is not None
+    assert entry.loss is not None
+    return Choice(
+        variant=best,
+        learning_rate=entry.learning_rate,
+        loss=entry.loss,
+        relative=entry.relative,
+        worst=at.variants[best]["worst"].verdict,
+        alike=[
+            name
+            for name in names
+            if name != best and not _loses_more(at.variants[name]["mean"], entry)
+        ],
     )
-    differences = [loss - of_best[seed] for seed, loss in losses.items() if seed in of_best]
-    interval = t_interval(differences)
+
+
+def _loses_more(entry: LossAtGain, best: LossAtGain) -> bool:
+    """Whether ``entry`` loses more than ``best`` beyond noise, paired by seed."""
+    of_best = {each.seed: each.loss for each in best.by_seed}
+    interval = t_interval(
+        [each.loss - of_best[each.seed] for each in entry.by_seed if each.seed in of_best]
+    )
     return interval is not None and interval[0] > 0
+
+
+def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
+    """Student's t-interval of the mean of independent ``values``; None of fewer than two."""
+    if len(values) < 2:
+        return None
+    half = _t(len(values), level) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def ratio_interval(
+    above: Sequence[float], below: Sequence[float], level: float = LEVEL
+) -> Interval | None:
+    """Interval of mean(above) / mean(below), pair by pair; None where it has no bounds.
+
+    Fieller, Some Problems in Interval Estimation (1954): all ratios R for which the t-interval of
+    above − R · below holds 0. So it holds 1 exactly if that of the difference holds 0.
+    """
+    count = len(above)
+    if count < 2:
+        return None
+    a, b = fmean(above), fmean(below)
+    t = _t(count, level)
+    deviations = [(x - a, y - b) for x, y in zip(above, below, strict=True)]
+    scale = t * t / (count * (count - 1))
+    aa, ab, bb = (
+        scale * sum(pair[i] * pair[j] for pair in deviations) for i, j in ((0, 0), (0, 1), (1, 1))
+    )
+    # (a − R b)² ≤ aa − 2 R ab + R² bb
+    square, half, constant = b * b - bb, a * b - ab, a * a - aa
+    if square <= 0:
+        return None
+    root = math.sqrt(max(0.0, half * half - square * constant))  # rounding: not below
+    return (half - root) / square, (half + root) / square
+
+
+def _t(count: int, level: float) -> float:
+    return students_t((1 + level) / 2, count - 1)

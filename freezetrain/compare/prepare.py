@@ -2,15 +2,17 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
 from freezetrain.analysis.score import score_languages
 from freezetrain.analysis.select import make_region, monolingual_regions
 from freezetrain.compare.recipe import CompareRecipe
+from freezetrain.compare.results import ModelFacts
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Document, DocumentSums
 from freezetrain.files import write_json
@@ -30,7 +32,7 @@ class Prepared:
     """What all runs share."""
 
     folder: Path
-    model: dict[str, Any]  # name, parameters, layers
+    model: ModelFacts
     scores: str  # their folder
     base: dict[str, DocumentSums]  # language → what the base gives on its documents
     regions: dict[str, str] = field(default_factory=dict)  # variant → file in folder
@@ -63,23 +65,20 @@ def prepare(recipe: CompareRecipe, folder: Path) -> Prepared:
     with stages("regions"):
         files, frozen = _regions(recipe, folder, scores, shape)
     weights = sum(parameter.numel() for parameter in shape.parameters())
-    about = {
-        "name": recipe.train.model.path.rstrip("/").rpartition("/")[2],
-        "parameters": weights,
-        "layers": len(decoder_blocks(shape)),
-    }
+    name = recipe.train.model.path.rstrip("/").rpartition("/")[2]
+    model = ModelFacts(name, weights, len(decoder_blocks(shape)))
     shares = {name: count / weights for name, count in frozen.items()}
-    return Prepared(folder, about, scores, base, files, shares)
+    return Prepared(folder, model, scores, base, files, shares)
 
 
 def check_variants(recipe: CompareRecipe, prepared: Prepared) -> None:
     """UserError, before any run, for what the training of a variant would be refused for."""
     for name in recipe.variants:
         rate, seed = recipe.rates_of(name)[0], recipe.seeds_of(name)[0]
-        told = recipe.training(name, rate, seed, prepared.region(name), prepared.scores)
+        training = recipe.training(name, rate, seed, prepared.region(name), prepared.scores)
         try:
-            shape, _ = shape_and_region(told)
-            penalty_of(told, shape)
+            shape, _ = shape_and_region(training)
+            penalty_of(training, shape)
         except UserError as error:
             raise UserError(f"variants.{name}: {error}") from error
 
@@ -90,10 +89,10 @@ def _base(
     """What the base gives on each document, evaluated once for all runs."""
     if not path.is_file():
         model = on_gpu(load_model(recipe.train.model))
-        found = evaluate_with_bar(model, documents, recipe.train.watch, "evaluate the base")
-        write_json(path, {name: sums.to_dict() for name, sums in found.items()})
-    told = json.loads(path.read_text(encoding="utf-8"))
-    return {name: DocumentSums.from_dict(sums) for name, sums in told.items()}
+        evaluated = evaluate_with_bar(model, documents, recipe.train.watch, "evaluate the base")
+        write_json(path, {name: sums.to_dict() for name, sums in evaluated.items()})
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return {name: DocumentSums.from_dict(sums) for name, sums in stored.items()}
 
 
 def _regions(
@@ -103,34 +102,33 @@ def _regions(
 
     A region that is one of ``recipe.regions`` is that one's file; a combination has its own.
     """
-    named = folder / "regions"
-    for made in (named, folder / "combined"):
-        made.mkdir(exist_ok=True)
-    for name, told in recipe.regions.items():
-        file, how = named / f"{name}{SUFFIX}", named / f"{name}.json"
-        if file.exists() and json.loads(how.read_text(encoding="utf-8")) != told:
+    named, combined = folder / "regions", folder / "combined"
+    named.mkdir(exist_ok=True)
+    combined.mkdir(exist_ok=True)
+    for name, fields in recipe.regions.items():
+        file, made_from = named / f"{name}{SUFFIX}", named / f"{name}.json"
+        if file.exists() and json.loads(made_from.read_text(encoding="utf-8")) != fields:
             raise UserError(
-                f"regions.{name} was made in another way in {folder}: as {how.read_text()}; give "
-                "the new one another name"
+                f"regions.{name} was made in another way in {folder}: as {made_from.read_text()}; "
+                "give the new one another name"
             )
         if not file.exists():
             region = _region(recipe, name, named, scores)
             region.resolve(shape)
-            write_json(how, told)
+            write_json(made_from, fields)
             region.save(file)
     files: dict[str, str] = {}
     counts: dict[str, int] = {}
-    for name in recipe.variants:
-        variant = recipe.variant(name)
+    for name, variant in recipe.variants.items():
         if variant.region is None:
             continue
-        wanted = Expression(variant.region)
-        file = named / f"{wanted.names[0]}{SUFFIX}"
-        if wanted.names != [variant.region]:
+        expression = Expression(variant.region)
+        file = named / f"{expression.names[0]}{SUFFIX}"
+        if expression.names != [variant.region]:
             digest = hashlib.sha256(variant.region.encode()).hexdigest()[:8]  # a - b is not a | b
-            file = folder / "combined" / f"{file_name(variant.region)[:80]}-{digest}{SUFFIX}"
+            file = combined / f"{file_name(variant.region)[:80]}-{digest}{SUFFIX}"
             if not file.exists():
-                wanted.region(lambda one: Region.load(named / f"{one}{SUFFIX}")).save(file)
+                expression.region(lambda part: Region.load(named / f"{part}{SUFFIX}")).save(file)
         counts[name] = Region.load(file).count
         if not counts[name]:
             raise UserError(
@@ -141,21 +139,18 @@ def _regions(
 
 
 def _region(recipe: CompareRecipe, name: str, folder: Path, scores: str) -> Region:
-    told = recipe.regions[name]
-    if told.get("kind") == "file":
-        return Region.load(told["path"])
+    if recipe.regions[name].get("kind") == "file":
+        return Region.load(recipe.regions[name]["path"])
     selection = recipe.selection(name, folder, scores)
     if selection.kind == "core" and not selection.languages:  # of those to keep
-        there = language_scores(str(selection.scores))
-        selection.languages = [language for language in there if language != recipe.target]
+        scored = language_scores(str(selection.scores))
+        kept = [language for language in scored if language != recipe.target]
+        selection = replace(selection, languages=kept)
     if selection.kind != "monolingual":
         return make_region(selection)
-    found = [
+    regions = [
         region
         for language, region in monolingual_regions(selection).items()
         if selection.language or language != recipe.target
     ]
-    whole = found[0]
-    for one in found[1:]:
-        whole = whole | one
-    return whole
+    return reduce(or_, regions)

@@ -58,7 +58,7 @@ class CompareRecipe:
     """What all runs share: the base, the target's texts, how long; watch says which held-out
     documents are evaluated, of which languages, once a run is trained. The learning rate and the
     seed in it are not used."""
-    variants: dict[str, dict[str, Any]] = field(default_factory=lambda: {REFERENCE: {}})
+    variants: dict[str, Variant] = field(default_factory=lambda: {REFERENCE: Variant()})
     """Name to variant: region (a name of regions, or several combined by | & - ^), changes (other
     fields of train, as in a recipe), and learning_rates and seeds where they are not those of all;
     each may be left out. The one called plain, {}, is what the others are compared with."""
@@ -84,95 +84,84 @@ class CompareRecipe:
     """Keep the trained models; else only their figures."""
 
     def __post_init__(self) -> None:
-        self._variants = {
-            name: build(Variant, told, f"variants.{name}") for name, told in self.variants.items()
-        }
         train = self.train
         check(len(train.languages) == 1, "train.languages", "one, the target", train.languages)
-        for name, only in (("region", None), ("brake", None), ("from_scratch", False)):
+        for name, default in (("region", None), ("brake", None), ("from_scratch", False)):
             value = getattr(train, name)
-            check(value == only, f"train.{name}", "left out: variants say what differs", value)
+            check(value == default, f"train.{name}", "left out: variants say what differs", value)
         check(not train.watch.off, "train.watch.off", "false: the runs are evaluated", True)
         watched = train.watch.languages
-        there = not watched or self.target in watched
-        check(there, "train.watch.languages", f"with the target, {self.target}", watched)
+        has_target = not watched or self.target in watched
+        check(has_target, "train.watch.languages", f"with the target, {self.target}", watched)
         check(not watched or len(watched) > 1, "train.watch.languages", "two or more", watched)
         devices = train.engine.devices
         expected = "1 or left out: each run takes one device, and several run at once"
         check(devices in (None, 1), "train.engine.devices", expected, devices)
         check(self.runs_at_once >= 1, "runs_at_once", "1 or more", self.runs_at_once)
         gain = self.gain
-        good = gain is None or (math.isfinite(gain) and gain > 0)
-        check(good, "gain", "a number above 0", gain)
+        check(gain is None or (math.isfinite(gain) and gain > 0), "gain", "a number above 0", gain)
         expected = "left out where scores are given"
         check(self.scores is None or not self.scoring, "scoring", expected, self.scoring)
-        self._check_variants()
-        self._check_regions()
-
-    def variant(self, name: str) -> Variant:
-        return self._variants[name]
+        names = [*self.variants]
+        check(REFERENCE in names, "variants", f"with one called {REFERENCE}", names)
+        for name, count in Counter(map(file_name, names)).items():
+            distinct = count == 1 and bool(name.strip("."))
+            check(distinct, "variants", f"told apart as folders, {name!r} once", names)
+        plain = self.variants[REFERENCE]
+        expected = "without region and changes: what all share goes into train"
+        check(plain.region is None and not plain.changes, f"variants.{REFERENCE}", expected, plain)
+        for name in names:
+            self._check_variant(name)
+        for name in self.regions:
+            check(file_name(name) == name, "a region's name", "letters, digits and _ . -", name)
+            self.selection(name)
+        self._check_expressions()
+        if self.scores is None and self.needs_scores:
+            self.scoring_recipe()
 
     @property
     def target(self) -> str:
         return self.train.languages[0]
 
-    def _check_variants(self) -> None:
-        check(
-            REFERENCE in self.variants, "variants", f"with one called {REFERENCE}", [*self.variants]
-        )
-        plain = self.variant(REFERENCE)
-        expected = "without region and changes: what all share goes into train"
-        check(plain.region is None and not plain.changes, f"variants.{REFERENCE}", expected, plain)
-        for name, count in Counter(map(file_name, self.variants)).items():
-            good = count == 1 and bool(name.strip("."))
-            check(good, "variants", f"told apart as folders, {name!r} once", [*self.variants])
-        for name, variant in self._variants.items():
-            seeds = self.seeds_of(name)
-            for what, values in (("learning_rates", self.rates_of(name)), ("seeds", seeds)):
-                once = len(set(values)) == len(values) > 0
-                check(once, f"variants.{name}: {what}", "one or more, each once", values)
-            stray = [seed for seed in seeds if seed not in self.seeds_of(REFERENCE)]
-            expected = "some of plain's: runs are compared seed by seed"
-            check(not stray, f"variants.{name}: seeds", expected, stray)
-            for group in ("optimization", "penalty"):
-                value = variant.changes.get(group)
-                good = value is None or isinstance(value, Mapping)
-                check(good, f"variants.{name}: changes.{group}", "a group of fields", value)
-            settings = variant.changes.get("optimization") or {}
-            fixed = [n for n in _SHARED if n in variant.changes]
-            fixed += [f"optimization.{n}" for n in _SHARED_SETTINGS if n in settings]
-            fixed += [n for n in ("region", "brake", "engine") if n in variant.changes]
-            expected = "without what all variants share, or the variant itself tells"
-            check(not fixed, f"variants.{name}: changes", expected, fixed)
-            for rate in self.rates_of(name):
-                good = math.isfinite(rate) and rate > 0
-                check(good, f"variants.{name}: learning_rates", "numbers above 0", rate)
-            told = self.training(name, self.rates_of(name)[0], seeds[0])
-            if told.replay is not None:
-                check_held_out(
-                    told.replay.texts,
-                    self.train.watch.texts,
-                    f"variants.{name}: replay.texts",
-                    "train.watch.texts",
-                )
+    def _check_variant(self, name: str) -> None:
+        where, variant = f"variants.{name}", self.variants[name]
+        rates, seeds = self.rates_of(name), self.seeds_of(name)
+        for field_name, values in (("learning_rates", rates), ("seeds", seeds)):
+            once = len(set(values)) == len(values) > 0
+            check(once, f"{where}: {field_name}", "one or more, each once", values)
+        stray = [seed for seed in seeds if seed not in self.seeds_of(REFERENCE)]
+        expected = "some of plain's: runs are compared seed by seed"
+        check(not stray, f"{where}: seeds", expected, stray)
+        for group in ("optimization", "penalty"):
+            value = variant.changes.get(group)
+            is_group = value is None or isinstance(value, Mapping)
+            check(is_group, f"{where}: changes.{group}", "a group of fields", value)
+        settings = variant.changes.get("optimization") or {}
+        own = ("region", "brake", "engine")
+        fixed = [field_name for field_name in (*_SHARED, *own) if field_name in variant.changes]
+        fixed += [f"optimization.{setting}" for setting in _SHARED_SETTINGS if setting in settings]
+        expected = "without what all variants share, or the variant itself tells"
+        check(not fixed, f"{where}: changes", expected, fixed)
+        for rate in rates:
+            valid = math.isfinite(rate) and rate > 0
+            check(valid, f"{where}: learning_rates", "numbers above 0", rate)
+        replay = self.training(name, rates[0], seeds[0]).replay
+        if replay is not None:
+            watched = self.train.watch.texts
+            check_held_out(replay.texts, watched, f"{where}: replay.texts", "train.watch.texts")
 
-    def _check_regions(self) -> None:
-        from freezetrain.regions import Expression
+    def _check_expressions(self) -> None:
+        from freezetrain.regions import Expression  # imports torch
 
-        for name in self.regions:
-            check(file_name(name) == name, "a region's name", "letters, digits and _ . -", name)
-            self.selection(name)
-        for variant in self._variants.values():
+        for variant in self.variants.values():
             if variant.region is not None:
                 Expression(variant.region).check(self.regions)
-        if self.scores is None and self.needs_scores:
-            self.scoring_recipe()
 
     def rates_of(self, variant: str) -> list[float]:
-        return self._variants[variant].learning_rates or self.learning_rates
+        return self.variants[variant].learning_rates or self.learning_rates
 
     def seeds_of(self, variant: str) -> list[int]:
-        return self._variants[variant].seeds or self.seeds
+        return self.variants[variant].seeds or self.seeds
 
     def training(
         self, name: str, rate: float, seed: int, region: str | None = None, scores: str = "scores"
@@ -181,11 +170,11 @@ class CompareRecipe:
 
         Not watched: the exported model is what is evaluated. ``scores``: folder of the scores.
         """
-        variant = self.variant(name)
+        variant = self.variants[name]
         where = f"variants.{name}"
-        settings = {"learning_rate": rate, "seed": seed}
-        changes = {**variant.changes}
-        changes["optimization"] = {**(changes.get("optimization") or {}), **settings}
+        changes = dict(variant.changes)
+        settings = changes.get("optimization") or {}
+        changes["optimization"] = {**settings, "learning_rate": rate, "seed": seed}
         if fisher := (changes.get("penalty") or {}).get("fisher"):
             folder = self.scores_of(fisher, scores, f"{where}: penalty.fisher")
             penalty = {"languages": self._kept(folder), **changes["penalty"], "fisher": folder}
@@ -200,9 +189,9 @@ class CompareRecipe:
     @property
     def methods(self) -> list[str]:
         """Of the comparison's own scores."""
-        told = self.scoring.get("methods") or ["taylor"]
-        check(isinstance(told, list), "scoring.methods", "a list", told)
-        return list(told)
+        methods = self.scoring.get("methods") or ["taylor"]
+        check(isinstance(methods, list), "scoring.methods", "a list", methods)
+        return list(methods)
 
     def scores_of(self, method: str | None, folder: str, where: str) -> str:
         """The folder of scores by ``method``, None: the first, where all lie in ``folder``."""
@@ -218,15 +207,16 @@ class CompareRecipe:
 
     @property
     def needs_scores(self) -> bool:
-        read = any(map(self.is_scored, self.regions))
-        penalties = [variant.changes.get("penalty") or {} for variant in self._variants.values()]
-        return read or any(penalty.get("fisher") for penalty in penalties)
+        return any(map(self.is_scored, self.regions)) or any(map(self._has_fisher, self.variants))
+
+    def _has_fisher(self, variant: str) -> bool:
+        return bool((self.variants[variant].changes.get("penalty") or {}).get("fisher"))
 
     def is_scored(self, name: str) -> bool:
         """Whether the region ``name`` is made from scores."""
-        told = self.regions[name]
-        kind = told.get("kind") or ("expression" if told.get("expression") else "core")
-        return kind in ("core", "monolingual") or (kind == "expression" and "scores" in told)
+        fields = self.regions[name]
+        kind = fields.get("kind") or ("expression" if fields.get("expression") else "core")
+        return kind in ("core", "monolingual") or (kind == "expression" and "scores" in fields)
 
     def _kept(self, folder: str) -> list[str] | None:
         """Of the languages that have scores those to keep; None: all of them are."""
@@ -243,15 +233,12 @@ class CompareRecipe:
     def scoring_recipe(self, held_out: Sequence[str] = ()) -> ScoreRecipe:
         """How the scores are made; ``held_out``: languages, where the recipe names none."""
         watch = self.train.watch
-        groups = {"texts": asdict(watch.texts), "engine": asdict(Engine(devices=1))}
-        for group in groups:
-            value = self.scoring.get(group) or {}
-            good = isinstance(value, Mapping)
-            check(good, f"scoring.{group}", "a group of fields", value)
-            groups[group] |= value
         languages = list(held_out) or [name for name in watch.languages if name != self.target]
-        told = {"languages": languages, **self.scoring, **groups, "model": asdict(self.train.model)}
-        recipe = build(ScoreRecipe, told, "scoring")
+        base = ScoreRecipe(
+            self.train.model, languages=languages, texts=watch.texts, engine=Engine(devices=1)
+        )
+        recipe = change(base, self.scoring, "scoring")
+        check(recipe.model == base.model, "scoring.model", "left out: it is train's", recipe.model)
         check_held_out(recipe.texts, watch.texts, "scoring.texts", "train.watch.texts")
         expected = "1 or left out: for more, run freezetrain score, and give scores its folder"
         check(recipe.engine.devices == 1, "scoring.engine.devices", expected, recipe.engine.devices)
@@ -260,37 +247,35 @@ class CompareRecipe:
     def selection(self, name: str, folder: Path = Path(), scores: str = "scores") -> SelectRecipe:
         """How the region ``name`` is made, with earlier ones in ``folder``."""
         where = f"regions.{name}"
-        told = dict(self.regions[name])
-        kind = told.get("kind")
+        fields = dict(self.regions[name])
+        kind = fields.get("kind")
         if kind == "file":
-            good = set(told) == {"kind", "path"} and isinstance(told["path"], str)
-            check(good, where, "kind: file and a path, nothing else", told)
-            return SelectRecipe(kind="expression", expression=name, regions=told["path"])
-        if like := told.get("like"):
+            valid = set(fields) == {"kind", "path"} and isinstance(fields["path"], str)
+            check(valid, where, "kind: file and a path, nothing else", fields)
+            return SelectRecipe(kind="expression", expression=name, regions=fields["path"])
+        if like := fields.get("like"):
             earlier = list(self.regions)[: list(self.regions).index(name)]
             check(like in earlier, f"{where}: like", "the name of an earlier region", like)
-            told["like"] = str(folder / f"{like}.safetensors")
+            fields["like"] = str(folder / f"{like}.safetensors")
         if self.is_scored(name):
-            told["scores"] = self.scores_of(told.get("scores"), scores, f"{where}: scores")
-            if kind in (None, "core") and self.target in (scored := self._scored):
-                told.setdefault("languages", [one for one in scored if one != self.target])
-        needs_model = kind in ("vocabulary", "magnitude", "layers")
-        if needs_model or (kind == "random" and not like):
-            told["model"] = asdict(self.train.model)
+            fields["scores"] = self.scores_of(fields.get("scores"), scores, f"{where}: scores")
+            if kind in (None, "core") and self.target in self._scored:
+                kept = [language for language in self._scored if language != self.target]
+                fields.setdefault("languages", kept)
+        if kind in ("vocabulary", "magnitude", "layers") or (kind == "random" and not like):
+            fields["model"] = asdict(self.train.model)
         if kind == "vocabulary":
-            told.setdefault("language", self.target)
-            told.setdefault("texts", asdict(self.train.texts))
-        return build(SelectRecipe, told, where)
+            fields.setdefault("language", self.target)
+            fields.setdefault("texts", asdict(self.train.texts))
+        return build(SelectRecipe, fields, where)
 
     def reads_old(self, name: str) -> bool:
         """Whether the variant ``name`` needs texts of held-out languages before it is trained."""
-        from freezetrain.regions import Expression
+        from freezetrain.regions import Expression  # imports torch
 
-        variant = self.variant(name)
-        if (variant.changes.get("penalty") or {}).get("fisher"):
-            return True
-        names = [] if variant.region is None else Expression(variant.region).names
-        return any(self.is_scored(region) for region in names)
+        region = self.variants[name].region
+        names = [] if region is None else Expression(region).names
+        return self._has_fisher(name) or any(map(self.is_scored, names))
 
 
 def replayed_share(training: TrainRecipe) -> float:

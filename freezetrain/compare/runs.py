@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
+from freezetrain.compare.curves import RunResult
 from freezetrain.compare.prepare import Prepared
 from freezetrain.compare.recipe import CompareRecipe
 from freezetrain.errors import CheckError, DivergedError, Preempted, UserError
-from freezetrain.evaluation import evaluate_documents, forgetting
+from freezetrain.evaluation import Forgetting, evaluate_documents, forgetting
 from freezetrain.files import write_json
 from freezetrain.measuring.held_out import held_out_documents, window_length
 from freezetrain.models import load_model, load_tokenizer, on_gpu
@@ -27,8 +28,6 @@ from freezetrain.recipe.check import file_name
 from freezetrain.run_folder import changed_fields, claim
 from freezetrain.training import train
 from freezetrain.training.recipe import TrainRecipe
-
-Made = dict[str, Any]
 
 _RESULTS = "results.json"
 
@@ -46,10 +45,23 @@ class Run:
     def name(self) -> str:
         return f"{self.variant}, learning rate {self.learning_rate:g}, seed {self.seed}"
 
-    def found(self) -> Made | None:
-        """What it gave; None where it is still to be run."""
-        path = self.folder / _RESULTS
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    @property
+    def done(self) -> bool:
+        return (self.folder / _RESULTS).is_file()
+
+    def read(self) -> dict[str, Any]:
+        """What it left: its figures, ``forgetting`` in full and its ``recipe``."""
+        values: dict[str, Any] = json.loads((self.folder / _RESULTS).read_text(encoding="utf-8"))
+        return values
+
+    def read_result(self) -> RunResult:
+        values = self.read()
+        figures = {key: values[key] for key in values if key not in ("forgetting", "recipe")}
+        return RunResult.from_dict(asdict(self.result()) | figures)
+
+    def result(self, **figures: Any) -> RunResult:
+        """A result of this run."""
+        return RunResult(self.variant, self.learning_rate, self.seed, **figures)
 
     def tidy(self, keep_models: bool) -> None:
         """Remove what training left, once the figures are there."""
@@ -59,86 +71,74 @@ class Run:
 
 def grid(recipe: CompareRecipe, folder: Path) -> list[Run]:
     """All runs of the recipe, seed by seed: stopped early, they still compare all variants."""
+    seeds = dict.fromkeys(seed for name in recipe.variants for seed in recipe.seeds_of(name))
     return [
         Run(name, rate, seed, folder / file_name(name) / f"{rate}-seed{seed}")
-        for seed in _in_order(recipe.seeds_of(name) for name in recipe.variants)
+        for seed in seeds
         for name in recipe.variants
         if seed in recipe.seeds_of(name)
         for rate in recipe.rates_of(name)
     ]
 
 
-def _in_order(lists: Iterable[list[int]]) -> list[int]:
-    """All that are in some of the lists, each once, as they come."""
-    return list(dict.fromkeys(seed for one in lists for seed in one))
-
-
-def told_of(recipe: CompareRecipe, prepared: Prepared, one: Run) -> TrainRecipe:
+def training_of(recipe: CompareRecipe, prepared: Prepared, run: Run) -> TrainRecipe:
     """How a run is trained, but for where the comparison's folder lies: what tells it apart."""
-    region = prepared.regions.get(one.variant)
-    return recipe.training(one.variant, one.learning_rate, one.seed, region)
+    region = prepared.regions.get(run.variant)
+    return recipe.training(run.variant, run.learning_rate, run.seed, region)
 
 
-def missing(recipe: CompareRecipe, prepared: Prepared, runs: Iterable[Run]) -> list[Run]:
+def missing_runs(recipe: CompareRecipe, prepared: Prepared, runs: Iterable[Run]) -> list[Run]:
     """Those still to be run. UserError for one that was run with other settings."""
-    found = []
-    for one in runs:
-        if (made := one.found()) is None:
-            found.append(one)
+    missing = []
+    for run in runs:
+        if not run.done:
+            missing.append(run)
             continue
-        if other := changed_fields(made["recipe"], told_of(recipe, prepared, one)):
+        changed = changed_fields(run.read()["recipe"], training_of(recipe, prepared, run))
+        if changed:
             raise UserError(
-                f"{one.folder} holds the run with another {', '.join(other[:5])}; call the changed "
-                "variant by another name, or give --out a new folder"
+                f"{run.folder} holds the run with another {', '.join(changed[:5])}; call the "
+                "changed variant by another name, or give --out a new folder"
             )
-    return found
+    return missing
 
 
 class Trials:
-    """Trains and evaluates runs, one after another, in this process.
+    """Trains and evaluates runs, one after another, in this process."""
 
-    ``shown``: with a progress bar of each run's training.
-    """
-
-    def __init__(self, recipe: CompareRecipe, prepared: Prepared, shown: bool = False) -> None:
+    def __init__(self, recipe: CompareRecipe, prepared: Prepared) -> None:
         self._recipe = recipe
         self._prepared = prepared
-        self._shown = shown
         self._documents = held_out_documents(recipe.train.watch, load_tokenizer(recipe.train.model))
 
-    def make(self, one: Run) -> Made:
+    def make(self, run: Run) -> RunResult:
         """Train, evaluate what the run would export, and leave the figures in its folder.
 
         Training that was interrupted goes on from its last checkpoint. One that comes to a loss
         that is not finite is a result, too: ``failed`` says so. Raises what `freezetrain train`
         raises for all else.
         """
-        training = one.folder / "training"
-        claim(training, told_of(self._recipe, self._prepared, one), resumable=True)
-        made: Made = dict.fromkeys(("gain", "mean", "worst", "tokens", "failed", "forgetting"))
-        made |= {"languages": {}, "seconds": 0.0, "machine": _machine()}
+        training, recipe = run.folder / "training", training_of(self._recipe, self._prepared, run)
+        claim(training, recipe, resumable=True)
+        details = None
         try:
-            made |= self._trained(one, training)
+            result, details = self._trained(run, training)
         except DivergedError as error:
-            made["failed"] = str(error).partition(";")[0]
-        recipe = asdict(told_of(self._recipe, self._prepared, one))
-        write_json(one.folder / _RESULTS, {**made, "recipe": recipe})
-        one.tidy(self._recipe.keep_models)
-        return made
+            reason = str(error).partition(";")[0]
+            result = run.result(seconds=0.0, failed=reason, machine=_machine())
+        more = {"forgetting": details and details.to_dict(), "recipe": asdict(recipe)}
+        write_json(run.folder / _RESULTS, {**result.to_dict(), **more})
+        run.tidy(self._recipe.keep_models)
+        return result
 
-    def _trained(self, one: Run, training: Path) -> Made:
-        region = self._prepared.region(one.variant)
-        told = self._recipe.training(
-            one.variant, one.learning_rate, one.seed, region, self._prepared.scores
+    def _trained(self, run: Run, training: Path) -> tuple[RunResult, Forgetting]:
+        region = self._prepared.region(run.variant)
+        recipe = self._recipe.training(
+            run.variant, run.learning_rate, run.seed, region, self._prepared.scores
         )
-        outcome = train.run(told, training, table=False, progress=self._shown)
-        made: Made = {
-            # Of this start alone, nothing where an earlier one made the last step.
-            "seconds": outcome.results["throughput"].get("seconds"),
-            "tokens": outcome.results["steps"] * told.optimization.step_tokens,
-        }
+        outcome = train.run(recipe, training, table=False, progress=False)
         watch = self._recipe.train.watch
-        source = replace(told.model, path=str(training / "model"), revision=None)
+        source = replace(recipe.model, path=str(training / "model"), revision=None)
         model = on_gpu(load_model(source))
         try:
             adapted = evaluate_documents(
@@ -150,15 +150,21 @@ class Trials:
             )
         except CheckError as error:  # the NLL of some text is not finite
             raise DivergedError(str(error)) from error
-        found = forgetting(self._prepared.base, adapted, self._recipe.target).to_dict()
-        losses = {name: one["delta_nll_per_byte"] for name, one in found["languages"].items()}
-        return made | {
-            "gain": found["target_gain"],
-            "mean": found["mean"],
-            "worst": found["worst"],
-            "languages": losses,
-            "forgetting": found,
-        }
+        details = forgetting(self._prepared.base, adapted, self._recipe.target)
+        result = run.result(
+            gain=details.target_gain,
+            mean=details.mean,
+            worst=details.worst[1],
+            worst_language=details.worst[0],
+            languages={
+                code: language.delta_nll_per_byte for code, language in details.languages.items()
+            },
+            # Of this start alone, nothing where an earlier one made the last step.
+            seconds=outcome.results["throughput"].get("seconds"),
+            tokens=outcome.results["steps"] * recipe.optimization.step_tokens,
+            machine=_machine(),
+        )
+        return result, details
 
 
 def _machine() -> str:
@@ -168,38 +174,38 @@ def _machine() -> str:
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def slots(recipe: CompareRecipe) -> int:
+def runs_together(recipe: CompareRecipe) -> int:
     """Runs that are trained at once: on each GPU, or the CPU, as many as the recipe says."""
     return max(1, torch.cuda.device_count()) * recipe.runs_at_once
 
 
 def run_all(
-    recipe: CompareRecipe, prepared: Prepared, missing: Sequence[Run]
-) -> Iterator[tuple[Run, Made | Exception]]:
+    recipe: CompareRecipe, prepared: Prepared, runs: Sequence[Run]
+) -> Iterator[tuple[Run, RunResult | Exception]]:
     """Each run and what it gave, as soon as it is done; in processes where several run at once.
 
     What a run raises is given in the place of its figures, so that the others go on. CheckError
     where a process was killed, by want of memory for one.
     """
-    together = min(slots(recipe), len(missing))
+    together = min(runs_together(recipe), len(runs))
     if together <= 1:
-        trials = Trials(recipe, prepared) if missing else None
-        for one in missing:
+        trials = Trials(recipe, prepared) if runs else None
+        for run in runs:
             assert trials is not None
-            yield one, _tried(trials, one)
+            yield run, _tried(trials, run)
         return
     context = multiprocessing.get_context("spawn")  # a GPU that is in use cannot be forked
     places = context.Queue()
     for place in range(together):
         places.put(place)
     pool = ProcessPoolExecutor(together, context, _begin, (places, together, recipe, prepared))
-    todo = iter(missing)
-    under_way: dict[Future[Made | Exception], Run] = {}
+    waiting = iter(runs)
+    under_way: dict[Future[RunResult | Exception], Run] = {}
     try:
         while True:
             # No more than run at once: where this ends early, none is begun after it.
-            for one in islice(todo, together - len(under_way)):
-                under_way[pool.submit(_make, one)] = one
+            for run in islice(waiting, together - len(under_way)):
+                under_way[pool.submit(_make, run)] = run
             if not under_way:
                 return
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
@@ -213,45 +219,46 @@ def run_all(
         pool.shutdown(cancel_futures=True)
 
 
-_told: tuple[CompareRecipe, Prepared] | None = None
+# Of a process that trains runs beside others.
+_comparison: tuple[CompareRecipe, Prepared] | None = None
 
 _trials: Trials | None = None
 
 
 def _begin(places: Any, together: int, recipe: CompareRecipe, prepared: Prepared) -> None:
     """In a new process: its device, its share of the cores."""
-    global _told
+    global _comparison
     end_with_parent()
     place = places.get()
-    if (gpus := visible()) is not None:
+    if (gpus := visible_gpus()) is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // together))
-    _told = recipe, prepared
+    _comparison = recipe, prepared
 
 
-def visible() -> list[str] | None:
+def visible_gpus() -> list[str] | None:
     """What CUDA_VISIBLE_DEVICES would call the GPUs at hand; None without any."""
     # Asked of the driver, not of CUDA, which would hold on to them.
     count = torch.cuda.device_count()
     if not count:
         return None
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return told.split(",")[:count] if told else [str(number) for number in range(count)]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
-def _make(one: Run) -> Made | Exception:
+def _make(run: Run) -> RunResult | Exception:
     global _trials
     if _trials is None:  # here, where what it raises reaches the parent
-        assert _told is not None
-        _trials = Trials(*_told)
-    return _tried(_trials, one)
+        assert _comparison is not None
+        _trials = Trials(*_comparison)
+    return _tried(_trials, run)
 
 
-def _tried(trials: Trials, one: Run) -> Made | Exception:
+def _tried(trials: Trials, run: Run) -> RunResult | Exception:
     try:
-        return trials.make(one)
+        return trials.make(run)
     except Preempted:
         raise
     except Exception as error:
-        error.add_note(f"in the run {one.name}")
+        error.add_note(f"in the run {run.name}")
         return error

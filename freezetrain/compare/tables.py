@@ -1,23 +1,20 @@
-"""The tables of a comparison, on its page and in the terminal."""
+"""The tables of a comparison, for its page, the terminal, CSV and Markdown."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from rich.markup import escape
-from rich.table import Table as RichTable
-
-from freezetrain.compare.curves import MEASURES, language_losses
-from freezetrain.compare.frontier import at_main_gain, in_order
-from freezetrain.compare.sentences import change, precise, rate_text
+from freezetrain.compare.curves import MEASURES, RunResult, language_losses
+from freezetrain.compare.findings import (
+    change_interval,
+    change_text,
+    interval_text,
+    precise,
+    rate_text,
+)
+from freezetrain.compare.frontier import AtGain, LossAtGain, VariantFacts
+from freezetrain.compare.results import CompareResults
 from freezetrain.formats import count, fixed, language_and_code, percent, seconds, signed
 from freezetrain.report.page import flat
-from freezetrain.report.tables import Cell, Table, share_cell
-
-Results = Mapping[str, Any]
-
-Entry = Mapping[str, Any]
-
-Row = list[str | Cell]
+from freezetrain.tables import Column, Table
 
 VERDICTS = {
     "better": "▼\u00a0better",
@@ -28,237 +25,207 @@ VERDICTS = {
     "reference": "–",
 }
 
+_STYLES = {"better": "green", "worse": "red"}
 
-def equal_gain_table(results: Results) -> Table:
+_MARKS = {"no difference": "≈", "one seed": "?"}
+
+
+def equal_gain_table(results: CompareResults) -> Table:
     """A row a variant at the main gain, the least mean loss first."""
-    comparison, found = results["comparison"], at_main_gain(results["comparison"])
-    columns, groups = ["variant"], [("", 1)]
-    for heading in ("mean loss", "worst loss"):
-        columns += ["nats/byte", f"vs {comparison['reference']}", "beyond noise"]
-        groups.append((heading, 3))
-    columns += ["learning rate", "frozen", "old text", "time"]
-    groups.append(("", 4))
-    rows: list[Row] = []
-    for name in in_order(found):
-        facts, time = results["variants"][name], comparison["variants"][name]["relative_seconds"]
-        row: Row = [Cell(name, name)]
-        for measure in MEASURES:
-            row += _entry(found[name][measure])
-        rate = found[name]["mean"]["learning_rate"]
-        row.append(Cell("–") if rate is None else Cell(rate_text(rate), rate))
-        row += [share_cell(facts["frozen"]), old_text(facts)]
-        row.append(Cell("–") if time is None else Cell(f"×{fixed(time, 2)}", time))
-        rows.append(row)
+    at, reference = results.main, results.comparison.reference
+    columns = [_variant_column()]
+    for measure in MEASURES:
+        columns += _loss_columns(at, measure, reference, f"{measure} loss")
+    columns += [
+        _rate_column(at),
+        Column("frozen", lambda name: results.variants[name].frozen, _share),
+        Column("old text", lambda name: _old_text(results.variants[name]), text=True),
+        _time_column(results),
+    ]
     title = (
-        f"Loss of the held-out languages where each variant gains {precise(comparison['gain'])} "
-        "nats per byte"
+        f"Loss of the held-out languages where each variant gains {precise(at.gain)} nats per byte"
     )
-    if any(entries[measure]["interval"] for entries in found.values() for measure in MEASURES):
+    if any(entry.interval for losses in at.variants.values() for entry in losses.values()):
         title += "; 95% intervals over seeds below"
-    return Table(
-        title,
-        columns,
-        rows,
-        texts=(0, 3, 6, 9),
-        groups=groups,
-        sortable=True,
-        broad=True,
+    return Table(title, columns, at.ranked(), sortable=True)
+
+
+def _variant_column() -> Column:
+    return Column("variant", str, text=True, sort=str)
+
+
+def _loss_columns(at: AtGain, measure: str, reference: str, group: str) -> list[Column]:
+    """Loss, change against the reference and verdict, of rows that are names of variants."""
+
+    def entry(name: str) -> LossAtGain:
+        return at.variants[name][measure]
+
+    return [
+        Column(
+            "nats/byte",
+            lambda name: entry(name).loss,
+            fixed,
+            note=lambda name: interval_text(entry(name).interval, fixed),
+            group=group,
+        ),
+        Column(
+            f"vs {reference}",
+            lambda name: change_text(entry(name)),
+            note=lambda name: change_interval(entry(name)),
+            sort=lambda name: _against(entry(name)),
+            group=group,
+        ),
+        Column(
+            "beyond noise",
+            lambda name: VERDICTS[entry(name).verdict],
+            text=True,
+            sort=lambda name: entry(name).verdict,
+            group=group,
+        ),
+    ]
+
+
+def _brief_columns(at: AtGain, measure: str, reference: str) -> list[Column]:
+    """Loss and change against the reference, with a mark for the verdict."""
+
+    def entry(name: str) -> LossAtGain:
+        return at.variants[name][measure]
+
+    return [
+        Column(measure, lambda name: entry(name).loss, fixed),
+        Column(
+            f"vs {reference}",
+            lambda name: _marked_change(entry(name)),
+            style=lambda name: _STYLES.get(entry(name).verdict),
+        ),
+    ]
+
+
+def _against(entry: LossAtGain) -> float | None:
+    return entry.difference if entry.relative is None else entry.relative
+
+
+def _marked_change(entry: LossAtGain) -> str:
+    if entry.verdict == "not reached":
+        return entry.verdict
+    return f"{_MARKS.get(entry.verdict, '')} {change_text(entry)}".strip()
+
+
+def _rate_column(at: AtGain) -> Column:
+    return Column("learning rate", lambda name: at.variants[name]["mean"].learning_rate, rate_text)
+
+
+def _time_column(results: CompareResults) -> Column:
+    return Column(
+        "time",
+        lambda name: results.comparison.variants[name].relative_seconds,
+        lambda ratio: f"×{fixed(ratio, 2)}",
     )
 
 
-def old_text(facts: Entry) -> str:
+def _share(share: float) -> str:
+    return f"{100 * share:.1f}%" if share >= 0.01 else percent(share)
+
+
+def _old_text(facts: VariantFacts) -> str:
     """What a variant needs of the held-out languages’ texts."""
-    parts = ["scores"] if facts["reads_old"] else []
-    if facts["trained_on_old"]:
-        parts.append(f"{percent(facts['trained_on_old'])} replay")
+    parts = ["scores"] if facts.reads_old else []
+    if facts.trained_on_old:
+        parts.append(f"{percent(facts.trained_on_old)} replay")
     return " + ".join(parts) or "none"
 
 
-def _entry(entry: Entry) -> Row:
-    return [_loss(entry), _relative(entry), Cell(VERDICTS[entry["verdict"]], entry["verdict"])]
+def terminal_table(results: CompareResults) -> Table:
+    """A row a variant at the main gain, in 80 columns."""
+    at, reference = results.main, results.comparison.reference
+    columns = [_variant_column()]
+    for measure in MEASURES:
+        columns += _brief_columns(at, measure, reference)
+    columns.append(_rate_column(at))
+    title = f"loss of held-out languages at a target gain of {precise(at.gain)}, nats per byte"
+    used = {entry.verdict for losses in at.variants.values() for entry in losses.values()}
+    note = "; ".join(f"{mark}: {verdict}" for verdict, mark in _MARKS.items() if verdict in used)
+    return Table(title, columns, at.ranked(), note=note)
 
 
-def _loss(entry: Entry) -> Cell:
-    if entry["loss"] is None:
-        return Cell("–")
-    return Cell(fixed(entry["loss"]), entry["loss"], _ends(entry["interval"], fixed))
-
-
-def _relative(entry: Entry) -> Cell:
-    value = entry["difference"] if entry["relative"] is None else entry["relative"]
-    if value is None:
-        return Cell("–")
-    if entry["relative"] is None:
-        return Cell(change(entry), value, _ends(entry["difference_interval"], signed))
-    return Cell(change(entry), value, _ends(entry["relative_interval"], _whole_percent))
-
-
-def _whole_percent(share: float) -> str:
-    return f"{signed(100 * share, 0)}%"
-
-
-def _ends(interval: Sequence[float] | None, written: Any) -> str:
-    return "" if interval is None else f"{written(interval[0])} to {written(interval[1])}"
-
-
-def gains_table(results: Results) -> Table:
+def gains_table(results: CompareResults) -> Table:
     """Variants × gains: mean loss, and what it is against the reference's."""
-    comparison = results["comparison"]
-    columns, groups, texts = ["variant"], [("", 1)], [0]
-    for one in comparison["at"]:
-        main = ", the main one" if one["gain"] == comparison["gain"] else ""
-        texts.append(len(columns) + 2)
-        columns += ["mean loss", f"vs {comparison['reference']}", "beyond noise"]
-        groups.append((f"gain {precise(one['gain'])}{main}", 3))
-    rows: list[Row] = [
-        [
-            Cell(name, name),
-            *(cell for one in comparison["at"] for cell in _entry(one["variants"][name]["mean"])),
-        ]
-        for name in in_order(at_main_gain(comparison))
-    ]
-    return Table(
-        "Mean loss at every gain that was looked at, in nats per byte",
-        columns,
-        rows,
-        texts=tuple(texts),
-        groups=groups,
-        sortable=True,
-        broad=True,
-    )
+    comparison = results.comparison
+    columns = [_variant_column()]
+    for at in comparison.at:
+        main = ", the main one" if at.gain == comparison.gain else ""
+        group = f"gain {precise(at.gain)}{main}"
+        columns += _loss_columns(at, "mean", comparison.reference, group)
+    title = "Mean loss at every gain that was looked at, in nats per byte"
+    return Table(title, columns, results.main.ranked(), sortable=True)
 
 
-def languages_table(results: Results, names: Sequence[str]) -> Table:
+def languages_table(results: CompareResults, names: Sequence[str]) -> Table:
     """What each held-out language loses at the main gain with each of ``names``."""
-    gain = results["comparison"]["gain"]
-    found = language_losses(results["runs"], gain)
-    held_out = [code for code in results["languages"] if code != results["target"]]
-    rows: list[Row] = [
-        [
-            Cell(language_and_code(code), language_and_code(code)),
-            *(_number(found.get(name, {}).get(code)) for name in names),
-        ]
-        for code in held_out
-    ]
-    title = f"Loss of each language at a gain of {precise(gain)}, in nats per byte"
-    return Table(title, ["language", *names], rows, sortable=True, broad=True)
+    losses = language_losses(results.runs, results.main.gain)
+    title = f"Loss of each language at a gain of {precise(results.main.gain)}, in nats per byte"
+    columns = [Column("language", language_and_code, text=True, sort=language_and_code)]
+    columns += [_language_column(name, losses.get(name, {})) for name in names]
+    return Table(title, columns, results.held_out, sortable=True)
 
 
-def runs_table(results: Results) -> Table:
+def _language_column(variant: str, losses: dict[str, float | None]) -> Column:
+    return Column(variant, losses.get, signed)
+
+
+def runs_table(results: CompareResults) -> Table:
     """A row a run, in the recipe's order."""
-    rows: list[Row] = []
-    for run in results["runs"]:
-        row: Row = [
-            Cell(run["variant"], run["variant"]),
-            Cell(rate_text(run["learning_rate"]), run["learning_rate"]),
-            Cell(count(run["seed"]), run["seed"]),
-            _number(run["gain"]),
-            _number(run["mean"]),
-        ]
-        worst = run["worst"]
-        row += [_number(worst and worst["delta_nll_per_byte"])]
-        row += [language_and_code(worst["language"]) if worst else "–"]
-        time, tokens = run["seconds"], run["tokens"]
-        row.append(Cell("–") if time is None else Cell(seconds(time), time))
-        row.append(Cell("–") if tokens is None else Cell(count(tokens), tokens))
-        rows.append(row)
-    columns = ["variant", "learning rate", "seed", "gain", "mean loss", "worst loss"]
-    columns += ["worst language", "time", "tokens"]
-    title = "Every run’s model against the base, in nats per byte"
-    return Table(title, columns, rows, texts=(0, 6), sortable=True, broad=True)
-
-
-def _number(value: float | None) -> Cell:
-    return Cell("–") if value is None else Cell(signed(value), value)
-
-
-def failed_table(results: Results) -> Table | None:
-    """The runs that gave no result; None where all did."""
-    failed = results["comparison"]["failed"]
-    rows: list[Row] = [
-        [
-            Cell(one["variant"], one["variant"]),
-            Cell(rate_text(one["learning_rate"]), one["learning_rate"]),
-            Cell(count(one["seed"]), one["seed"]),
-            one["failed"],
-        ]
-        for one in failed
+    columns = [
+        Column("variant", "variant", text=True, sort=lambda run: run.variant),
+        Column("learning rate", "learning_rate", rate_text),
+        Column("seed", "seed", count),
+        Column("gain", "gain", signed),
+        Column("mean loss", "mean", signed),
+        Column("worst loss", "worst", signed),
+        Column("worst language", "worst_language", language_and_code, text=True),
+        Column("time", "seconds", seconds),
+        Column("tokens", "tokens", count),
     ]
-    columns = ["variant", "learning rate", "seed", "why"]
-    return Table("Runs that failed", columns, rows, texts=(0, 3)) if rows else None
+    title = "Every run’s model against the base, in nats per byte"
+    return Table(title, columns, results.runs, sortable=True)
 
 
-def variants_table(results: Results) -> Table:
+def failed_table(results: CompareResults) -> Table | None:
+    """The runs that gave no result; None where all did."""
+    columns = [
+        Column("variant", "variant", text=True),
+        Column("learning rate", "learning_rate", rate_text),
+        Column("seed", "seed", count),
+        Column("why", "failed", text=True),
+    ]
+    failed = results.comparison.failed
+    return Table("Runs that failed", columns, failed) if failed else None
+
+
+def variants_table(results: CompareResults) -> Table:
     """What each variant changes."""
-    rows: list[Row] = []
-    for name, facts in results["variants"].items():
-        changes = ", ".join(f"{key}: {value}" for key, value in flat(facts["changes"]).items())
-        rows.append([name, facts["region"] or "–", changes or "–"])
-    columns = ["variant", "region frozen", "other changes"]
-    return Table("What each variant changes", columns, rows, texts=(0, 1, 2))
+
+    def changes(name: str) -> str | None:
+        flattened = flat(results.variants[name].changes)
+        return ", ".join(f"{key}: {value}" for key, value in flattened.items()) or None
+
+    columns = [
+        Column("variant", str, text=True),
+        Column("region frozen", lambda name: results.variants[name].region, text=True),
+        Column("other changes", changes, text=True),
+    ]
+    return Table("What each variant changes", columns, list(results.variants))
 
 
-_STYLES = {"better": "green", "worse": "red"}
-
-_MARKS = {"no difference": "≈ ", "one seed": "? "}
-
-_CAPTIONS = {
-    "no difference": "≈: cannot be told from chance",
-    "one seed": "?: one seed, chance is not known",
-}
+def csv_columns(results: CompareResults) -> list[Column]:
+    """Of runs.csv, a row a run: numbers in full, losses and gains in nats per byte."""
+    keys = ("variant", "learning_rate", "seed", "gain", *MEASURES, "worst_language", "seconds")
+    columns = [Column(key, key) for key in (*keys, "tokens", "failed")]
+    return [*columns, *(_delta_column(code) for code in results.held_out)]
 
 
-def frontier_table(comparison: Mapping[str, Any], *, rows: int | None = None) -> RichTable:
-    """The variants of ``compare_variants`` at its main gain, the least mean loss first.
+def _delta_column(code: str) -> Column:
+    def loss(run: RunResult) -> float | None:
+        return (run.languages or {}).get(code)
 
-    Those that do not reach it come last. ``rows`` limits what is shown, None shows all.
-    """
-    found = at_main_gain(comparison)
-    table = RichTable(title_justify="left", caption_justify="left")
-    if not found:
-        table.title = f"no comparison: {escape(comparison['why_none'])}"
-        return table
-    reference = comparison["reference"]
-    table.title = f"loss of held-out languages at a target gain of {comparison['gain']:.4g}"
-    table.add_column("variant")
-    for measure in ("mean", "worst"):
-        table.add_column(measure, justify="right")
-        table.add_column(f"vs {escape(reference)}", justify="right")
-    table.add_column("learning rate", justify="right")
-    table.add_column("time", justify="right")
-    order = in_order(found)
-    for name in order[:rows]:
-        cells = [escape(name)]
-        for measure in ("mean", "worst"):
-            entry = found[name][measure]
-            cells += [_digits(entry["loss"], "{:.4f}"), _change(entry)]
-        time = comparison["variants"][name]["relative_seconds"]
-        cells += [_digits(found[name]["mean"]["learning_rate"], "{:.2g}"), _digits(time, "×{:.2f}")]
-        table.add_row(*cells)
-    verdicts = {entry["verdict"] for entries in found.values() for entry in entries.values()}
-    captions = ["nats per byte"]
-    captions += [said for verdict, said in _CAPTIONS.items() if verdict in verdicts]
-    if len(order) > len(order[:rows]):
-        captions.append(f"{len(order) - len(order[:rows])} more are not shown")
-    if comparison["failed"]:
-        captions.append(f"failed runs: {len(comparison['failed'])}")
-    table.caption = "; ".join(captions)
-    return table
-
-
-def _digits(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)
-
-
-def _change(entry: Mapping[str, Any]) -> str:
-    """Against the reference, with what is known of noise."""
-    verdict = entry["verdict"]
-    if verdict == "not reached":
-        return verdict
-    if entry["relative"] is not None:
-        written = f"{entry['relative']:+.0%}"
-    else:
-        written = _digits(entry["difference"], "{:+.4f}")
-    written = f"{_MARKS.get(verdict, '')}{written}"
-    style = _STYLES.get(verdict)
-    return f"[{style}]{written}[/]" if style else written
+    return Column(f"delta_{code}", loss)

@@ -6,7 +6,7 @@ from typing import Any
 
 import browser
 import pytest
-from made_compare import make_compare, many_variants
+from made_comparison import make_compare, many_variants
 from made_paper import make_paper
 from made_runs import make_run, two
 

@@ -19,11 +19,13 @@ from planted import (
 )
 
 from freezetrain.compare import compare
-from freezetrain.compare.recipe import CompareRecipe
+from freezetrain.compare.recipe import CompareRecipe, Variant
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.regions import Region, block_parameters
 from freezetrain.training.recipe import TrainRecipe, Watch
+
+pytestmark = pytest.mark.exhaustive  # 24 runs
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +70,10 @@ def recipe(base: Path, texts: Path, known: Path) -> CompareRecipe:
             "columns": {"kind": "core", "unit": "column", "ratio": 0.5, "scores": "wanda"},
         },
         variants={
-            "plain": {},
-            "known": {"region": "known"},
-            "random": {"region": "random", "learning_rates": [6e-3, 1.6e-2]},  # it learns slowly
-            "core": {"region": "core"},
+            "plain": Variant(),
+            "known": Variant("known"),
+            "random": Variant("random", learning_rates=[6e-3, 1.6e-2]),  # it learns slowly
+            "core": Variant("core"),
         },
     )
 

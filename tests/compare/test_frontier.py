@@ -1,57 +1,61 @@
 """Variants at equal gain, against curves whose formula is known and effects that were planted."""
 
-import copy
 import json
 import math
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import numpy as np
 import pytest
-from made_frontier import RATES, SEEDS, failed_run, grid, made_run
+from made_comparison import RATES, SEEDS, failed_run, grid, made_run
 
-from freezetrain.compare.curves import language_losses, ratio_interval, t_interval
-from freezetrain.compare.frontier import compare_variants
-from freezetrain.compare.tables import frontier_table
+from freezetrain.compare.curves import RunResult, language_losses
+from freezetrain.compare.frontier import (
+    Counts,
+    Unreached,
+    VariantFacts,
+    compare_variants,
+    ratio_interval,
+    t_interval,
+)
 from freezetrain.errors import UserError
 
 
 def at(comparison, gain=None):
     """Variant → measure → values at a gain, the main one if None."""
-    gain = comparison["gain"] if gain is None else gain
-    (found,) = (one for one in comparison["at"] if one["gain"] == pytest.approx(gain))
-    return found["variants"]
+    gain = comparison.gain if gain is None else gain
+    (there,) = (there for there in comparison.at if there.gain == pytest.approx(gain))
+    return there.variants
 
 
 def test_exponential_curves_are_read_exactly_at_every_gain():
     of_seed = {0: -0.1, 1: 0.05, 2: 0.2}.__getitem__
     runs = grid("plain", of_seed=of_seed) + grid("half", a=0.01, of_seed=of_seed)
-    before = copy.deepcopy(runs)
-    found = json.loads(json.dumps(compare_variants(runs), allow_nan=False))
-    assert runs == before
-    assert compare_variants(runs[::-1])["at"] == compare_variants(runs)["at"]  # in any order
+    found = compare_variants(runs)
+    assert compare_variants(runs[::-1]).main.variants == found.main.variants  # in any order
     # Means 0.41, 0.61, 0.81, drawn in to what every seed reaches, 0.42 to 0.80.
-    assert found["gains"] == pytest.approx([0.42, 0.61, 0.80])
-    assert found["gain"] == pytest.approx(0.61)
-    assert found["range"] == pytest.approx([0.42, 0.80])
-    for gain in found["gains"]:
+    assert found.gains == pytest.approx([0.42, 0.61, 0.80])
+    assert found.gain == pytest.approx(0.61)
+    assert found.range == pytest.approx([0.42, 0.80])
+    for gain in found.gains:
         for name, a in (("plain", 0.02), ("half", 0.01)):
             losses = [a * math.exp(3 * gain + of_seed(seed)) for seed in SEEDS]
             for measure, factor in (("mean", 1), ("worst", 2)):
                 entry = at(found, gain)[name][measure]
-                assert entry["loss"] == pytest.approx(factor * fmean(losses))
-                assert [one["loss"] for one in entry["by_seed"]] == pytest.approx(
+                assert entry.loss == pytest.approx(factor * fmean(losses))
+                assert [one.loss for one in entry.by_seed] == pytest.approx(
                     [factor * loss for loss in losses]
                 )
                 half = 4.302653 * factor * stdev(losses) / math.sqrt(3)
                 low, high = factor * fmean(losses) - half, factor * fmean(losses) + half
-                assert entry["interval"] == pytest.approx([low, high], rel=1e-6)
+                assert entry.interval == pytest.approx([low, high], rel=1e-6)
         entry = at(found, gain)["half"]["mean"]
-        assert entry["relative"] == pytest.approx(-0.5)
-        assert entry["relative_interval"] == pytest.approx([-0.5, -0.5])
-        assert entry["verdict"] == "better"
-        assert at(found, gain)["plain"]["mean"]["verdict"] == "reference"
+        assert entry.relative == pytest.approx(-0.5)
+        assert entry.relative_interval == pytest.approx([-0.5, -0.5])
+        assert entry.verdict == "better"
+        assert at(found, gain)["plain"]["mean"].verdict == "reference"
     # A seed shifts the gains alone: seed 1 has the gain at 1e-3, the others a little to its sides.
-    assert at(found)["plain"]["mean"]["learning_rate"] == pytest.approx(1e-3, rel=1e-3)
+    assert at(found)["plain"]["mean"].learning_rate == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_the_difference_is_paired_by_seed():
@@ -60,13 +64,13 @@ def test_the_difference_is_paired_by_seed():
     runs = grid("plain", of_seed=of_seed) + grid("less", a=0.018, of_seed=of_seed)
     table = at(compare_variants(runs))
     entry = table["less"]["mean"]
-    assert table["plain"]["mean"]["interval"][0] < entry["loss"]  # unpaired, nothing is seen
-    assert entry["verdict"] == "better"
+    assert table["plain"]["mean"].interval[0] < entry.loss  # unpaired, nothing is seen
+    assert entry.verdict == "better"
     by_hand = [-0.002 * math.exp(3 * 0.61 + of_seed(seed)) for seed in SEEDS]
-    assert entry["difference"] == pytest.approx(fmean(by_hand))
-    low, high = entry["difference_interval"]
+    assert entry.difference == pytest.approx(fmean(by_hand))
+    low, high = entry.difference_interval
     assert high - low == pytest.approx(2 * 4.302653 * stdev(by_hand) / math.sqrt(3), rel=1e-6)
-    assert entry["relative_interval"] == pytest.approx([-0.1, -0.1])
+    assert entry.relative_interval == pytest.approx([-0.1, -0.1])
 
 
 @pytest.mark.parametrize("effect", [0.0, -0.3])
@@ -78,7 +82,7 @@ def test_better_by_chance_as_seldom_as_said_and_a_planted_effect_nearly_always(e
         options = {"noise": lambda: draw.normal(0, 0.05), "seeds": range(5)}
         runs = grid("plain", of_seed=shared.__getitem__, **options)
         runs += grid("other", a=0.02 * math.exp(effect), of_seed=shared.__getitem__, **options)
-        counts[at(compare_variants(runs))["other"]["mean"]["verdict"]] += 1
+        counts[at(compare_variants(runs))["other"]["mean"].verdict] += 1
     if effect:
         assert counts["better"] > 90
     else:
@@ -90,22 +94,21 @@ def test_failed_runs_are_named_and_left_out():
     runs = grid("plain") + grid("other", a=0.01)
     lost = failed_run("other", RATES[1], 1)
     runs = [
-        lost if (r["variant"], r["learning_rate"], r["seed"]) == ("other", RATES[1], 1) else r
-        for r in runs
+        lost if (r.variant, r.learning_rate, r.seed) == ("other", RATES[1], 1) else r for r in runs
     ]
     runs += [made_run("nan", 1e-3, 0, math.nan, 0.1)]
     found = compare_variants(runs)
-    assert [(one["variant"], one["seed"]) for one in found["failed"]] == [("other", 1), ("nan", 0)]
-    assert found["failed"][0]["failed"] == "loss became NaN at step 2"
-    assert "gain" in found["failed"][1]["failed"]
-    assert found["variants"]["other"] | {"range": None} == {
-        "runs": 9, "seeds": 3, "failed": 1, "range": None, "relative_seconds": 1.0,
-    }  # fmt: skip
+    assert [(one.variant, one.seed) for one in found.failed] == [("other", 1), ("nan", 0)]
+    assert found.failed[0].failed == "loss became NaN at step 2"
+    assert "gain" in found.failed[1].failed
+    of_other = found.variants["other"]
+    assert (of_other.runs, of_other.seeds, of_other.failed) == (9, 3, 1)
+    assert of_other.relative_seconds == 1.0
     entry = at(found)["other"]["mean"]  # its curve goes on from the lowest to the highest rate
-    assert entry["verdict"] == "better"
-    assert entry["relative"] == pytest.approx(-0.5)
-    assert at(found)["nan"]["mean"]["verdict"] == "not reached"
-    json.dumps(found, allow_nan=False)
+    assert entry.verdict == "better"
+    assert entry.relative == pytest.approx(-0.5)
+    assert at(found)["nan"]["mean"].verdict == "not reached"
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_what_is_not_reached_is_said_seed_by_seed():
@@ -115,14 +118,14 @@ def test_what_is_not_reached_is_said_seed_by_seed():
     runs += grid("strong", gains=(0.7, 0.8, 0.9))
     found = compare_variants(runs)
     weak, strong = at(found)["weak"]["mean"], at(found)["strong"]["mean"]
-    assert weak["verdict"] == strong["verdict"] == "not reached"
-    assert weak["unreached"] == [{"seed": 0, "gains": pytest.approx([0.2, 0.605])}]
-    assert [one["seed"] for one in weak["by_seed"]] == [1, 2]
-    assert weak["relative"] == pytest.approx(-0.5)
-    assert [one["seed"] for one in strong["unreached"]] == [0, 1, 2]
-    assert strong["loss"] is strong["relative"] is strong["learning_rate"] is None
-    assert at(found, 0.80)["strong"]["mean"]["verdict"] == "no difference"
-    assert found["at"][1]["comparisons"]["mean"]["tested"] == 0
+    assert weak.verdict == strong.verdict == "not reached"
+    assert weak.unreached == [Unreached(0, pytest.approx((0.2, 0.605)))]
+    assert [one.seed for one in weak.by_seed] == [1, 2]
+    assert weak.relative == pytest.approx(-0.5)
+    assert [one.seed for one in strong.unreached] == [0, 1, 2]
+    assert strong.loss is strong.relative is strong.learning_rate is None
+    assert at(found, 0.80)["strong"]["mean"].verdict == "no difference"
+    assert found.at[1].comparisons["mean"].tested == 0
 
 
 def test_fewer_seeds_are_compared_with_the_same_seeds_of_the_reference():
@@ -132,14 +135,14 @@ def test_fewer_seeds_are_compared_with_the_same_seeds_of_the_reference():
     runs += grid("two", a=0.01, seeds=[0, 2], of_seed=of_seed)
     table = at(compare_variants(runs))
     one, two = table["one"]["mean"], table["two"]["mean"]
-    assert one["verdict"] == "one seed"
-    assert one["relative"] == pytest.approx(-0.5)
-    assert two["relative"] == pytest.approx(-0.5)
-    assert one["difference"] == pytest.approx(-0.01 * math.exp(3 * 0.61 + 0.4))
-    assert one["interval"] is one["difference_interval"] is one["relative_interval"] is None
+    assert one.verdict == "one seed"
+    assert one.relative == pytest.approx(-0.5)
+    assert two.relative == pytest.approx(-0.5)
+    assert one.difference == pytest.approx(-0.01 * math.exp(3 * 0.61 + 0.4))
+    assert one.interval is one.difference_interval is one.relative_interval is None
     of_two = [-0.01 * math.exp(3 * 0.61 + of_seed(seed)) for seed in (0, 2)]
     half = 12.706205 * stdev(of_two) / math.sqrt(2)
-    assert two["difference_interval"] == pytest.approx(
+    assert two.difference_interval == pytest.approx(
         [fmean(of_two) - half, fmean(of_two) + half], rel=1e-6
     )
 
@@ -149,10 +152,8 @@ def test_the_count_of_comparisons_and_what_chance_gives():
     for place in range(8):
         runs += grid(f"v{place}", a=0.02 * (0.5 if place < 3 else 2.0))
     runs += grid("single", seeds=[0])
-    (counted,) = (one["comparisons"]["mean"] for one in compare_variants(runs)["at"][1:2])
-    assert counted == {
-        "tested": 8, "better": 3, "worse": 5, "better_by_chance": pytest.approx(0.2)
-    }  # fmt: skip
+    (counted,) = (one.comparisons["mean"] for one in compare_variants(runs).at[1:2])
+    assert counted == Counts(8, better=3, worse=5, better_by_chance=pytest.approx(0.2))
 
 
 @pytest.mark.parametrize(
@@ -170,15 +171,14 @@ def test_the_count_of_comparisons_and_what_chance_gives():
 )
 def test_no_gain_in_common_is_no_error(runs, said):
     found = compare_variants([*runs, *grid("other")], gain=0.3)
-    assert (found["gain"], found["gains"], found["at"]) == (None, [], [])
-    assert said in found["why_none"]
-    assert said in frontier_table(found).title
+    assert (found.gain, found.gains, found.at) == (None, [], [])
+    assert said in found.why_none
 
 
 def test_a_given_gain_is_the_main_one():
     found = compare_variants(grid("plain") + grid("other"), gain=0.7)
-    assert found["gain"] == 0.7
-    assert found["gains"] == pytest.approx([0.42, 0.61, 0.7, 0.8])
+    assert found.gain == 0.7
+    assert found.gains == pytest.approx([0.42, 0.61, 0.7, 0.8])
     with pytest.raises(UserError, match=r"0\.42 to 0\.8 nats per byte, got 0\.81; choose"):
         compare_variants(grid("plain"), gain=0.81)
     with pytest.raises(UserError, match=r"reference 'plian' \(did you mean 'plain'\?\), got"):
@@ -206,7 +206,7 @@ def test_a_ratio_has_an_interval_that_agrees_with_the_difference():
 
 
 def facts(reads_old=False, trained_on_old=0.0):
-    return {"reads_old": reads_old, "trained_on_old": trained_on_old}
+    return VariantFacts(None, None, {}, trained_on_old, reads_old)
 
 
 def test_recommended_is_the_best_better_one_of_what_a_user_may_have():
@@ -217,50 +217,29 @@ def test_recommended_is_the_best_better_one_of_what_a_user_may_have():
     runs += grid("columns", a=0.010, **noise) + grid("replay", a=0.005, **noise)
     runs += grid("both", a=0.00501, **noise)
     runs += grid("tiny", a=0.001, seeds=[0])  # one seed recommends nothing
-    for run in runs:
-        if run["variant"] == "columns":
-            run["worst"]["delta_nll_per_byte"] *= 9
+    runs = [replace(run, worst=9 * run.worst) if run.variant == "columns" else run for run in runs]
     variants = dict.fromkeys(("plain", "random", "vocabulary", "tiny"), facts())
     variants |= {"columns": facts(True), "replay": facts(False, 0.05), "both": facts(True, 0.05)}
     found = compare_variants(runs, variants=variants)
-    chosen = found["recommendation"]
-    assert chosen["no_old_texts"]["variant"] == "vocabulary"
-    assert chosen["no_old_texts"]["learning_rate"] == pytest.approx(1e-3, rel=0.2)
-    assert chosen["no_old_texts"]["relative"] == pytest.approx(-0.25, abs=0.05)
-    assert (chosen["no_old_texts"]["worst"], chosen["no_old_texts"]["alike"]) == ("better", [])
-    assert (chosen["no_replay"]["variant"], chosen["no_replay"]["worst"]) == ("columns", "worse")
-    assert {chosen["any"]["variant"], *chosen["any"]["alike"]} == {"replay", "both"}
+    chosen = found.recommendation
+    assert chosen["no_old_texts"].variant == "vocabulary"
+    assert chosen["no_old_texts"].learning_rate == pytest.approx(1e-3, rel=0.2)
+    assert chosen["no_old_texts"].relative == pytest.approx(-0.25, abs=0.05)
+    assert (chosen["no_old_texts"].worst, chosen["no_old_texts"].alike) == ("better", [])
+    assert (chosen["no_replay"].variant, chosen["no_replay"].worst) == ("columns", "worse")
+    assert {chosen["any"].variant, *chosen["any"].alike} == {"replay", "both"}
     nothing = compare_variants(grid("plain") + grid("a"), variants={"a": facts()})
-    assert set(nothing["recommendation"].values()) == {None}
-
-
-def test_the_terminal_shows_the_best_first_and_the_unreached_last():
-    runs = grid("plain") + grid("worse", a=0.03) + grid("[red]half", a=0.01, seconds=15.0)
-    runs += [*grid("strong", gains=(0.7, 0.8, 0.9)), failed_run("broken", 1e-3, 0)]
-    alike = iter((-0.02, 0.01, -0.015) * 3)
-    runs += grid("alike", noise=lambda: next(alike))
-    table = frontier_table(compare_variants(runs))
-    columns = [list(column.cells) for column in table.columns]
-    assert columns[0] == ["\\[red]half", "alike", "plain", "worse", "strong", "broken"]
-    assert columns[1][0] == f"{0.01 * math.exp(3 * 0.61):.4f}"
-    assert columns[2] == [
-        "[green]-50%[/]", "≈ -1%", "–", "[red]+50%[/]", "not reached", "not reached",
-    ]  # fmt: skip
-    assert columns[4] == columns[2]
-    assert columns[6][:2] == ["×1.50", "×1.00"]
-    assert "≈: cannot be told from chance; failed runs: 1" in table.caption
-    shown = frontier_table(compare_variants(runs), rows=4)
-    assert shown.row_count == 4
-    assert "2 more are not shown" in shown.caption
+    assert set(nothing.recommendation.values()) == {None}
 
 
 def test_each_language_is_read_off_its_own_curve():
     runs = [*grid("plain"), *grid("weak", gains=(0.1, 0.2, 0.3)), failed_run("plain", 5e-3, 0)]
-    for run in runs:
-        if not run["failed"]:
-            run["languages"] = {"de": math.exp(5 * run["gain"]), "en": -run["gain"]}
-        else:
-            run["languages"] = {}
+    runs = [
+        run
+        if run.failed
+        else replace(run, languages={"de": math.exp(5 * run.gain), "en": -run.gain})
+        for run in runs
+    ]
     assert language_losses(runs, 0.61) == {
         "plain": {"de": pytest.approx(math.exp(5 * 0.61)), "en": pytest.approx(-0.61)},
         "weak": {"de": None, "en": None},
@@ -270,25 +249,30 @@ def test_each_language_is_read_off_its_own_curve():
 def test_a_rate_past_the_one_that_gains_most_is_not_what_others_are_compared_at():
     """Plain turns back at its highest rate: the main gain is that of the rate before its best."""
     runs = grid("plain", rates=(3e-4, 1e-3, 2e-3, 4e-3), gains=(0.4, 0.6, 0.8, 0.7))
-    assert compare_variants(runs)["gain"] == pytest.approx(0.61)
+    assert compare_variants(runs).gain == pytest.approx(0.61)
 
 
 def test_the_best_is_the_one_that_is_better_by_most_also_with_other_seeds():
     """Seeds 3 and 4 lose more with every variant, which is no fault of those run with them."""
     of_seed = {0: 0.0, 1: 0.05, 2: 0.1, 3: 1.5, 4: 1.6}.__getitem__
-    facts = {"reads_old": False, "trained_on_old": 0.0}
     runs = grid("plain", seeds=range(5), of_seed=of_seed)
     runs += grid("half", a=0.01, seeds=range(5), of_seed=of_seed)
     runs += grid("less", a=0.015, seeds=range(3), of_seed=of_seed)
-    found = compare_variants(runs, variants=dict.fromkeys(("plain", "half", "less"), facts))
-    losses = {name: entry["mean"]["loss"] for name, entry in at(found).items()}
+    found = compare_variants(runs, variants=dict.fromkeys(("plain", "half", "less"), facts()))
+    losses = {name: entry["mean"].loss for name, entry in at(found).items()}
     assert losses["less"] < losses["half"]
-    assert found["recommendation"]["any"]["variant"] == "half"
+    assert found.recommendation["any"].variant == "half"
+
+
+def test_a_run_comes_back_from_json():
+    for run in (made_run("plain", 1e-3, 0, 0.5, 0.1), failed_run("plain", 1e-3, 1)):
+        back = RunResult.from_dict(json.loads(json.dumps(run.to_dict())))
+        assert replace(back, languages=back.languages or None) == run
 
 
 def test_times_are_compared_on_one_machine():
     runs = grid("plain", machine="GPU") + grid("other", machine="GPU", seconds=20.0)
     runs += grid("plain", seeds=(7,), machine="CPU", seconds=900.0)
-    found = compare_variants(runs)["variants"]
-    assert found["other"]["relative_seconds"] == pytest.approx(2.0)
-    assert found["plain"]["relative_seconds"] == 1.0
+    found = compare_variants(runs).variants
+    assert found["other"].relative_seconds == pytest.approx(2.0)
+    assert found["plain"].relative_seconds == 1.0

@@ -1,4 +1,4 @@
-"""What a comparison is told, and what it makes of it."""
+"""What a comparison is compared, and what it makes of it."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 
 from freezetrain.compare.recipe import CompareRecipe
 from freezetrain.errors import UserError
+from freezetrain.recipe.mapping import change
 from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.training.recipe import Replay, TrainRecipe, Watch
@@ -21,36 +22,37 @@ def recipe(**more) -> CompareRecipe:
         optimization=Optimization(max_steps=7),
         watch=Watch(TEXTS, ["zh", "en", "es"]),
     )
-    return CompareRecipe(**{"train": train, "learning_rates": [1e-4, 1e-3], **more})
+    shared = CompareRecipe(train, learning_rates=[1e-4, 1e-3])
+    return change(shared, more, "recipe")
 
 
 def test_a_variant_is_the_recipe_with_its_changes():
     replay = {"texts": {"folder": "texts", "test_one_in": 4}, "languages": ["en"], "share": 0.2}
-    told = recipe(
+    compared = recipe(
         variants={"plain": {}, "core": {"region": "core", "changes": {"replay": replay}}},
         regions={"core": {"kind": "core"}},
     )
-    one = told.training("core", 1e-3, 5, "core.safetensors")
+    one = compared.training("core", 1e-3, 5, "core.safetensors")
     assert one.region == "core.safetensors"
     assert one.replay == Replay(TEXTS, ["en"], share=0.2)
     assert (one.optimization.learning_rate, one.optimization.seed) == (1e-3, 5)
     assert one.optimization.max_steps == 7
     assert one.watch.off
     assert one.engine == Engine(devices=1)
-    plain = told.training("plain", 1e-4, 5)
+    plain = compared.training("plain", 1e-4, 5)
     assert plain.region is plain.replay is None
-    assert told.reads_old("core")
-    assert not told.reads_old("plain")
+    assert compared.reads_old("core")
+    assert not compared.reads_old("plain")
 
 
 def test_rates_and_seeds_of_a_variant_go_before_those_of_all():
-    told = recipe(variants={"plain": {}, "x": {"learning_rates": [1.0], "seeds": [2]}})
-    assert (told.rates_of("plain"), told.seeds_of("plain")) == ([1e-4, 1e-3], [0, 1, 2])
-    assert (told.rates_of("x"), told.seeds_of("x")) == ([1.0], [2])
+    compared = recipe(variants={"plain": {}, "x": {"learning_rates": [1.0], "seeds": [2]}})
+    assert (compared.rates_of("plain"), compared.seeds_of("plain")) == ([1e-4, 1e-3], [0, 1, 2])
+    assert (compared.rates_of("x"), compared.seeds_of("x")) == ([1.0], [2])
 
 
 def test_regions_are_told_what_all_runs_share():
-    told = recipe(
+    compared = recipe(
         regions={
             "core": {"kind": "core", "scores": "wanda"},
             "like": {"kind": "random", "like": "core"},
@@ -60,43 +62,39 @@ def test_regions_are_told_what_all_runs_share():
         },
         scoring={"methods": ["taylor", "wanda"], "languages": ["en", "zh"]},
     )
-    made = {name: told.selection(name, Path("regions"), "scores") for name in told.regions}
+    made = {name: compared.selection(name, Path("regions"), "scores") for name in compared.regions}
     assert made["core"].scores == "scores/wanda"
     assert made["core"].languages == ["en"]  # the target's scores are not what is to be kept
     assert made["apart"].languages == []
     assert made["like"].like == "regions/core.safetensors"
     assert made["any"].model == ModelSource("base")
     assert (made["rare"].language, made["rare"].texts) == ("zh", TEXTS)
-    scoring = told.scoring_recipe()
+    scoring = compared.scoring_recipe()
     assert scoring.languages == ["en", "zh"]
     assert (scoring.model, scoring.texts) == (ModelSource("base"), TEXTS)
     assert recipe(regions={"core": {}}).scoring_recipe().languages == ["en", "es"]
 
 
 def test_a_random_region_like_one_by_scores_reads_no_old_text():
-    told = recipe(
+    compared = recipe(
         variants={"plain": {}, "random": {"region": "like"}},
         regions={"core": {"kind": "core"}, "like": {"kind": "random", "like": "core"}},
     )
-    assert not told.reads_old("random")
-    assert told.needs_scores
+    assert not compared.reads_old("random")
+    assert compared.needs_scores
 
 
 def test_fisher_names_the_scores_that_the_comparison_makes():
-    told = recipe(
-        variants={
-            "plain": {},
-            "EWC": {"changes": {"penalty": {"strength": 1.0, "fisher": "fisher"}}},
-        },
-        scoring={"methods": ["taylor", "fisher"]},
-    )
-    penalty = told.training("EWC", 1e-4, 0, scores="there").penalty
+    penalty = {"strength": 1.0, "fisher": "fisher"}
+    ewc = {"plain": {}, "EWC": {"changes": {"penalty": penalty}}}
+    compared = recipe(variants=ewc, scoring={"methods": ["taylor", "fisher"]})
+    penalty = compared.training("EWC", 1e-4, 0, scores="there").penalty
     assert (penalty.fisher, penalty.languages) == ("there/fisher", None)  # the target is not scored
     scoring = {"methods": ["fisher"], "languages": ["en", "zh", "es"]}
-    told = recipe(variants=told.variants, scoring=scoring)
-    assert told.training("EWC", 1e-4, 0).penalty.languages == ["en", "es"]
-    assert told.needs_scores
-    assert told.reads_old("EWC")
+    compared = recipe(variants=ewc, scoring=scoring)
+    assert compared.training("EWC", 1e-4, 0).penalty.languages == ["en", "es"]
+    assert compared.needs_scores
+    assert compared.reads_old("EWC")
 
 
 def variants(**one):
@@ -109,7 +107,7 @@ def variants(**one):
         ({"variants": {"x": {}}}, "with one called plain"),
         ({"variants": {"plain": {"region": "x"}}}, "variants.plain must be without region"),
         ({"variants": {"plain": {}, "a b": {}, "a-b": {}}}, "told apart as folders"),
-        (variants(reion="x"), r"variants.x: unknown field 'reion' \(did you mean 'region'"),
+        (variants(reion="x"), r"unknown field 'variants.x.reion' \(did you mean"),
         (variants(region="cre"), "expected the name of a region at character 1 of 'cre'"),
         (variants(changes={"optimization": {"seed": 1}}), "without what all variants share"),
         (variants(changes={"watch": {}}), "without what all variants share"),
@@ -121,7 +119,10 @@ def variants(**one):
             "variants.x: replay.texts and train.watch.texts read the same texts but split them",
         ),
         ({"regions": {"a": {}}, "scoring": {"texts": {"test_one_in": 0}}}, "scoring.texts and"),
-        ({"regions": {"a": {}}, "scoring": {"texts": "x"}}, "scoring.texts must be a group of"),
+        (
+            {"regions": {"a": {}}, "scoring": {"texts": "x"}},
+            "scoring: texts: expected a group of fields",
+        ),
         (
             {"regions": {"a": {}}, "scoring": {"methods": "fisher"}},
             "scoring.methods must be a list",

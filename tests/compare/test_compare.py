@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from freezetrain.compare import compare
-from freezetrain.compare import runs as compare_workers
-from freezetrain.compare.recipe import CompareRecipe
-from freezetrain.compare.runs import grid
+from freezetrain.compare.recipe import CompareRecipe, Variant
+from freezetrain.compare.runs import grid, runs_together, visible_gpus
 from freezetrain.errors import CheckError, UserError
 from freezetrain.evaluation import evaluate_documents, forgetting
 from freezetrain.measuring.held_out import held_out_documents
@@ -46,13 +45,13 @@ def recipe(model_folder):
     return CompareRecipe(
         train,
         variants={
-            "plain": {},
-            "core + vocabulary": {"region": "core | vocabulary"},
-            "replay": {
-                "changes": {"replay": {"languages": ["en"], "share": 0.5}},
-                "learning_rates": [5e-3],
-                "seeds": [1],
-            },
+            "plain": Variant(),
+            "core + vocabulary": Variant("core | vocabulary", learning_rates=[1e-2]),
+            "replay": Variant(
+                changes={"replay": {"languages": ["en"], "share": 0.5}},
+                learning_rates=[5e-3],
+                seeds=[1],
+            ),
         },
         learning_rates=[1e-3, 1e-2],
         seeds=[0, 1],
@@ -76,14 +75,14 @@ def done(recipe, tmp_path_factory):
 
 
 def test_the_grid_is_all_of_it_seed_by_seed(recipe):
-    told = [(run.variant, run.learning_rate, run.seed) for run in grid(recipe, Path("runs"))]
-    both = [(name, rate) for name in ("plain", "core + vocabulary") for rate in (1e-3, 1e-2)]
-    assert told == [
+    runs = grid(recipe, Path("runs"))
+    both = [("plain", 1e-3), ("plain", 1e-2), ("core + vocabulary", 1e-2)]
+    assert [(run.variant, run.learning_rate, run.seed) for run in runs] == [
         *((name, rate, 0) for name, rate in both),
         *((name, rate, 1) for name, rate in both),
         ("replay", 5e-3, 1),
     ]
-    assert len({run.folder for run in grid(recipe, Path("runs"))}) == 9
+    assert len({run.folder for run in runs}) == 7
 
 
 def test_a_run_is_that_of_train_and_its_model_is_what_is_evaluated(recipe, done, tmp_path):
@@ -157,22 +156,25 @@ def test_a_comparison_grows_and_what_was_done_stays(recipe, done, tmp_path, monk
     monkeypatch.setattr(
         train, "run", lambda told, *rest, **more: count.append(told) or real(told, *rest, **more)
     )
-    more = {"changes": {"average_with_base": 0.5}, "seeds": [0]}
+    more = Variant(changes={"average_with_base": 0.5}, seeds=[0])
     wider = replace(recipe, variants={**recipe.variants, "averaged": more})
     outcome = made(wider, folder)
     assert [told.average_with_base for told in count] == [0.5, 0.5]
-    assert len(outcome.results["runs"]) == 11
+    assert len(outcome.results["runs"]) == 9
     told = json.loads((folder / "results.json").read_text())
     assert "averaged" in told["variants"]
 
     kept = (folder / "recipe.yaml").read_text()
-    other = {**recipe.variants, "core + vocabulary": {"region": "core"}}
+    other = {
+        **recipe.variants,
+        "core + vocabulary": replace(recipe.variants["core + vocabulary"], region="core"),
+    }
     with pytest.raises(UserError, match="holds the run with another region; call the changed"):
         made(replace(recipe, variants=other), folder)
     other = replace(recipe, regions={**recipe.regions, "core": {"kind": "core", "ratio": 0.2}})
     with pytest.raises(UserError, match=r"regions\.core was made in another way"):
         made(other, folder)
-    other = {**wider.variants, "bad": {"changes": {"lora": {"targets": ["q_prj"]}}}}
+    other = {**wider.variants, "bad": Variant(changes={"lora": {"targets": ["q_prj"]}})}
     with pytest.raises(UserError, match=r"variants\.bad: lora\.targets has 'q_prj'"):
         made(replace(wider, variants=other), folder)
     # What was there stays, and is still what it was.
@@ -223,8 +225,8 @@ def test_a_folder_that_grows_is_still_held_against_others(recipe, done, tmp_path
 
 
 def test_a_run_that_diverges_is_a_result(recipe, tmp_path):
-    wild = {"changes": {"optimization": {"clip_norm": 1e9}}, "learning_rates": [1e30], "seeds": [0]}
-    told = replace(recipe, variants={"plain": {}, "wild": wild}, seeds=[0])
+    wild = Variant(changes={"optimization": {"clip_norm": 1e9}}, learning_rates=[1e30])
+    told = replace(recipe, variants={"plain": Variant(), "wild": wild}, seeds=[0])
     outcome = made(told, tmp_path / "out")
     failed = [row for row in outcome.results["runs"] if row["failed"]]
     assert [row["variant"] for row in failed] == ["wild"]
@@ -242,15 +244,16 @@ def test_a_run_that_fails_is_said_in_the_end_and_the_others_are_done(recipe, tmp
 
     monkeypatch.setattr(train, "run", fails)
     said = r"core \+ vocabulary, learning rate 0.001, seed 0 \(and 1 runs more\): a frozen entry"
-    fewer = {name: recipe.variants[name] for name in ("plain", "core + vocabulary")}
+    fewer = {"plain": Variant(), "core + vocabulary": Variant("core | vocabulary")}
     told = replace(recipe, variants=fewer, seeds=[0])
     with pytest.raises(CheckError, match=said):
         made(told, tmp_path / "out")
-    there = [run.found() is not None for run in grid(told, tmp_path / "out" / "runs")]
+    there = [run.done for run in grid(told, tmp_path / "out" / "runs")]
     assert there == [True, True, False, False]
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+@pytest.mark.exhaustive
 def test_killed_in_the_middle_and_called_again_with_two_at_once(recipe, done, tmp_path):
     """As a user does: the command, SIGKILL, the same command."""
     path, folder = tmp_path / "recipe.yaml", tmp_path / "out"
@@ -263,11 +266,11 @@ def test_killed_in_the_middle_and_called_again_with_two_at_once(recipe, done, tm
     first.send_signal(signal.SIGKILL)
     first.wait()
     before = {p: p.stat().st_mtime_ns for p in folder.glob("runs/*/*/results.json")}
-    assert 2 <= len(before) < 9
+    assert 2 <= len(before) < 7
     command += ["--runs_at_once", "2"]
     again = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert f"9 runs, {len(before)} of them done before; 2 at once" in again.stderr
+    assert f"7 runs, {len(before)} of them done before; 2 at once" in again.stderr
     assert all(p.stat().st_mtime_ns == at for p, at in before.items())
     rows = json.loads((folder / "results.json").read_text())["runs"]
     for row, other in zip(rows, done[1].results["runs"], strict=True):
@@ -284,5 +287,5 @@ def test_runs_are_spread_over_the_gpus_that_are_visible(told, expected, recipe, 
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
-    assert compare_workers.visible() == expected
-    assert compare_workers.slots(replace(recipe, runs_at_once=3)) == 6
+    assert visible_gpus() == expected
+    assert runs_together(replace(recipe, runs_at_once=3)) == 6

@@ -1,0 +1,144 @@
+"""What a comparison found and recommends, one line each: verdict, variants, figures, intervals."""
+
+from collections.abc import Callable, Sequence
+
+from freezetrain.compare.frontier import CHOICES, Choice, Interval, LossAtGain
+from freezetrain.compare.results import CompareResults
+from freezetrain.formats import fixed, signed
+
+_NAMED = 8  # variants that a line names
+
+_MAY_USE = {
+    "no_old_texts": "without any text of the languages to keep",
+    "no_replay": "with such text to choose weights by, none to train on",
+    "any": "with such text to train on",
+}
+
+
+def findings(results: CompareResults) -> list[str]:
+    """Variants that lose less on average than the reference, beyond noise or not, or more."""
+    comparison = results.comparison
+    reference, at = comparison.reference, comparison.main
+    failed = [f"{one.variant}, {rate_text(one.learning_rate)}" for one in comparison.failed]
+    left_out = [f"Failed runs, left out: {len(failed)} ({_some(failed)})."] if failed else []
+    if at is None:
+        return [f"Nothing can be compared at equal gain: {comparison.why_none}.", *left_out]
+    ranked = {name: at.variants[name] for name in at.ranked()}
+
+    def line(head: str, measure: str, chosen: Callable[[str], bool]) -> list[str]:
+        names = [f"{name} {change(ranked[name][measure])}" for name in ranked if chosen(name)]
+        return [f"{head}: {_some(names)}."] if names else []
+
+    def verdict(name: str) -> str:
+        return ranked[name]["mean"].verdict
+
+    counts = at.comparisons["mean"]
+    tested = (
+        f"{counts.better} of {counts.tested} variants, {fixed(counts.better_by_chance, 1)} "
+        "expected by chance"
+    )
+    lines = line(f"Less loss than {reference} ({tested})", "mean", lambda n: verdict(n) == "better")
+    if counts.tested and not lines:
+        lines = [f"Less loss than {reference}: {tested}."]
+    return [
+        *lines,
+        *line(f"No difference to {reference}", "mean", lambda n: verdict(n) == "no difference"),
+        *line(f"More loss than {reference}", "mean", lambda n: verdict(n) == "worse"),
+        *line("One seed, noise not known", "mean", lambda n: verdict(n) == "one seed"),
+        *line(
+            "Less loss on average, more of the worst language",
+            "worst",
+            lambda n: verdict(n) == "better" and ranked[n]["worst"].verdict == "worse",
+        ),
+        *_unreached(results, [name for name in ranked if verdict(name) == "not reached"]),
+        *left_out,
+    ]
+
+
+def _unreached(results: CompareResults, names: Sequence[str]) -> list[str]:
+    """Variants that a seed has no value of at the gain, by what would help."""
+    at = results.main
+    by_reason: dict[str, list[str]] = {}
+    for name in names:
+        ends = [seed.gains for seed in at.variants[name]["mean"].unreached]
+        if not ends or None in ends:
+            reason = "a seed without a result"
+        elif all(end is not None and end[1] < at.gain for end in ends):
+            reason = "a seed gains less; try higher learning rates"
+        else:
+            reason = "a seed gains more; try lower learning rates"
+        by_reason.setdefault(reason, []).append(name)
+    return [f"Not compared ({reason}): {_some(found)}." for reason, found in by_reason.items()]
+
+
+def recommendations(results: CompareResults) -> list[str]:
+    """A line for what a user may have: no text of other languages, some, some to train on."""
+    comparison = results.comparison
+    at, reference = comparison.main, comparison.reference
+    if at is None:
+        return []
+    if not at.comparisons["mean"].tested:
+        return ["Nothing is recommended: no variant was compared with two seeds or more."]
+    chosen = comparison.recommendation
+    if chosen.get("any") is None:
+        rate = at.variants[reference]["mean"].learning_rate
+        written = "–" if rate is None else rate_text(rate)
+        return [
+            f"No variant loses less than {reference} beyond noise: use {reference}, learning rate "
+            f"{written}, or a lower one for less forgetting."
+        ]
+    return [
+        f"Best {_MAY_USE[choice]}: {_described(results, chosen[choice])}." for choice in CHOICES
+    ]
+
+
+def _described(results: CompareResults, choice: Choice | None) -> str:
+    if choice is None:
+        return f"{results.comparison.reference}, as nothing is better beyond noise"
+    entry = results.main.variants[choice.variant]["mean"]
+    alike = f"; not told apart: {_some(choice.alike)}" if choice.alike else ""
+    return (
+        f"{choice.variant}, learning rate {rate_text(choice.learning_rate)}; mean loss "
+        f"{change(entry)}; worst language: {choice.worst}{alike}"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return ", ".join([*names[:_NAMED], *more])
+
+
+def change(entry: LossAtGain) -> str:
+    """``−62% (−70 to −54%)``; in nats where the reference loses nothing, ``–`` for nothing."""
+    interval = change_interval(entry)
+    return f"{change_text(entry)} ({interval})" if interval else change_text(entry)
+
+
+def change_text(entry: LossAtGain) -> str:
+    """``−62%``; in nats per byte where the reference loses nothing, ``–`` where there is none."""
+    if entry.relative is not None:
+        return f"{signed(100 * entry.relative, 0)}%"
+    return "–" if entry.difference is None else signed(entry.difference)
+
+
+def change_interval(entry: LossAtGain) -> str:
+    """``−70 to −54%``; empty where there is none."""
+    if entry.relative is None:
+        return interval_text(entry.difference_interval, signed)
+    ends = interval_text(entry.relative_interval, lambda share: signed(100 * share, 0))
+    return f"{ends}%" if ends else ""
+
+
+def interval_text(interval: Interval | None, write: Callable[[float], str]) -> str:
+    """``0.0121 to 0.0140``; empty where there is none."""
+    return "" if interval is None else f"{write(interval[0])} to {write(interval[1])}"
+
+
+def rate_text(rate: float) -> str:
+    """``0.00023``, ``1.5e-05``"""
+    return f"{rate:.2g}"
+
+
+def precise(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}".replace("-", "−")
