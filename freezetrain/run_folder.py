@@ -48,7 +48,7 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> None:
 
     A folder that holds anything already is refused, except, where the job is ``resumable``, one
     that a run of the same recipe left. The recipe's type says which fields may be others then:
-    ``changeable``, dotted names, without consequence for what is computed; and ``GROWS``, names of
+    ``changeable``, dotted names, without consequence for what is computed; and ``grows``, names of
     fields or groups with which the job does more than before. The recipe that the run began with
     stays. Raises UserError, also where it cannot be written.
     """
@@ -178,7 +178,7 @@ def _differences(earlier: Any, now: Any, name: str = "") -> list[str]:
 
 
 def _grown_fields(changed: Sequence[str], recipe: Any) -> list[str]:
-    grows = getattr(recipe, "GROWS", ())
+    grows = getattr(recipe, "grows", ())
     return [name for name in changed if name.partition(".")[0] in grows]
 
 

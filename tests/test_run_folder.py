@@ -17,7 +17,7 @@ from freezetrain.training.recipe import TrainRecipe
 @dataclass
 class Recipe:
     changeable: ClassVar = ("engine.devices",)
-    GROWS: ClassVar = ("seeds",)
+    grows: ClassVar = ("seeds",)
 
     steps: int = 1
     words: list[str] = field(default_factory=lambda: ["no"])

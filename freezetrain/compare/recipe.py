@@ -44,7 +44,7 @@ class CompareRecipe:
     """Compare ways to train further at equal gain of the target language: does freezing help?"""
 
     # May change when a comparison is repeated in its folder: what is missing is run.
-    GROWS: ClassVar = (
+    grows: ClassVar = (
         "variants",
         "learning_rates",
         "seeds",

@@ -62,28 +62,6 @@ def test_packing_equals_the_reference(make_store, length, document_mask):
         assert counts[number] == sum(label != -100 for label in labels)
 
 
-@pytest.mark.parametrize("length", [2, 5, 7, 33])
-def test_every_token_is_an_input_once_and_a_label_once_but_the_first(make_store, length):
-    # Tokens that are all different, so that each can be counted.
-    documents = [list(range(0, 5)), list(range(5, 20)), list(range(20, 33))]
-    packed = Packed(make_store(documents), length)
-    sequences = [packed.sequence(number) for number in range(len(packed))]
-    inputs, labels = (
-        [int(token) for sequence in sequences for token in sequence[name] if token != -100]
-        for name in ("input_ids", "labels")
-    )
-    assert inputs[:33] == list(range(33))
-    assert inputs[33:] == list(range(len(inputs) - 33))  # the fill
-    assert labels == list(range(1, 33))
-
-
-def test_too_little_text_is_refused(make_store):
-    with pytest.raises(
-        UserError, match=r"language 'xx' has 4 tokens, fewer than one sequence of 5"
-    ):
-        Packed(make_store([[0, 1], [2, 3]]), 5)
-
-
 DRAWN_FROM = [list(range(first, first + 7)) for first in range(0, 140, 7)]
 
 
@@ -132,8 +110,10 @@ def test_a_batch_ends_at_each_mark(make_store, marks, sizes):
     assert rows(batches) == in_order(0)[:13]
 
 
-def test_sequences_that_are_not_there_cannot_be_drawn(make_store):
+def test_too_little_text_is_refused(make_store):
     store = make_store(DRAWN_FROM)
+    with pytest.raises(UserError, match="'xx' has 140 tokens, fewer than one sequence of 141"):
+        Packed(store, 141)
     with pytest.raises(UserError, match="'xx' has 140 tokens, fewer than one sequence of 141"):
         Drawn(store, 141, 1)
     with pytest.raises(UserError, match=r"'xx' has 28 sequences of 5 tokens and first leaves out"):
