@@ -23,8 +23,8 @@ HERE = Path(__file__).parent
 README = HERE / "README.md"
 START, END = "<!-- made by python -m benchmarks -->", "<!-- end -->"
 RESULTS = HERE / "results"
-# Modules with TITLE, `measure(options) -> Found` and `rows(found) -> list[Row]`; their docstring's
-# first paragraph stands above the table. In the order of the README.
+# Modules with TITLE, `measure(options) -> Results` and `rows(figures) -> list[Row]`; the first
+# paragraph of their docstring stands above the table. In the order of the README.
 PARTS = ("freezing", "freezing_memory", "engines", "scoring", "selecting", "loading", "throughput",
          "startup", "evaluation", "scale")  # fmt: skip
 
@@ -36,19 +36,19 @@ def machine(device: str) -> dict[str, Any]:
     if device == "cuda":
         what = torch.cuda.get_device_name()
     else:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        what = f"{torch.get_num_threads()} cores of {found[1] if found else platform.processor()}"
+        cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        what = f"{torch.get_num_threads()} cores of {cpu[1] if cpu else platform.processor()}"
     return {"device": what, "torch": f"torch {torch.__version__}", "date": f"{date.today()}"}
 
 
 def _run(part: str, options: Options) -> None:
     """Run one benchmark in this process and add it to the file of its device."""
     module = import_module(f"benchmarks.{part}")
-    found = {"machine": machine(options.device), "found": module.measure(options)}
+    result = {"machine": machine(options.device), "found": module.measure(options)}
     path = RESULTS / f"{options.device}.json"
     RESULTS.mkdir(exist_ok=True)
     known = json.loads(path.read_text()) if path.is_file() else {}
-    known[part] = found
+    known[part] = result
     path.write_text(json.dumps({p: known[p] for p in PARTS if p in known}, indent=1) + "\n")
 
 

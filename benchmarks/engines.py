@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.harness import Found, Options, Row, alternate, ratios, shown, spread
+from benchmarks.harness import Options, Results, Row, alternate, ratios, shown, spread
 from freezetrain.freezing import Freeze, freeze
 from freezetrain.regions import Region
 
@@ -78,9 +78,9 @@ def on_ranks(world: int, module: str, settings: dict[str, Any], device: str = "c
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with TemporaryDirectory() as name:
-        found = Path(name) / "found.json"
+        path = Path(name) / "found.json"
         environment = {
-            **os.environ, "FOUND": str(found), "OMP_NUM_THREADS": "1",
+            **os.environ, "FOUND": str(path), "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }  # fmt: skip
         if device == "cpu":
@@ -93,20 +93,20 @@ def on_ranks(world: int, module: str, settings: dict[str, Any], device: str = "c
             ],
             cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
-        if done.returncode or not found.is_file():
+        if done.returncode or not path.is_file():
             sys.exit(
                 f"{module} on {world} ranks failed:\n{done.stdout[-2000:]}{done.stderr[-6000:]}"
             )
-        return json.loads(found.read_text())
+        return json.loads(path.read_text())
 
 
-def measure(options: Options) -> Found:
+def measure(options: Options) -> Results:
     if options.device == "cpu":
         return compare(CPU, 2, options)
     return compare(CUDA, torch.cuda.device_count(), options)
 
 
-def compare(size: Size, world: int, options: Options, cases: dict[str, Any] = CASES) -> Found:
+def compare(size: Size, world: int, options: Options, cases: dict[str, Any] = CASES) -> Results:
     """Raw figures of every way in every case, their ratios and shares."""
     settings = {
         "size": size,
@@ -135,15 +135,15 @@ def add_ratios(ways: dict[str, Any]) -> None:
         ways[AGAIN]["ratio"] = ratios(seconds, NONE)[AGAIN]
 
 
-def rows(found: Found) -> list[Row]:
+def rows(figures: Results) -> list[Row]:
     """Per case and region: the step's ratio; then bytes an entry on the rank that holds most."""
     times, memory = [], []
-    for name, case in found["cases"].items():
+    for name, case in figures["cases"].items():
         ways = case["ways"]
         step = statistics.median(ways[NONE]["seconds"])
         about = (
-            f"{name} ({found['world']} processes, {case['parameters'] / 1e6:.1f} million weights, "
-            f"{case['tokens']:,} tokens a micro-step, {step:.2f} s a step)"
+            f"{name} ({figures['world']} processes, {case['parameters'] / 1e6:.1f} million "
+            f"weights, {case['tokens']:,} tokens a micro-step, {step:.2f} s a step)"
         )
         noise = ways.get(AGAIN)
         if noise is not None:
@@ -260,23 +260,23 @@ def held_bytes(handle: Freeze) -> dict[str, int]:
 
 def distinct(*held: Any) -> list[Tensor]:
     """The tensors that freezetrain's objects hold, each once; not weights, the model's own."""
-    found: dict[int, Tensor] = {}
+    tensors: dict[int, Tensor] = {}
     seen: dict[int, Any] = {}  # objects stay alive, so that no other gets their id
     left = list(held)
     while left:
-        one = left.pop()
-        if id(one) in seen:
+        item = left.pop()
+        if id(item) in seen:
             continue
-        seen[id(one)] = one
-        if isinstance(one, Tensor):
-            found[one.untyped_storage().data_ptr()] = one
-        elif isinstance(one, Mapping):
-            left += one.values()
-        elif isinstance(one, list | tuple | set):
-            left += one
-        elif type(one).__module__.startswith("freezetrain"):
-            left += [value for name, value in vars(one).items() if name not in NOT_ITS_OWN]
-    return list(found.values())
+        seen[id(item)] = item
+        if isinstance(item, Tensor):
+            tensors[item.untyped_storage().data_ptr()] = item
+        elif isinstance(item, Mapping):
+            left += item.values()
+        elif isinstance(item, list | tuple | set):
+            left += item
+        elif type(item).__module__.startswith("freezetrain"):
+            left += [value for name, value in vars(item).items() if name not in NOT_ITS_OWN]
+    return list(tensors.values())
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
@@ -315,12 +315,12 @@ def take_turns(
         for way in ways.values():
             way()
     seconds = alternate(ways, rounds, device=device, before=dist.barrier)
-    found = {}
+    figures = {}
     for name, spent in seconds.items():
         slowest = torch.tensor([spent, inside[name][-rounds:]], device=batches[0].device)
         dist.all_reduce(slowest, dist.ReduceOp.MAX)
-        found[name] = dict(zip(("seconds", "inside"), slowest.tolist(), strict=True))
-    return found
+        figures[name] = dict(zip(("seconds", "inside"), slowest.tolist(), strict=True))
+    return figures
 
 
 def run_case(
@@ -348,21 +348,21 @@ def run_case(
     source = torch.Generator().manual_seed(1 + dist.get_rank())
     shape = (accumulate, sequences, size["tokens"])
     batches = list(torch.randint(size["rows"], shape, generator=source).to(device))
-    found = take_turns(engines, handles, batches, rounds, audited, device)
+    figures = take_turns(engines, handles, batches, rounds, audited, device)
     for name, handle in handles.items():
         handle.verify()  # what was timed did freeze
         ranks: list = [None] * dist.get_world_size()
         dist.all_gather_object(ranks, held_bytes(handle))
         region = regions[name]
         stored = sum(entries.nbytes for entries in region.values())
-        found[name] |= {"held": ranks, "count": region.count, "region": stored}
+        figures[name] |= {"held": ranks, "count": region.count, "region": stored}
     for engine in engines.values():
         engine.destroy()
     return {
         "accumulate": accumulate,
         "tokens": dist.get_world_size() * sequences * size["tokens"],
         "parameters": parameters_of(size),
-        "ways": found,
+        "ways": figures,
     }
 
 
@@ -380,12 +380,12 @@ def main(size: dict[str, Any], device: str, cases: dict[str, Any]) -> None:
     deepspeed.init_distributed("nccl" if device == "cuda" else "gloo")
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    found = {}
+    figures = {}
     for name, case in cases.items():
-        found[name] = run_case(size, device, **case)
+        figures[name] = run_case(size, device, **case)
         gc.collect()
     if dist.get_rank() == 0:
-        Path(os.environ["FOUND"]).write_text(json.dumps(found))
+        Path(os.environ["FOUND"]).write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 import freezetrain
-from benchmarks.harness import Found, Options, Row, alternate, ratios, shown
+from benchmarks.harness import Options, Results, Row, alternate, ratios, shown
 from freezetrain.data.texts import read_languages
 from freezetrain.evaluation import Figures, encode_documents, evaluate
 from freezetrain.recipe.sources import TextSource
@@ -47,7 +47,7 @@ LARGE: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 5632, "num_hi
 Texts = Mapping[str, Sequence[str]]
 
 
-def measure(options: Options, folder: str | None = None) -> Found:
+def measure(options: Options, folder: str | None = None) -> Results:
     """Of the texts in the package, or of all in ``folder`` (one file a language)."""
     device = options.device
     tokenizer = AutoTokenizer.from_pretrained(BASE)
@@ -63,8 +63,8 @@ def measure(options: Options, folder: str | None = None) -> Found:
 
 def read(folder: str | None, languages: Sequence[str]) -> dict[str, list[str]]:
     """All documents of each language, in the order of its file."""
-    found = read_languages(TextSource(folder=folder, test_one_in=1), list(languages))
-    return {name: list(of.test) for name, of in found.items()}
+    summary = read_languages(TextSource(folder=folder, test_one_in=1), list(languages))
+    return {name: list(at_length.test) for name, at_length in summary.items()}
 
 
 def padded_loop(
@@ -75,7 +75,7 @@ def padded_loop(
     padding: str | bool,
 ) -> dict[str, float]:
     """Perplexity of each language, as exp of the mean over batches of a batch's mean loss."""
-    found = {}
+    summary = {}
     for language, documents in texts.items():
         losses = []
         for first in range(0, len(documents), BATCH):
@@ -90,15 +90,15 @@ def padded_loop(
             labels = ids.masked_fill(mask == 0, -100)
             with torch.no_grad():
                 losses.append(model(input_ids=ids, attention_mask=mask, labels=labels).loss.item())
-        found[language] = math.exp(statistics.fmean(losses))
-    return found
+        summary[language] = math.exp(statistics.fmean(losses))
+    return summary
 
 
 def ours(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Texts, length: int
 ) -> dict[str, Figures]:
     """The figures of each language."""
-    documents = {name: encode_documents(of, tokenizer) for name, of in texts.items()}
+    documents = {name: encode_documents(at_length, tokenizer) for name, at_length in texts.items()}
     return evaluate(model, documents, max_length=length)
 
 
@@ -128,7 +128,7 @@ def measured(
     texts: Texts,
     lengths: Sequence[int],
     options: Options,
-) -> Found:
+) -> Results:
     """All ways at each context length."""
     sizes = [
         len(ids)
@@ -177,19 +177,21 @@ def _at(
     tokens = {name: cut if name in (PADDED, LONGEST) else sum(sizes) for name in ways}
     cost = {name: [s / tokens[name] for s in seconds[name]] for name in ways}
     right = results[OURS]
-    found = {
+    summary = {
         "seconds": seconds,
         "tokens": tokens,
         "places": places,
         "tokens_per_second": {name: 1 / statistics.median(cost[name]) for name in ways},
-        "times_as_fast": {name: of for name, of in ratios(cost, OURS).items() if name != OURS},
+        "times_as_fast": {
+            name: at_length for name, at_length in ratios(cost, OURS).items() if name != OURS
+        },
         "perplexity": {name: figures.perplexity for name, figures in right.items()},
         "off": {name: off(results[name], right) for name in (PADDED, LONGEST)},
     }
     if HARNESS in ways:
         theirs = -math.fsum(results[HARNESS])
-        found["nll_over_harness"] = math.fsum(figures.nll for figures in right.values()) / theirs
-    return found
+        summary["nll_over_harness"] = math.fsum(figures.nll for figures in right.values()) / theirs
+    return summary
 
 
 @contextmanager
@@ -207,23 +209,25 @@ def counted(model: PreTrainedModel) -> Iterator[list[int]]:
         handle.remove()
 
 
-def off(found: Mapping[str, float], right: Mapping[str, Figures]) -> dict[str, float]:
+def off(summary: Mapping[str, float], right: Mapping[str, Figures]) -> dict[str, float]:
     """By what share of the right one perplexities are off: mean over languages, and largest."""
-    sizes = [abs(found[name] / figures.perplexity - 1) for name, figures in right.items()]
+    sizes = [abs(summary[name] / figures.perplexity - 1) for name, figures in right.items()]
     return {"mean": statistics.fmean(sizes), "largest": max(sizes)}
 
 
-def rows(found: Found) -> list[Row]:
+def rows(summary: Results) -> list[Row]:
     """A line for each other way at each length, and one for what the loop gets wrong."""
-    size = found["document_tokens"]
-    about = f"{found['documents']} documents in {found['languages']} languages"
+    size = summary["document_tokens"]
+    about = f"{summary['documents']} documents in {summary['languages']} languages"
     about += f" (quartiles {size['low']:.0f}, {size['median']:.0f} and {size['high']:.0f} tokens,"
-    about += f" longest {size['longest']:,}), {found['parameters'] / 1e6:.1f}M parameters"
+    about += f" longest {size['longest']:,}), {summary['parameters'] / 1e6:.1f}M parameters"
     table = [Row("On what", about)]
-    for length, of in found["lengths"].items():
-        for name, times in of["times_as_fast"].items():
-            computed = {way: of["places"][way] / of["tokens"][way] for way in (name, OURS)}
-            speeds = (of["tokens_per_second"][way] for way in (OURS, name))
+    for length, at_length in summary["lengths"].items():
+        for name, times in at_length["times_as_fast"].items():
+            computed = {
+                way: at_length["places"][way] / at_length["tokens"][way] for way in (name, OURS)
+            }
+            speeds = (at_length["tokens_per_second"][way] for way in (OURS, name))
             figure = "{}; {:,.0f} against {:,.0f}/s".format(shown(times, 2), *speeds)
             what = f"Context of {length} tokens, over a loop {name}"
             if name == HARNESS:
@@ -236,7 +240,7 @@ def rows(found: Found) -> list[Row]:
                 note = f"evaluate computes {computed[OURS]:.2f} places a token, so that leaving"
                 note += f" padding out saves a factor of {computed[name] / computed[OURS]:.1f}"
             table.append(Row(what, figure, f"at least {GOAL:g}", met, note))
-        wrong = of["off"][PADDED]
+        wrong = at_length["off"][PADDED]
         figure = f"{wrong['mean']:.1%} on average, {wrong['largest']:.1%} at most"
         table.append(Row(f"Context of {length} tokens: the loop's perplexities are off by", figure))
     return table

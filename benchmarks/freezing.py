@@ -33,7 +33,7 @@ from benchmarks.freezing_ways import (
     step,
     twins,
 )
-from benchmarks.harness import Found, Options, Row, alternate, ratios, shown, spread
+from benchmarks.harness import Options, Results, Row, alternate, ratios, shown, spread
 from freezetrain.callbacks.throughput import flops_per_token
 
 TITLE = "Freezing: time"
@@ -58,7 +58,7 @@ LONG = (NONE, MAIN, RESTORE)
 TRACE = Path(__file__).parent / "results" / "freezing_trace.json.gz"
 
 
-def measure(options: Options) -> Found:
+def measure(options: Options) -> Results:
     """On the model and on eight matrices as large as those of a model of 7B."""
     return measured(options.device, options.rounds, LLAMA[options.device], BATCH[options.device])
 
@@ -71,12 +71,12 @@ def measured(
     width: int = 4096,
     long_rounds: int = 3,
     trace: Path | None = TRACE,
-) -> Found:
+) -> Results:
     """Of a Llama of ``sizes`` with batches [sequences, length], and of matrices of ``width``."""
-    found = _on_model(device, rounds, sizes, batch, long_rounds, trace)
+    figures = _on_model(device, rounds, sizes, batch, long_rounds, trace)
     gc.collect()  # hooks and what they belong to hold each other
     alone = tensors(8, width, [name for name in WAYS if name != AUDITED], rounds, device)
-    return {**found, "tensors": {**alone, "summary": summary(alone)}}
+    return {**figures, "tensors": {**alone, "summary": summary(alone)}}
 
 
 def _on_model(
@@ -86,7 +86,7 @@ def _on_model(
     batch: tuple[int, int],
     long_rounds: int,
     trace: Path | None,
-) -> Found:
+) -> Results:
     model = llama(device, **sizes)
     optimizer = adamw(model)
     batches = ids_of(model, 1, batch)
@@ -94,7 +94,7 @@ def _on_model(
     optimizer.zero_grad()
     ways = twins(WAYS, model, optimizer)
 
-    def whole(names: Sequence[str], count: int, shape: tuple[int, int], turns: int) -> Found:
+    def whole(names: Sequence[str], count: int, shape: tuple[int, int], turns: int) -> Results:
         batches = ids_of(model, count, shape)
         seconds = alternate(
             {name: partial(step, ways[name], batches) for name in names},
@@ -105,7 +105,7 @@ def _on_model(
         )
         return {"batch": [count, *shape], "seconds": seconds, "ratios": ratios(seconds, NONE)}
 
-    found: Found = {
+    figures: Results = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "whole": {
             "1": whole(WAYS, 1, batch, rounds),
@@ -114,20 +114,22 @@ def _on_model(
     }
     step(ways[NONE], batches)
     gradients = [parameter.grad for parameter in ways[NONE].model.parameters()]
-    found["added"] = added(ways, gradients, rounds, device)
-    found["added"]["summary"] = summary(found["added"])
+    figures["added"] = added(ways, gradients, rounds, device)
+    figures["added"]["summary"] = summary(figures["added"])
     if device == "cuda":
-        found["gpu"] = _gpu(ways, batches, found, trace)
-    return found
+        figures["gpu"] = _gpu(ways, batches, figures, trace)
+    return figures
 
 
-def _gpu(ways: dict[str, Way], batches: Sequence[Any], found: Found, trace: Path | None) -> Found:
+def _gpu(
+    ways: dict[str, Way], batches: Sequence[Any], figures: Results, trace: Path | None
+) -> Results:
     """Utilization, by the fastest of what the device is said to reach, and one step's profile."""
     model, tokens = ways[NONE].model, batches[0].numel()
     flops = flops_per_token(model, batches[0].shape[1])
     peak = get_available_flops(torch.device("cuda"), torch.bfloat16)
     rates = {
-        name: tokens / spread(found["whole"]["1"]["seconds"][name])["median"]
+        name: tokens / spread(figures["whole"]["1"]["seconds"][name])["median"]
         for name in (NONE, MAIN)
     }
     return {
@@ -140,113 +142,115 @@ def _gpu(ways: dict[str, Way], batches: Sequence[Any], found: Found, trace: Path
     }
 
 
-def rows(found: Found) -> list[Row]:
+def rows(figures: Results) -> list[Row]:
     """The model first, then the eight matrices."""
-    count, length = found["whole"]["1"]["batch"][1:]
-    plain = spread(found["whole"]["1"]["seconds"][NONE])
-    size = f"{found['parameters'] / 1e6:,.0f}M parameters"
-    alone = found["tensors"]
+    count, length = figures["whole"]["1"]["batch"][1:]
+    plain = spread(figures["whole"]["1"]["seconds"][NONE])
+    size = f"{figures['parameters'] / 1e6:,.0f}M parameters"
+    alone = figures["tensors"]
     where = f"{alone['count']} matrices of {alone['width']}²: "
     return [
         Row(f"a step without freezing: {size}, {count} × {length} tokens", f"{shown(plain)} s"),
-        *(_region_row(found, name) for name in REGIONS),
-        _audit_row(found),
-        *(_way_row(found, name, "1") for name in COMPETITORS),
-        *(_way_row(found, name, "16") for name in (MAIN, *COMPETITORS)),
-        *_against_rows(found["added"], ""),
-        *(_gpu_rows(found["gpu"]) if "gpu" in found else []),
+        *(_region_row(figures, name) for name in REGIONS),
+        _audit_row(figures),
+        *(_way_row(figures, name, "1") for name in COMPETITORS),
+        *(_way_row(figures, name, "16") for name in (MAIN, *COMPETITORS)),
+        *_against_rows(figures["added"], ""),
+        *(_gpu_rows(figures["gpu"]) if "gpu" in figures else []),
         Row(f"{where}a step of AdamW", _ms(alone["summary"]["optimizer"])),
         *(_alone_row(alone, name, where) for name in (*REGIONS, *COMPETITORS)),
         *_against_rows(alone, where),
     ]
 
 
-def _share(found: Found, name: str, accumulation: str) -> float:
+def _share(figures: Results, name: str, accumulation: str) -> float:
     """A step with the freeze's own work by one without."""
-    plain = spread(found["whole"][accumulation]["seconds"][NONE])["median"]
-    spent = found["added"]["summary"][accumulation]["seconds"][name]["median"]
+    plain = spread(figures["whole"][accumulation]["seconds"][NONE])["median"]
+    spent = figures["added"]["summary"][accumulation]["seconds"][name]["median"]
     return 1 + spent / plain
 
 
-def _way_row(found: Found, name: str, accumulation: str) -> Row:
-    spent = found["added"]["summary"][accumulation]["seconds"][name]
-    figure = f"{_share(found, name, accumulation):.4f}: {_ms(spent)}"
-    whole = found["whole"][accumulation]["ratios"]
+def _way_row(figures: Results, name: str, accumulation: str) -> Row:
+    spent = figures["added"]["summary"][accumulation]["seconds"][name]
+    figure = f"{_share(figures, name, accumulation):.4f}: {_ms(spent)}"
+    whole = figures["whole"][accumulation]["ratios"]
     if name in whole:
         figure += f"; whole steps {shown(whole[name])}"
     if accumulation == "1":
-        return Row(name, figure + _times_floor(found["added"], name))
-    count = found["whole"][accumulation]["batch"][0]
+        return Row(name, figure + _times_floor(figures["added"], name))
+    count = figures["whole"][accumulation]["batch"][0]
     return Row(f"{name}, {count} micro-steps", figure)
 
 
-def _times_floor(of: Found, name: str) -> str:
+def _times_floor(own_work: Results, name: str) -> str:
     """How far from the time of the bytes that must move."""
-    if name not in of["floor"]:
+    if name not in own_work["floor"]:
         return ""
-    times = of["summary"]["1"]["seconds"][name]["median"] / of["summary"]["floor"][name]
+    times = own_work["summary"]["1"]["seconds"][name]["median"] / own_work["summary"]["floor"][name]
     return f"; {times:.1f} times the floor"
 
 
-def _region_row(found: Found, name: str) -> Row:
+def _region_row(figures: Results, name: str) -> Row:
     """Missed by the freeze's own time, or where whole steps are beyond it for all their noise."""
     most = 1.01 if name == MAIN else 1.03
-    share, whole = _share(found, name, "1"), found["whole"]["1"]["ratios"][name]
+    share, whole = _share(figures, name, "1"), figures["whole"]["1"]["ratios"][name]
     notes = []
     if share > most:
-        parts = found["added"]["seconds"][name]
+        parts = figures["added"]["seconds"][name]
         mask, guard = (spread(parts[part])["median"] * 1e3 for part in ("mask", "guard"))
-        floor = found["added"]["summary"]["floor"][name] * 1e3
+        floor = figures["added"]["summary"]["floor"][name] * 1e3
         notes.append(
             f"masks take {mask:.1f} ms and the guard {guard:.1f}, where the bytes that must move "
             f"take {floor:.1f}"
         )
     if whole["low"] > most:
         notes.append("whole steps were slower than that in three of four rounds")
-    row = _way_row(found, name, "1")
+    row = _way_row(figures, name, "1")
     return row._replace(goal=f"at most {most}", met=not notes, note="; ".join(notes))
 
 
-def _audit_row(found: Found) -> Row:
-    of = found["added"]["summary"]["1"]["seconds"]
-    audit = of[AUDITED]["median"] - of[MAIN]["median"]
-    plain = spread(found["whole"]["1"]["seconds"][NONE])["median"]
-    row = _way_row(found, AUDITED, "1")
+def _audit_row(figures: Results) -> Row:
+    own_work = figures["added"]["summary"]["1"]["seconds"]
+    audit = own_work[AUDITED]["median"] - own_work[MAIN]["median"]
+    plain = spread(figures["whole"]["1"]["seconds"][NONE])["median"]
+    row = _way_row(figures, AUDITED, "1")
     each = f"; an audit takes {audit * 1e3:.1f} ms, one in 100 steps {audit / plain / 100:.4%}"
     return row._replace(figure=f"{row.figure}{each} of the time")
 
 
-def _against_rows(of: Found, where: str) -> list[Row]:
+def _against_rows(own_work: Results, where: str) -> list[Row]:
     """Freezing 1%, against the competitors and against the optimizer."""
     result = []
     for name in COMPETITORS:
-        once, often = (of["summary"][number][f"by {MAIN}"][name] for number in ("1", "16"))
+        once, often = (own_work["summary"][number][f"by {MAIN}"][name] for number in ("1", "16"))
         figure = f"{shown(once, 1)} times; 16 micro-steps: {shown(often, 1)}"
         row = Row(f"{where}{name}, by freezetrain's time", figure)
         if name == RESTORE:
-            spent = of["summary"]["1"]["seconds"][name]["median"]
-            met, most = once["median"] >= 20, spent / of["summary"]["floor"][MAIN]
+            spent = own_work["summary"]["1"]["seconds"][name]["median"]
+            met, most = once["median"] >= 20, spent / own_work["summary"]["floor"][MAIN]
             note = f"at the floor of 1% it would be {most:.0f} times"
             note = "" if met else note
             row = row._replace(goal="at least 20", met=met, note=note)
         result.append(row)
-    share = of["summary"]["by optimizer"][MAIN]
-    least = of["summary"]["floor"][MAIN] / of["summary"]["optimizer"]["median"]
+    share = own_work["summary"]["by optimizer"][MAIN]
+    least = own_work["summary"]["floor"][MAIN] / own_work["summary"]["optimizer"]["median"]
     met = share["median"] <= 0.01
     note = "" if met else f"the bytes that must move take {least:.3f} of it"
     what = f"{where}{MAIN}, by a step of AdamW"
     return [*result, Row(what, shown(share), "at most about 0.01", met, note)]
 
 
-def _alone_row(alone: Found, name: str, where: str) -> Row:
+def _alone_row(alone: Results, name: str, where: str) -> Row:
     parts = {part: spread(seconds)["median"] for part, seconds in alone["seconds"][name].items()}
-    told = {"mask": "masks", "guard": "guard", "after": "after the step"}
-    pieces = ", ".join(f"{told[p]} {parts[p] * 1e3:.1f}" for p in told if parts[p] > 1e-4)
+    part_names = {"mask": "masks", "guard": "guard", "after": "after the step"}
+    pieces = ", ".join(
+        f"{part_names[p]} {parts[p] * 1e3:.1f}" for p in part_names if parts[p] > 1e-4
+    )
     figure = f"{_ms(alone['summary']['1']['seconds'][name])}: {pieces}"
     return Row(f"{where}{name}", figure + _times_floor(alone, name))
 
 
-def _gpu_rows(gpu: Found) -> list[Row]:
+def _gpu_rows(gpu: Results) -> list[Row]:
     result = []
     for name, rate in gpu["tokens_per_second"].items():
         used = gpu["utilization"][name]

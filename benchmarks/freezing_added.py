@@ -22,7 +22,7 @@ from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.freezing_ways import AUDITED, MAIN, NONE, Way, adamw, matrices, step, touched, twins
-from benchmarks.harness import Found, alternate, finish, ratios, spread
+from benchmarks.harness import Results, alternate, finish, ratios, spread
 
 LINES = {"cpu": 64, "cuda": 32}
 """Bytes that memory moves at a time."""
@@ -83,7 +83,9 @@ def turn(way: Way, clock: Clock) -> None:
         way.after()
 
 
-def added(ways: Mapping[str, Way], gradients: Sequence[Tensor], rounds: int, device: str) -> Found:
+def added(
+    ways: Mapping[str, Way], gradients: Sequence[Tensor], rounds: int, device: str
+) -> Results:
     """Seconds of each part of each way, and of a pass over the matrices, in each round.
 
     All ways take turns with the same ``gradients``, one for each parameter of the model.
@@ -120,7 +122,7 @@ def added(ways: Mapping[str, Way], gradients: Sequence[Tensor], rounds: int, dev
     }
 
 
-def tensors(count: int, width: int, names: Sequence[str], rounds: int, device: str) -> Found:
+def tensors(count: int, width: int, names: Sequence[str], rounds: int, device: str) -> Results:
     """:func:`added` for ``count`` matrices of ``width`` by ``width``, without a model around."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     torch.manual_seed(0)
@@ -133,11 +135,11 @@ def tensors(count: int, width: int, names: Sequence[str], rounds: int, device: s
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         parameter.grad = gradient
     optimizer.step()
-    found = added(twins(names, model, optimizer), gradients, rounds, device)
-    return {"count": count, "width": width, **found}
+    figures = added(twins(names, model, optimizer), gradients, rounds, device)
+    return {"count": count, "width": width, **figures}
 
 
-def totals(found: Found, accumulation: int) -> dict[str, list[float]]:
+def totals(figures: Results, accumulation: int) -> dict[str, list[float]]:
     """Seconds that each way adds to a step of so many micro-steps, by round."""
     return {
         name: [
@@ -146,24 +148,24 @@ def totals(found: Found, accumulation: int) -> dict[str, list[float]]:
                 parts["mask"], parts["after"], parts["guard"], strict=True
             )
         ]
-        for name, parts in found["seconds"].items()
+        for name, parts in figures["seconds"].items()
     }
 
 
-def summary(found: Found) -> Found:
+def summary(figures: Results) -> Results:
     """Medians and quartiles of what :func:`added` found."""
-    result: Found = {}
+    result: Results = {}
     for accumulation in ACCUMULATIONS:
-        of = totals(found, accumulation)
+        totals_of_way = totals(figures, accumulation)
         result[f"{accumulation}"] = {
-            "seconds": {name: spread(values) for name, values in of.items()},
-            f"by {MAIN}": ratios(of, MAIN),
+            "seconds": {name: spread(values) for name, values in totals_of_way.items()},
+            f"by {MAIN}": ratios(totals_of_way, MAIN),
         }
-    optimizer = found["seconds"][NONE]["optimizer"]
+    optimizer = figures["seconds"][NONE]["optimizer"]
     result["optimizer"] = spread(optimizer)
-    result["by optimizer"] = ratios({**totals(found, 1), "optimizer": optimizer}, "optimizer")
-    speed = found["bytes_per_second"]["median"]
-    result["floor"] = {name: floor["bytes"] / speed for name, floor in found["floor"].items()}
+    result["by optimizer"] = ratios({**totals(figures, 1), "optimizer": optimizer}, "optimizer")
+    speed = figures["bytes_per_second"]["median"]
+    result["floor"] = {name: floor["bytes"] / speed for name, floor in figures["floor"].items()}
     return result
 
 
@@ -198,7 +200,7 @@ def _in_range(hook: Callable[..., object]) -> Callable[..., object]:
 
 def profiled(
     way: Way, batches: Sequence[Tensor], device: str, trace: Path | None = None, top: int = 10
-) -> Found:
+) -> Results:
     """Seconds of one step: of all kernels of a GPU, or of operators on a CPU, and of freezing's.
 
     With the ``top`` kernels or operators by their own time. ``trace``: where to write the trace,
@@ -206,15 +208,15 @@ def profiled(
     """
     cuda = device == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with ranges(way), profile(activities=activities) as found:
+    with ranges(way), profile(activities=activities) as figures:
         step(way, batches)
         finish(device)
     if trace is not None:
         trace.parent.mkdir(exist_ok=True)
-        found.export_chrome_trace(str(trace))
+        figures.export_chrome_trace(str(trace))
     by_name: dict[str, float] = {}
     freezing = 0.0
-    for event in found.events():
+    for event in figures.events():
         if event.device_type != DeviceType.CPU:
             continue  # kernels are counted with the operators that queued them
         if event.name == FREEZING:

@@ -41,7 +41,7 @@ from benchmarks.freezing_ways import (
     step,
     twins,
 )
-from benchmarks.harness import Found, Options, Row
+from benchmarks.harness import Options, Results, Row
 from freezetrain.freezing import Freeze
 
 TITLE = "Freezing: memory"
@@ -69,39 +69,39 @@ GIVE_BACK = 2**16
 """Allocations of so many bytes and more go back to the system as soon as they are freed."""
 
 
-def measure(options: Options) -> Found:
+def measure(options: Options) -> Results:
     """``options.rounds`` is not used: there is one process a way."""
     return measured(options.device, LLAMA[options.device], BATCH[options.device])
 
 
 def measured(
     device: str, sizes: dict[str, int], batch: tuple[int, int], ways: Iterable[str] = WAYS
-) -> Found:
+) -> Results:
     """Of a Llama of ``sizes`` with batches [sequences, length]."""
     names = [NONE] * 3 + list(ways)
     if device == "cuda":
         every = _on_gpu(names, sizes, batch)
     else:
         every = [_in_process(name, sizes, batch) for name in names]
-    none = [_grown(found) for found in every[:3]]
-    usual = {moment: median(found[moment] for found in none) for moment in MOMENTS}
+    none = [_grown(figures) for figures in every[:3]]
+    usual = {moment: median(figures[moment] for figures in none) for moment in MOMENTS}
     return {
         "batch": list(batch),
         "none": every[:3],
         "ways": dict(zip(names[3:], every[3:], strict=True)),
-        "noise": {m: max(abs(found[m] - usual[m]) for found in none) for m in MOMENTS},
+        "noise": {m: max(abs(figures[m] - usual[m]) for figures in none) for m in MOMENTS},
         "added": {
-            name: {moment: grown - usual[moment] for moment, grown in _grown(found).items()}
-            for name, found in zip(names[3:], every[3:], strict=True)
+            name: {moment: grown - usual[moment] for moment, grown in _grown(figures).items()}
+            for name, figures in zip(names[3:], every[3:], strict=True)
         },
     }
 
 
-def _grown(found: Found) -> dict[str, int]:
-    return {moment: found[moment][1] - found[moment][0] for moment in MOMENTS}
+def _grown(figures: Results) -> dict[str, int]:
+    return {moment: figures[moment][1] - figures[moment][0] for moment in MOMENTS}
 
 
-def child(name: str, sizes: dict[str, int], batch: tuple[int, int]) -> Found:
+def child(name: str, sizes: dict[str, int], batch: tuple[int, int]) -> Results:
     """Bytes at each moment, before ``name`` freezes and after: run in a process of its own."""
     small = llama("cpu", **{**sizes, "hidden_size": 32, "num_hidden_layers": 1})
     # In each process: code that a first freeze loads is not counted.
@@ -111,17 +111,17 @@ def child(name: str, sizes: dict[str, int], batch: tuple[int, int]) -> Found:
     return _before_and_after(name, Way(model, adamw(model)), ids_of(model, 1, batch), _Resident())
 
 
-def _on_gpu(names: list[str], sizes: dict[str, int], batch: tuple[int, int]) -> list[Found]:
+def _on_gpu(names: list[str], sizes: dict[str, int], batch: tuple[int, int]) -> list[Results]:
     model = llama("cuda", **sizes)
     optimizer = adamw(model)
     batches = ids_of(model, 1, batch)
     step(Way(model, optimizer), batches)
     optimizer.zero_grad()
-    found = []
+    figures = []
     for name in names:
         way = twins([NONE], model, optimizer)[NONE]
-        found.append(_before_and_after(name, way, batches, _Allocated()))
-    return found
+        figures.append(_before_and_after(name, way, batches, _Allocated()))
+    return figures
 
 
 class _Memory(Protocol):
@@ -133,7 +133,7 @@ class _Memory(Protocol):
     def peak(self) -> int: ...
 
 
-def _before_and_after(name: str, way: Way, batches: list[Tensor], memory: _Memory) -> Found:
+def _before_and_after(name: str, way: Way, batches: list[Tensor], memory: _Memory) -> Results:
     before = _moments(way, batches, memory)
     default = name == DEFAULT
     apply(MAIN if default else name, way, audit_every=100 if default else 0)
@@ -165,13 +165,13 @@ def _moments(way: Way, batches: list[Tensor], memory: _Memory) -> dict[str, int]
         step(way, batches)
     way.optimizer.zero_grad()
     gc.collect()
-    found = {"rest": memory.now()}
+    figures = {"rest": memory.now()}
     memory.begin()
     step(way, batches)
-    found["step"] = memory.peak()
+    figures["step"] = memory.peak()
     step(way, batches, before=memory.begin)
-    found["optimizer"] = memory.peak()
-    return found
+    figures["optimizer"] = memory.peak()
+    return figures
 
 
 class _Resident(_Memory):
@@ -208,12 +208,12 @@ class _Allocated(_Memory):
 
 
 def _kilobytes(file: str, name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self", file).read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1])
+    figures = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self", file).read_text(), re.MULTILINE)
+    assert figures is not None
+    return int(figures[1])
 
 
-def _in_process(name: str, sizes: dict[str, int], batch: tuple[int, int]) -> Found:
+def _in_process(name: str, sizes: dict[str, int], batch: tuple[int, int]) -> Results:
     given = {f"MALLOC_{what}_THRESHOLD_": f"{GIVE_BACK}" for what in ("MMAP", "TRIM")}
     words = [sys.executable, "-c", _CHILD, json.dumps([name, sizes, batch])]
     done = subprocess.run(
@@ -234,43 +234,46 @@ print(json.dumps(child(*json.loads(sys.argv[1]))))
 """
 
 
-def rows(found: Found) -> list[Row]:
+def rows(figures: Results) -> list[Row]:
     """What freezetrain adds by the frozen entry, what others add by the parameter."""
     return [
-        _other_row(found, name) if name in COMPETITORS else _row(found, name)
-        for name in found["ways"]
+        _other_row(figures, name) if name in COMPETITORS else _row(figures, name)
+        for name in figures["ways"]
     ]
 
 
-def _per(found: Found, name: str, unit: str) -> dict[str, float]:
-    return {m: bytes_ / found["ways"][name][unit] for m, bytes_ in found["added"][name].items()}
+def _per(figures: Results, name: str, unit: str) -> dict[str, float]:
+    return {m: bytes_ / figures["ways"][name][unit] for m, bytes_ in figures["added"][name].items()}
 
 
-def _told(per: dict[str, float], noise: float) -> str:
+def _moments_text(per: dict[str, float], noise: float) -> str:
     return ", ".join(f"{per[m]:.1f} {when}" for m, when in MOMENTS.items()) + f" (± {noise:.1f})"
 
 
-def _other_row(found: Found, name: str) -> Row:
-    noise = max(found["noise"].values()) / found["ways"][name]["entries"]
-    told = _told(_per(found, name, "entries"), noise)
-    return Row(name, f"a parameter of the matrices: {told}")
+def _other_row(figures: Results, name: str) -> Row:
+    noise = max(figures["noise"].values()) / figures["ways"][name]["entries"]
+    moments = _moments_text(_per(figures, name, "entries"), noise)
+    return Row(name, f"a parameter of the matrices: {moments}")
 
 
-def _row(found: Found, name: str) -> Row:
-    of, added = found["ways"][name], found["added"][name]
-    per, noise = _per(found, name, "frozen"), max(found["noise"].values()) / of["frozen"]
-    over = [m for m in MOMENTS if per[m] - found["noise"][m] / of["frozen"] > MOST[m]]
+def _row(figures: Results, name: str) -> Row:
+    way_figures, added = figures["ways"][name], figures["added"][name]
+    per, noise = (
+        _per(figures, name, "frozen"),
+        max(figures["noise"].values()) / way_figures["frozen"],
+    )
+    over = [m for m in MOMENTS if per[m] - figures["noise"][m] / way_figures["frozen"] > MOST[m]]
     note = ""
     if over and name in (DEFAULT, AUDITED):
-        kept = (added["rest"] - found["added"][MAIN]["rest"]) / of["frozen"]
+        kept = (added["rest"] - figures["added"][MAIN]["rest"]) / way_figures["frozen"]
         note = f"audits keep the values of the start: {kept:.1f} more"
     elif over:
         beyond = ", ".join(f"{per[m] - MOST[m]:.1f} {MOMENTS[m]}" for m in over)
-        index = of["tensors"] / of["frozen"]
+        index = way_figures["tensors"] / way_figures["frozen"]
         note = f"beyond by {beyond}; indices and bits take {index:.2f}"
     return Row(
         name,
-        f"an entry: {_told(per, noise)}",
+        f"an entry: {_moments_text(per, noise)}",
         f"at most {MOST['rest']}, at peak {MOST['step']}",
         not over,
         note,

@@ -81,9 +81,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def ratios(seconds: Mapping[str, Sequence[float]], reference: str) -> dict[str, dict[str, float]]:
     """Of each way: median and quartiles, over rounds, of its time by that of ``reference``."""
-    of = seconds[reference]
+    reference_seconds = seconds[reference]
     return {
-        name: spread([own / other for own, other in zip(values, of, strict=True)])
+        name: spread([own / other for own, other in zip(values, reference_seconds, strict=True)])
         for name, values in seconds.items()
     }
 
@@ -94,14 +94,14 @@ def shown(figure: Mapping[str, float], digits: int = 3) -> str:
     return f"{median} ({low} to {high})"
 
 
-Found = dict[str, Any]
+Results = dict[str, Any]
 """What a benchmark measured, in JSON's types."""
 
 
 def verdict(row: Row) -> str:
     """Whether the goal was met, and the note."""
-    told = {None: "", True: "met", False: "missed"}[row.met]
-    return ": ".join(filter(None, (told, row.note)))
+    outcome = {None: "", True: "met", False: "missed"}[row.met]
+    return ": ".join(filter(None, (outcome, row.note)))
 
 
 COLUMNS = [

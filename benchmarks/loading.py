@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from benchmarks.harness import Found, Options, Row, alternate, ratios, shown, spread
+from benchmarks.harness import Options, Results, Row, alternate, ratios, shown, spread
 from benchmarks.selecting import BLOCKS, HIDDEN, INNER, KEY_VALUE, shapes
 from freezetrain.regions import Entries, Region
 from freezetrain.regions.entries import draw_indices
@@ -94,11 +94,11 @@ def write(folder: Path, *sizes: int) -> Region:
 
 def ways(folder: Path, *sizes: int) -> dict[str, Callable[[], object]]:
     """What is timed; each returns what it keeps."""
-    file, of = folder / FILE, model(*sizes)
+    file, parameters = folder / FILE, model(*sizes)
 
     def load() -> object:
         region = Region.load(file)
-        return region, region.resolve(of)
+        return region, region.resolve(parameters)
 
     def read() -> object:
         tensors, _ = read_safetensors(file, "region")
@@ -126,14 +126,14 @@ def held(folder: Path, way: str, *sizes: int) -> dict[str, float]:
     words = [sys.executable, "-c", _HELD, str(folder), way, *map(str, sizes)]
     # Freed memory is given back at once.
     allocator = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
-    told = subprocess.run(
+    printed = subprocess.run(
         words, check=True, stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ, **allocator}
     ).stdout
-    result: dict[str, float] = json.loads(told)
+    result: dict[str, float] = json.loads(printed)
     return result
 
 
-def measured(rounds: int, *sizes: int) -> Found:
+def measured(rounds: int, *sizes: int) -> Results:
     """``sizes`` as those of :func:`~benchmarks.selecting.shapes`."""
     with TemporaryDirectory() as name:
         folder = Path(name) / "large"
@@ -155,23 +155,23 @@ def measured(rounds: int, *sizes: int) -> Found:
     }
 
 
-def measure(options: Options) -> Found:
+def measure(options: Options) -> Results:
     return measured(options.rounds, HIDDEN, INNER, KEY_VALUE, BLOCKS)
 
 
-def rows(found: Found) -> list[Row]:
-    of = f"{found['entries'] / 1e6:,.1f}M entries of {found['weights'] / 1e6:,.0f}M weights"
+def rows(figures: Results) -> list[Row]:
+    size = f"{figures['entries'] / 1e6:,.1f}M entries of {figures['weights'] / 1e6:,.0f}M weights"
     ours = "Region.load and resolve"
     lines = [
-        Row(f"{ours}: {of}", f"{_milliseconds(found, ours)} ms"),
-        Row("Region.load", f"{_milliseconds(found, 'Region.load')} ms"),
-        Row("reading the file unchecked", f"{_milliseconds(found, 'read the file')} ms"),
-        Row("reading one tensor unchecked", f"{_milliseconds(found, 'read one tensor')} ms"),
-        Row("dense masks, time of ours", shown(found["ratios"]["dense masks"], 1)),
+        Row(f"{ours}: {size}", f"{_milliseconds(figures, ours)} ms"),
+        Row("Region.load", f"{_milliseconds(figures, 'Region.load')} ms"),
+        Row("reading the file unchecked", f"{_milliseconds(figures, 'read the file')} ms"),
+        Row("reading one tensor unchecked", f"{_milliseconds(figures, 'read one tensor')} ms"),
+        Row("dense masks, time of ours", shown(figures["ratios"]["dense masks"], 1)),
     ]
     for way, bound in ((ours, BYTES_GOAL), ("dense masks", None)):
-        memory = found["memory"][way]
-        kept = memory["kept"] * 1e6 / found["entries"]
+        memory = figures["memory"][way]
+        kept = memory["kept"] * 1e6 / figures["entries"]
         figure = (
             f"{kept:.1f} bytes an entry ({memory['kept']:,.0f} MB; {memory['most']:,.0f} at most)"
         )
@@ -179,7 +179,7 @@ def rows(found: Found) -> list[Row]:
             lines.append(Row(f"memory kept, {way}", figure))
             continue
         met = round(kept, 1) <= bound
-        more = memory["kept"] - found["entries"] * bound / 1e6
+        more = memory["kept"] - figures["entries"] * bound / 1e6
         note = "" if met else f"{more:,.1f} MB more than the entries take"
         lines.append(
             Row(f"memory kept, {way}", figure, f"at most {bound} bytes an entry", met, note)
@@ -187,5 +187,5 @@ def rows(found: Found) -> list[Row]:
     return lines
 
 
-def _milliseconds(found: Found, way: str) -> str:
-    return shown(spread([1000 * own for own in found["seconds"][way]]), 1)
+def _milliseconds(figures: Results, way: str) -> str:
+    return shown(spread([1000 * own for own in figures["seconds"][way]]), 1)

@@ -179,20 +179,20 @@ def measure_training(folder: Path, pattern: str = "") -> dict[str, Any]:
     for case, (world, options) in TRAININGS.items():
         if not re.search(pattern, case):
             continue
-        measured, told = {}, {}
+        measured, estimates = {}, {}
         for size in shapes:
             out = folder / f"out {case} {size}"
             words = training_command(folder / size, world, options, out)
             measured[size] = peaks_of(words, world, folder, "VmHWM")["VmHWM"]
-            told[size] = estimated(words, world)
+            estimates[size] = estimated(words, world)
         measured_mb = measured["large"] - measured["tiny"]
-        estimated_mb = (told["large"].peak - told["tiny"].peak) / 1e6
+        estimated_mb = (estimates["large"].peak - estimates["tiny"].peak) / 1e6
         figures[case] = {
             "processes": world,
             "measured": round(measured_mb),
             "estimated": round(estimated_mb),
             "off": round(estimated_mb / measured_mb - 1, 3),
-            "peak": told["large"].moment,
+            "peak": estimates["large"].moment,
         }
         print(case, figures[case], file=sys.stderr)
     return figures

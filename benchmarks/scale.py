@@ -47,7 +47,7 @@ from benchmarks.engines import (
     on_ranks,
     train,
 )
-from benchmarks.harness import Found, Options, Row, finish
+from benchmarks.harness import Options, Results, Row, finish
 from freezetrain.freezing import freeze
 
 TITLE = "Scale, on paper"
@@ -77,7 +77,7 @@ WORLDS = {1: ["DDP"], 2: ["DDP", "ZeRO-2", "ZeRO-3"], 4: ["DDP", "ZeRO-2", "ZeRO
 LINE = 64  # bytes of a CPU's cache line
 
 
-def measure(options: Options) -> Found:
+def measure(options: Options) -> Results:
     """The table of the large models, and the runs on processes of this machine that check it."""
     machine = H100
     if options.device == "cuda":
@@ -173,17 +173,17 @@ def predicted(training: Training, frozen: Frozen, machine: Machine) -> dict[str,
     }
 
 
-def rows(found: Found) -> list[Row]:
+def rows(figures: Results) -> list[Row]:
     """The table of the large models, then how far the arithmetic was from what was measured."""
-    machine = found["machine"]
+    machine = figures["machine"]
     assumed = Row(
         f"Taken for each {machine['name']}",
         f"{machine['bandwidth'] / 1e12:.2f} TB/s streaming, {machine['scattered'] / 1e12:.2f} in "
         f"scattered lines of {machine['line']} bytes, "
         f"{machine['operations'] / 1e12:.0f} TFLOP/s of training",
     )
-    of_table = [_table_row(line, machine["memory"]) for line in found["table"]]
-    return [assumed, *of_table, *_byte_rows(found["checks"]), *_second_rows(found["checks"])]
+    of_table = [_table_row(line, machine["memory"]) for line in figures["table"]]
+    return [assumed, *of_table, *_byte_rows(figures["checks"]), *_second_rows(figures["checks"])]
 
 
 def _table_row(line: dict[str, Any], memory: float) -> Row:
@@ -306,10 +306,10 @@ def run(size: dict[str, Any], engine: str, region: tuple[str, float], steps: int
         if number >= 2:
             seconds.append(handle.seconds - before)
     handle.verify()
-    found = {**held_bytes(handle), "seconds": seconds}
+    figures = {**held_bytes(handle), "seconds": seconds}
     handle.remove()
     trained.destroy()
-    return found
+    return figures
 
 
 def run_all(
@@ -317,12 +317,12 @@ def run_all(
 ) -> dict[str, Any]:
     """This rank's bandwidths, and its run of every engine and region."""
     weights = sum(parameter.numel() for parameter in make_model(size).parameters())
-    found: dict[str, Any] = {"machine": bandwidths(weights, line), "runs": {}}
+    figures: dict[str, Any] = {"machine": bandwidths(weights, line), "runs": {}}
     for engine in engines:
         for name, region in regions.items():
-            found["runs"][f"{engine}, {name}"] = run(size, engine, region, steps)
+            figures["runs"][f"{engine}, {name}"] = run(size, engine, region, steps)
             gc.collect()
-    return found
+    return figures
 
 
 def main(**settings: Any) -> None:

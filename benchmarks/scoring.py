@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.harness import Found, Options, Row, alternate, finish, ratios, shown
+from benchmarks.harness import Options, Results, Row, alternate, finish, ratios, shown
 from freezetrain.nll import token_nll
 from freezetrain.scoring.compute import Scoring
 from freezetrain.scoring.methods import METHODS, scored_parameters
@@ -74,7 +74,7 @@ class Passes:
         self.model.zero_grad()
 
 
-def measured(size: Size, device: str, rounds: int) -> Found:
+def measured(size: Size, device: str, rounds: int) -> Results:
     """Seconds of a batch, and of finishing the scores of a language, by each way."""
     generator = torch.Generator().manual_seed(1)
     batch = torch.randint(size.vocabulary, (size.rows, size.tokens), generator=generator)
@@ -112,18 +112,18 @@ def _finishing(scoring: Scoring, device: str) -> float:
     return time.perf_counter() - start
 
 
-def measure(options: Options) -> Found:
+def measure(options: Options) -> Results:
     return measured(SIZES[options.device], options.device, options.rounds)
 
 
-def rows(found: Found) -> list[Row]:
+def rows(figures: Results) -> list[Row]:
     what = (
-        f"{found['parameters'] / 1e6:,.0f}M parameters in {found['dtype']}, "
-        f"{found['batch'][0]} × {found['batch'][1]} tokens"
+        f"{figures['parameters'] / 1e6:,.0f}M parameters in {figures['dtype']}, "
+        f"{figures['batch'][0]} × {figures['batch'][1]} tokens"
     )
     lines = []
-    for name, methods in found["methods"].items():
-        ratio = found["ratios"][name]
+    for name, methods in figures["methods"].items():
+        ratio = figures["ratios"][name]
         met = ratio["median"] <= GOAL
         said = name if len(methods) == 1 else f"{name} ({', '.join(methods)})"
         lines.append(
@@ -132,18 +132,18 @@ def rows(found: Found) -> list[Row]:
                 shown(ratio),
                 f"at most {GOAL}",
                 met,
-                "" if met else _reason(found, name),
+                "" if met else _reason(figures, name),
             )
         )
-        lines.append(Row(f"{name}, finishing a language", f"{found['finishing'][name]:.2f} s"))
+        lines.append(Row(f"{name}, finishing a language", f"{figures['finishing'][name]:.2f} s"))
     return lines
 
 
-def _reason(found: Found, name: str) -> str:
+def _reason(figures: Results, name: str) -> str:
     """What was added, and to how many scores."""
-    added = found["ratios"][name]["median"] - 1
-    by_gradient = sum(m in ("taylor", "taylor-abs", "fisher") for m in found["methods"][name])
+    added = figures["ratios"][name]["median"] - 1
+    by_gradient = sum(m in ("taylor", "taylor-abs", "fisher") for m in figures["methods"][name])
     return (
-        f"{added:.1%} more: each batch adds gradients of {found['scored'] / 1e6:,.0f}M weights to "
-        f"sums, {by_gradient} a weight"
+        f"{added:.1%} more: each batch adds gradients of {figures['scored'] / 1e6:,.0f}M weights "
+        f"to sums, {by_gradient} a weight"
     )

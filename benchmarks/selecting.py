@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Found, Options, Row, alternate, ratios, shown, spread
+from benchmarks.harness import Options, Results, Row, alternate, ratios, shown, spread
 from freezetrain.regions.storage import read_safetensors, write_safetensors
 from freezetrain.scoring import Scores, select
 
@@ -50,8 +50,8 @@ def shapes(hidden: int, inner: int, key_value: int, blocks: int) -> dict[str, tu
 class Made(Mapping[str, Tensor]):
     """Name -> made-up scores, the same each time that they are asked for; none is kept."""
 
-    def __init__(self, of: Mapping[str, tuple[int, int]]) -> None:
-        self._shapes = dict(of)
+    def __init__(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        self._shapes = dict(shapes)
 
     def shape(self, name: str) -> tuple[int, int]:
         return self._shapes[name]
@@ -114,7 +114,7 @@ def script_random(scores: Tensor, ratio: float) -> Tensor:
     return mask
 
 
-def measured(rounds: int, *sizes: int) -> Found:
+def measured(rounds: int, *sizes: int) -> Results:
     """``sizes`` as those of :func:`shapes`."""
     made = Made(shapes(*sizes))
     block = {name: made[name] for name in made if ".0." in name}
@@ -153,42 +153,44 @@ def measured(rounds: int, *sizes: int) -> Found:
     }
 
 
-def measure(options: Options) -> Found:
+def measure(options: Options) -> Results:
     return measured(options.rounds, HIDDEN, INNER, KEY_VALUE, BLOCKS)
 
 
-def rows(found: Found) -> list[Row]:
-    of = f"{found['ratio']:.0%} of {found['scores'] / 1e6:,.0f}M scores"
+def rows(figures: Results) -> list[Row]:
+    what = f"{figures['ratio']:.0%} of {figures['scores'] / 1e6:,.0f}M scores"
     lines = []
     for place, name in {"disk": "the disk", "memory": "the page cache"}.items():
-        ratio = found["ratios"][place]["select"]
+        ratio = figures["ratios"][place]["select"]
         met = ratio["median"] <= GOAL if place == "disk" else None
         lines.append(
             Row(
-                f"select {of} from {name}, time of reading them",
+                f"select {what} from {name}, time of reading them",
                 shown(ratio, 2),
                 f"at most {GOAL}" if place == "disk" else "",
                 met,
-                "" if met else _beyond_reading(found, place),
+                "" if met else _beyond_reading(figures, place),
             )
         )
         for way in ("read", "select"):
-            speed = spread([found["bytes"] / 1e9 / s for s in found["seconds"][place][way]])
+            speed = spread([figures["bytes"] / 1e9 / s for s in figures["seconds"][place][way]])
             lines.append(Row(f"{way} from {name}", f"{shown(speed, 2)} GB/s"))
-    block = f"{found['block']['matrices']} matrices, {found['block']['scores'] / 1e6:,.1f}M scores"
+    block = (
+        f"{figures['block']['matrices']} matrices, {figures['block']['scores'] / 1e6:,.1f}M scores"
+    )
     against = {
         "select": f"select, times as fast as the script's topk: {block}",
         "random_like": "as many at random, times as fast as the script's random.sample",
     }
     for ours, what in against.items():
-        faster = found["times_faster"][ours]
+        faster = figures["times_faster"][ours]
         lines.append(Row(what, shown(faster, 1), "more than 1", faster["median"] > 1))
     return lines
 
 
-def _beyond_reading(found: Found, place: str) -> str:
+def _beyond_reading(figures: Results, place: str) -> str:
     """How much of the time is not reading, in passes over memory."""
-    seconds = found["seconds"]
+    seconds = figures["seconds"]
     own, read = (seconds[place][way] for way in ("select", "read"))
     extra = median(a - b for a, b in zip(own, read, strict=True))
     passes = extra / median(seconds["memory"]["read"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from benchmarks.harness import Found, Options, Row, alternate, shown, spread
+from benchmarks.harness import Options, Results, Row, alternate, shown, spread
 
 TITLE = "Start-up of the command line"
 HELP_GOAL = 1.0  # seconds
@@ -31,7 +31,7 @@ def commands(region: Path, out: Path) -> dict[str, list[str]]:
     }
 
 
-def measured(rounds: int, only: tuple[str, ...] = ()) -> Found:
+def measured(rounds: int, only: tuple[str, ...] = ()) -> Results:
     """Seconds of each command; of all, or ``only`` those."""
     import torch
 
@@ -58,18 +58,18 @@ def measured(rounds: int, only: tuple[str, ...] = ()) -> Found:
     return {"seconds": seconds, "spread": {name: spread(own) for name, own in seconds.items()}}
 
 
-def measure(options: Options) -> Found:
+def measure(options: Options) -> Results:
     return measured(ROUNDS)
 
 
-def rows(found: Found) -> list[Row]:
+def rows(figures: Results) -> list[Row]:
     lines = []
-    for name, figure in found["spread"].items():
+    for name, figure in figures["spread"].items():
         if name != "freezetrain --help":
             lines.append(Row(name, f"{shown(figure, 2)} s"))
             continue
         met = figure["median"] < HELP_GOAL
-        python = median(found["seconds"][PLAIN])
+        python = median(figures["seconds"][PLAIN])
         note = "" if met else f"{python:.2f} s of it are Python's own start"
         lines.append(Row(name, f"{shown(figure, 2)} s", f"under {HELP_GOAL:.0f} s", met, note))
     return lines

@@ -35,7 +35,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import freezetrain
-from benchmarks.harness import Found, Options, Row, alternate, finish, ratios, shown
+from benchmarks.harness import Options, Results, Row, alternate, finish, ratios, shown
 from benchmarks.memory import make_model
 from freezetrain.regions import Region
 
@@ -78,7 +78,7 @@ class Job:
     """Steps before the first turn."""
 
 
-def measure(options: Options) -> Found:
+def measure(options: Options) -> Results:
     """Packed sequences, on a CPU with a smaller and a larger model, and documents."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -166,20 +166,20 @@ def _turn(pipe: Connection, counts: list[tuple[int, int]]) -> None:
     counts.append(_answer(pipe))
 
 
-def rows(found: Found) -> list[Row]:
+def rows(figures: Results) -> list[Row]:
     """A line for each way of each case, and for what starting takes."""
     table = []
-    for case in found["cases"]:
+    for case in figures["cases"]:
         table += _rows(case)
     starts = {
-        way: [case["start_seconds"][way] for case in found["cases"]]
+        way: [case["start_seconds"][way] for case in figures["cases"]]
         for way in (FREEZETRAIN, TRAINER)
     }
-    told = ", ".join(f"{way} {min(s):.1f} to {max(s):.1f} s" for way, s in starts.items())
-    table.append(Row("From the start of the process to the end of the first step", told))
+    times = ", ".join(f"{way} {min(s):.1f} to {max(s):.1f} s" for way, s in starts.items())
+    table.append(Row("From the start of the process to the end of the first step", times))
     off = [
         abs(case["loss_after"][FREEZETRAIN] - case["loss_after"][TRAINER])
-        for case in found["cases"]
+        for case in figures["cases"]
         if not case["documents"]
     ]
     what = "Packed sequences: largest difference of the two models' loss after the training"
@@ -347,10 +347,10 @@ def hf_trainer(way: str, job: Job, folder: Path, turns: Turns) -> None:
     counts: deque[tuple[int, int]] = deque()  # of batches that are loaded
 
     def counted(batch: Any) -> dict[str, Tensor]:
-        found = collate(batch)
-        labels = found.get("shift_labels", found["labels"][:, 1:])
-        counts.append((int((labels != -100).sum()), found["input_ids"].numel()))
-        return found
+        figures = collate(batch)
+        labels = figures.get("shift_labels", figures["labels"][:, 1:])
+        counts.append((int((labels != -100).sum()), figures["input_ids"].numel()))
+        return figures
 
     class Clocked(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -382,7 +382,9 @@ def documents(tokenizer: Any, length: int) -> list[dict[str, Any]]:
     from freezetrain.data.texts import read_languages
     from freezetrain.recipe.sources import TextSource
 
-    texts = [text for found in read_languages(TextSource(), []).values() for text in found.train]
+    texts = [
+        text for language in read_languages(TextSource(), []).values() for text in language.train
+    ]
     first, last = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return [{"input_ids": (first + ids + last)[:length]} for ids in encoded]
