@@ -60,15 +60,10 @@ class WeightAverage(WeightAveraging):
             self._average_model.module.load_state_dict(pl_module.state_dict())
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
         before = self._latest_update_step
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        super().on_train_batch_end(trainer, pl_module, *args)
         if self._latest_update_step > before:
             self._put_frozen_back(trainer, pl_module)
 

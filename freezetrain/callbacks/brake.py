@@ -154,14 +154,7 @@ class ForgettingBrake(L.Callback):
             self._pending = False
             self._keep(trainer)
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if not self._look(pl_module):
             return
         better = self.brake.goes_back and self.model.step == self._seen

@@ -58,14 +58,7 @@ class StepProgress(L.pytorch.callbacks.ProgressBar):
         self._bar.start()
         self._bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, note="")
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self._bar is not None:
             metrics = self.get_metrics(trainer, pl_module)
             loss, speed = (metrics.get(f"train/{name}") for name in ("loss", "tokens_per_second"))

@@ -73,14 +73,7 @@ class StopOnSignal(Checkpoint):
     def _receive(self, number: int, _: Any) -> None:
         self._received = number
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step:
             return  # in the midst of accumulation
         self._step = trainer.global_step

@@ -102,14 +102,7 @@ class Throughput(L.Callback):
         self._tokens += ids.numel() * trainer.world_size
         self._sequence_length = ids.shape[-1]
 
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step

@@ -61,12 +61,7 @@ class ForgettingTracker(ForgettingWatch, L.Callback):
         self._log(trainer, base)
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         # Runs before the checkpoint callbacks, so that a checkpoint holds its step's evaluation.
         self._count(batch)

@@ -222,7 +222,12 @@ def count_down(monkeypatch, left: int) -> None:
 
 @pytest.mark.parametrize(
     ("action", "every", "first"),
-    [("roll_back", 1, 1), ("select", 1, 2), ("roll_back", 3, 3), ("select", 3, 1)],
+    [
+        ("roll_back", 3, 3),
+        pytest.param("roll_back", 1, 1, marks=pytest.mark.exhaustive),
+        pytest.param("select", 1, 2, marks=pytest.mark.exhaustive),
+        pytest.param("select", 3, 1, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_killed_at_any_point_it_comes_to_the_same(
     make_model, base, tmp_path, limit, monkeypatch, action, every, first

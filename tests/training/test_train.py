@@ -6,8 +6,9 @@ import torch
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import Base, Region
+from freezetrain.training.parts import region_freeze
 from freezetrain.training.recipe import Freezing, TrainRecipe
-from freezetrain.training.train import region_facts, region_freeze
+from freezetrain.training.train import region_facts
 
 
 def test_facts_follow_from_the_masks(model):
@@ -56,7 +57,7 @@ def test_the_base_is_read_again_only_where_masters_would_start_rounded(
     model.save_pretrained(tmp_path)
     given = []
     monkeypatch.setattr(
-        "freezetrain.training.train.local_folder", lambda s: given.append(s.path) or "."
+        "freezetrain.training.parts.local_folder", lambda s: given.append(s.path) or "."
     )
     recipe = TrainRecipe(
         ModelSource(str(tmp_path)),
