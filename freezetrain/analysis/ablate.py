@@ -1,101 +1,185 @@
-"""`freezetrain ablate`: languages × regions, each region zeroed alone."""
+"""`freezetrain ablate`: every language with each of several regions zeroed, one at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from math import isfinite
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from rich.markup import escape
-from rich.table import Table
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from freezetrain.analysis.alone import (
+from freezetrain.analysis.effects import (
+    NOTHING,
+    Effect,
     LanguageFigures,
-    check_prompts,
-    continuation,
     each_alone,
-    rises,
+    effects_table,
+    mean_effect,
 )
 from freezetrain.analysis.recipe import AblateRecipe
 from freezetrain.errors import UserError
-from freezetrain.evaluation import Document, Figures
-from freezetrain.evaluation.figures import finite_or_none
+from freezetrain.evaluation import Document, encode_documents
+from freezetrain.formats import exact_percent
 from freezetrain.measuring.held_out import held_out_documents
-from freezetrain.models import load_model, load_tokenizer, on_gpu
-from freezetrain.recipe.sources import EvaluationTexts
+from freezetrain.models import context_length, load_model, load_tokenizer, on_gpu
 from freezetrain.regions import Region
 from freezetrain.run_folder import Outcome
 from freezetrain.scoring import Scores, select
 from freezetrain.scoring.scores import language_scores
+from freezetrain.tables import Table
+from freezetrain.typed_json import to_json
+
+Kind = Literal["top", "bottom", "random", "file"]
 
 
 @dataclass(frozen=True)
 class Removal:
-    """One region that is zeroed."""
+    """A region that is to be zeroed."""
 
-    kind: Literal["top", "bottom", "random", "file"]
-    ratio: float | None = None  # of the entries of each tensor, where it is selected from scores
+    kind: Kind
+    ratio: float | None = None
+    """Share of each tensor's entries, where it is selected from scores."""
     seed: int | None = None
-    like: str | None = None  # what a random region equals in size; named only if it is zeroed too
+    """Of a random region."""
+    like: str | None = None
+    """The region that a random one equals in size; named only if that is zeroed too."""
 
 
-def ablations(
+@dataclass(frozen=True)
+class ZeroedRegion(Removal):
+    """A region that was zeroed."""
+
+    entries: int = 0
+    share: float = 0.0
+    """Of all weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemovalEffect(Effect):
+    """Effect of zeroing a region, or mean effect of random regions that differ in their seed."""
+
+    kind: Kind
+    ratio: float | None
+    like: str | None
+    regions: list[str]
+
+    @property
+    def label(self) -> str:
+        """Among those of one ratio: ``top``, ``random``, the name of a file."""
+        if self.kind == "file":
+            return self.regions[0]
+        return self.kind if self.ratio is not None else f"random like {self.like}"
+
+    @property
+    def removed(self) -> str:
+        """What is zeroed, for a title: ``1%``, or the name of a file."""
+        if self.ratio is not None:
+            return f"{exact_percent(self.ratio)} of each matrix"
+        return self.like or self.regions[0]
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """What the model puts after a prompt, by the region that is zeroed."""
+
+    prompt: str
+    texts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Results of the verb. Names of regions are keys; NOTHING is the model as it is."""
+
+    regions: dict[str, ZeroedRegion]
+    figures: dict[str, LanguageFigures]
+    summary: list[RemovalEffect]
+    texts: list[Continuations]
+
+
+def run(recipe: AblateRecipe, folder: Path) -> Outcome:
+    plan_removals(recipe)  # refuses what the recipe has wrong before a model is loaded
+    model, tokenizer = on_gpu(load_model(recipe.model)), load_tokenizer(recipe.model)
+    documents = held_out_documents(recipe.evaluation, tokenizer)
+    ablation = ablate_regions(recipe, model, tokenizer, documents)
+    return Outcome(to_json(ablation), removal_tables(ablation))
+
+
+def ablate_regions(
+    recipe: AblateRecipe,
     model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     documents: dict[str, list[Document]],
-    regions: Mapping[str, Region],
-    evaluation: EvaluationTexts,
-) -> dict[str, LanguageFigures]:
-    """Figures of every language with nothing zeroed, then with each region zeroed alone."""
-    every = {NOTHING: Region({}), **regions}
-    return each_alone(
-        model, documents, evaluation, every.items(), number=len(every), what="zero each region"
-    )
+) -> Ablation:
+    """Zero each region that the recipe names, evaluate ``documents``, continue the prompts."""
+    plan = plan_removals(recipe)
+    check_prompts(model, tokenizer, recipe.prompts, recipe.new_tokens)
+    make = _region_maker(recipe, model)
+    zeroed: dict[str, ZeroedRegion] = {}
+    texts: dict[str, dict[str, str]] = {prompt: {} for prompt in recipe.prompts}
+
+    def regions() -> Iterator[tuple[str, Region]]:
+        yield NOTHING, Region({})
+        for name, removal in plan.items():
+            region = make(removal, name)
+            share = region.coverage(model).model
+            zeroed[name] = ZeroedRegion(**vars(removal), entries=region.count, share=share)
+            yield name, region
+
+    def continue_prompts(name: str) -> None:
+        for prompt, by_name in texts.items():
+            by_name[name] = continuation(model, tokenizer, prompt, recipe.new_tokens)
+
+    figures = each_alone(
+        model, documents, recipe.evaluation, regions(), number=1 + len(plan),
+        what="zero each region", during=continue_prompts,
+    )  # fmt: skip
+    summary = [
+        RemovalEffect(
+            kind=removal.kind,
+            ratio=removal.ratio,
+            like=removal.like,
+            regions=names,
+            **vars(mean_effect(figures, names)),
+        )
+        for removal, names in _groups(plan)
+    ]
+    continued = [Continuations(prompt, by_name) for prompt, by_name in texts.items()]
+    return Ablation(zeroed, figures, summary, continued)
 
 
-def as_results(figures: Mapping[str, LanguageFigures]) -> dict[str, Any]:
-    return {
-        name: {language: value.to_dict() for language, value in by_language.items()}
-        for name, by_language in figures.items()
-    }
-
-
-def removals(recipe: AblateRecipe) -> dict[str, Removal]:
-    """Name -> what is zeroed, in order. UserError if two would have one name."""
-    names = [Path(path).name.removesuffix(".safetensors") for path in recipe.regions]
-    planned: list[tuple[str, Removal]] = []
+def plan_removals(recipe: AblateRecipe) -> dict[str, Removal]:
+    """Name → what is zeroed, in order. UserError if two would have one name."""
+    plan: list[tuple[str, Removal]] = []
     seeds = recipe.random_seeds if "random" in recipe.which else []
-    for name in names:
-        planned.append((name, Removal("file")))
+    for path in recipe.regions:
+        name = _region_name(path)
+        plan.append((name, Removal("file")))
         for seed in seeds:
-            planned.append(
-                (f"random like {name}, seed {seed}", Removal("random", None, seed, name))
-            )
+            plan.append((f"random like {name}, seed {seed}", Removal("random", None, seed, name)))
     for ratio in recipe.ratios if recipe.scores is not None else []:
-        share = f"{100 * ratio:g}%"
+        share = exact_percent(ratio)
         top = f"top {share}" if "top" in recipe.which else None
         if top:
-            planned.append((top, Removal("top", ratio)))
+            plan.append((top, Removal("top", ratio)))
         if "bottom" in recipe.which:
-            planned.append((f"bottom {share}", Removal("bottom", ratio)))
+            plan.append((f"bottom {share}", Removal("bottom", ratio)))
         for seed in seeds:
-            planned.append((f"random {share}, seed {seed}", Removal("random", ratio, seed, top)))
-    seen = {NOTHING}
-    for name, _ in planned:
-        if name in seen:
+            plan.append((f"random {share}, seed {seed}", Removal("random", ratio, seed, top)))
+    names = [NOTHING, *(name for name, _ in plan)]
+    for name in names:
+        if names.count(name) > 1:
             raise UserError(f"two regions are called {name!r}; rename one of the files")
-        seen.add(name)
-    return dict(planned)
+    return dict(plan)
 
 
-def _maker(recipe: AblateRecipe, model: PreTrainedModel) -> Callable[[Removal, str], Region]:
-    """Loads all files and opens the scores, so that what can be refused is; then makes regions."""
-    files = {
-        Path(path).name.removesuffix(".safetensors"): Region.load(path, model=model)
-        for path in recipe.regions
-    }
+def _region_name(path: str) -> str:
+    return Path(path).name.removesuffix(".safetensors")
+
+
+def _region_maker(recipe: AblateRecipe, model: PreTrainedModel) -> Callable[[Removal, str], Region]:
+    """A function that makes a planned region, by its name; refuses files that do not fit now."""
+    files = {_region_name(path): Region.load(path, model=model) for path in recipe.regions}
     total = None
     if recipe.scores is not None:
         total = Scores.sum(list(language_scores(recipe.scores, recipe.languages).values()))
@@ -122,156 +206,61 @@ def _maker(recipe: AblateRecipe, model: PreTrainedModel) -> Callable[[Removal, s
     return make
 
 
-def _groups(planned: Mapping[str, Removal]) -> list[tuple[Removal, list[str]]]:
-    """Random regions that differ in their seed alone are one group, everything else its own."""
+def _groups(plan: Mapping[str, Removal]) -> list[tuple[Removal, list[str]]]:
+    """Random regions that differ in their seed alone are one group, every other region its own."""
     groups: dict[Any, tuple[Removal, list[str]]] = {}
-    for name, one in planned.items():
-        key = (one.kind, one.ratio, one.like) if one.kind == "random" else name
-        groups.setdefault(key, (one, []))[1].append(name)
+    for name, removal in plan.items():
+        random = removal.kind == "random"
+        key = (removal.kind, removal.ratio, removal.like) if random else name
+        groups.setdefault(key, (removal, []))[1].append(name)
     return list(groups.values())
 
 
-def _tables(results: Mapping[str, Any], planned: Mapping[str, Removal]) -> list[Any]:
+def removal_tables(ablation: Ablation) -> list[Table]:
     """A table for each ratio and each file, with its random regions beside it."""
-    figures = {
-        name: {language: Figures.from_dict(value) for language, value in by_language.items()}
-        for name, by_language in results["figures"].items()
-    }
-    columns: dict[str, dict[str, list[str]]] = {}
-    for one, names in _groups(planned):
-        title = f"{100 * one.ratio:g}%" if one.ratio is not None else one.like or names[0]
-        heading = names[0] if one.kind == "file" else one.kind
-        columns.setdefault(f"{title} set to zero", {})[heading] = names
-    return [as_table(figures, groups, title) for title, groups in columns.items()]
+    by_title: dict[str, dict[str, RemovalEffect]] = {}
+    for effect in ablation.summary:
+        by_title.setdefault(effect.removed, {})[effect.label] = effect
+    return [
+        effects_table(f"{removed} set to zero", ablation.figures[NOTHING], effects)
+        for removed, effects in by_title.items()
+    ]
 
 
-def remove(
-    recipe: AblateRecipe,
+def check_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    documents: dict[str, list[Document]],
-) -> dict[str, Any]:
-    """Results of the verb, with the model and the documents at hand.
+    prompts: Sequence[str],
+    new_tokens: int,
+) -> None:
+    """UserError if a prompt and ``new_tokens`` after it are more than the model was built for."""
+    for prompt, document in zip(prompts, encode_documents(prompts, tokenizer), strict=True):
+        needed = len(document.ids) + new_tokens
+        if needed > (context := context_length(model, otherwise=needed)):
+            raise UserError(
+                f"a prompt of {len(document.ids)} tokens and new_tokens {new_tokens} do not fit "
+                f"into the model's {context} tokens; shorten the prompt {prompt[:40]!r}"
+            )
 
-    ``regions``: name → kind, ratio, seed, what it is like, its entries and their share of all
-    weights. ``figures``: ``nothing`` or name → language → figures. ``summary``: of each kind and
-    ratio the mean over its regions (random seeds) of what :func:`effect` says. ``texts``: of each
-    prompt, ``nothing`` or name → what the model puts after it.
+
+@torch.no_grad()
+def continuation(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int
+) -> str:
+    """The text that the model puts after ``prompt``, which is encoded as in evaluation.
+
+    At each place the likeliest token, up to ``new_tokens`` of them or to an end of sequence. A
+    plain loop, since ``model.generate`` follows settings of the model's folder (sampling,
+    penalties), under which texts would differ by more than what was removed. It keeps no cache:
+    every architecture can do without, and for so short a text that costs little.
     """
-    planned = removals(recipe)
-    check_prompts(model, tokenizer, recipe.prompts, recipe.new_tokens)
-    make = _maker(recipe, model)
-    facts: dict[str, dict[str, Any]] = {}
-    texts: dict[str, dict[str, str]] = {prompt: {} for prompt in recipe.prompts}
-
-    def regions() -> Iterator[tuple[str, Region]]:
-        yield NOTHING, Region({})
-        for name, removal in planned.items():
-            region = make(removal, name)
-            size = {"entries": region.count, "share": region.coverage(model).model}
-            facts[name] = {**asdict(removal), **size}
-            yield name, region
-
-    def say(name: str) -> None:
-        for prompt, by_name in texts.items():
-            by_name[name] = continuation(model, tokenizer, prompt, recipe.new_tokens)
-
-    figures = each_alone(
-        model, documents, recipe.evaluation, regions(), number=1 + len(planned),
-        what="zero each region", during=say,
-    )  # fmt: skip
-    return {
-        "regions": facts,
-        "figures": as_results(figures),
-        "summary": [
-            {"kind": one.kind, "ratio": one.ratio, "like": one.like, "regions": names}
-            | effect(figures, names)
-            for one, names in _groups(planned)
-        ],
-        "texts": [{"prompt": prompt, "texts": by_name} for prompt, by_name in texts.items()],
-    }
-
-
-def run(recipe: AblateRecipe, folder: Path) -> Outcome:
-    planned = removals(recipe)
-    model, tokenizer = on_gpu(load_model(recipe.model)), load_tokenizer(recipe.model)
-    documents = held_out_documents(recipe.evaluation, tokenizer)
-    results = remove(recipe, model, tokenizer, documents)
-    return Outcome(results, _tables(results, planned))
-
-
-NOTHING = "nothing"  # what is zeroed where the model is evaluated as it is
-
-
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and standard deviation (n - 1) over seeds; None for a single or an infinite value."""
-    known = len(values) > 1 and all(map(isfinite, values))  # perplexities may be infinite
-    return fmean(values), stdev(values) if known else None
-
-
-def effect(figures: Mapping[str, LanguageFigures], names: Sequence[str]) -> dict[str, Any]:
-    """What zeroing each of ``names`` did on average, ready for JSON.
-
-    ``mean_rise``: of the NLL over nothing zeroed, nats per byte, mean over languages, then over
-    ``names``; ``spread`` its standard deviation over ``names``. The same of each language.
-    """
-    before = figures[NOTHING]
-    by_name = [rises(before, figures[name]) for name in names]
-    mean, spread = mean_and_spread([fmean(rise.values()) for rise in by_name])
-    languages = {}
-    for language in before:
-        rise, of_language = mean_and_spread([rise[language] for rise in by_name])
-        perplexity = fmean(figures[name][language].perplexity for name in names)
-        languages[language] = {
-            "rise": rise,
-            "spread": of_language,
-            "perplexity": finite_or_none(perplexity),
-        }
-    return {"mean_rise": mean, "spread": spread, "languages": languages}
-
-
-def as_table(
-    figures: Mapping[str, LanguageFigures],
-    columns: Mapping[str, Sequence[str]] | None = None,
-    title: str = "with a region set to zero",
-) -> Table:
-    """Languages × what is zeroed: perplexity and bits per byte, with the mean rise below.
-
-    ``columns``: heading -> regions whose mean it shows, with the spread over them where there are
-    several. None: each region by itself.
-    """
-    if columns is None:
-        columns = {name: [name] for name in figures if name != NOTHING}
-    groups: dict[str, Sequence[str]] = {NOTHING: [NOTHING], **columns}
-    table = Table(title=f"{escape(title)}: perplexity, then bits per byte", title_justify="left")
-    table.add_column("language")
-    for unit in ("", ",\nbits/byte"):
-        for heading in groups:
-            table.add_column(escape(heading) + unit, justify="right")
-    for language in figures[NOTHING]:
-        cells = []
-        for read, digits in (_PERPLEXITY, _BITS):
-            for names in groups.values():
-                values = [read(figures[name][language]) for name in names]
-                cells.append(_cell(values, digits))
-        table.add_row(escape(language), *cells)
-    table.add_section()
-    means = [
-        _cell([fmean(rises(figures[NOTHING], figures[name]).values()) for name in names], "+.4f")
-        for names in groups.values()
-    ]
-    table.add_row("mean rise,\nnats/byte", *[""] * len(groups), *means)
-    return table
-
-
-_Reading = tuple[Callable[[Figures], float], str]
-
-_PERPLEXITY: _Reading = (lambda figures: figures.perplexity, ".4g")
-
-_BITS: _Reading = (lambda figures: figures.bits_per_byte, ".3f")
-
-
-def _cell(values: Sequence[float], digits: str) -> str:
-    mean, spread = mean_and_spread(values)
-    shown = f"{mean:{digits}}"
-    return shown if spread is None else f"{shown}\n±{spread:.2g}"
+    (document,) = encode_documents([prompt], tokenizer)
+    ids = torch.tensor([document.ids], device=model.device)
+    new: list[int] = []
+    while len(new) < new_tokens:
+        token = model(input_ids=ids).logits[:, -1:].argmax(-1)
+        if token.item() == tokenizer.eos_token_id:
+            break
+        new.append(int(token.item()))
+        ids = torch.cat([ids, token], dim=1)
+    return cast(str, tokenizer.decode(new, skip_special_tokens=True))

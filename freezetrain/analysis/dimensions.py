@@ -1,130 +1,250 @@
 """Where regions lie: on which rows and columns they gather, which dimensions recur."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from torch import nn
 
+from freezetrain.analysis.effects import Effect
+from freezetrain.formats import percent
 from freezetrain.regions import Region, decoder_blocks
-from freezetrain.regions.residual_stream import block_matrices, matrix_entries, residual_directions
-from freezetrain.regions.slices import gini, recurring, share_of_fullest, slice_counts
+from freezetrain.regions.residual_stream import (
+    Direction,
+    block_matrices,
+    matrix_entries,
+    residual_directions,
+)
+from freezetrain.regions.slices import (
+    Recurring,
+    gini,
+    recurring,
+    share_of_fullest,
+    slice_counts,
+)
+from freezetrain.tables import Column, Table
 
-Table = dict[str, dict[str, float]]  # layer -> matrix kind -> figure
+ByMatrix = dict[int, dict[str, float]]  # layer → kind of matrix → figure
 
 FIGURES = ("rows", "columns", "gini_rows", "gini_columns")
 
+DIRECTIONS: tuple[Direction, ...] = ("rows", "columns")
 
-def place(region: Region, model: nn.Module, top: float) -> dict[str, Table]:
-    """How much the region gathers on few rows and columns of each matrix, ready for JSON.
 
-    ``rows`` and ``columns``: the share of its entries in the fullest ``top`` of them;
-    ``gini_rows`` and ``gini_columns``: how unevenly they lie over all, 0 (evenly) to 1. Rows are
-    output features and columns input features, however a matrix is stored. A matrix of which the
-    region has no entry is left out.
+@dataclass(frozen=True, kw_only=True)
+class RowsAndColumns:
+    """Share of each matrix's region entries in its fullest rows, and in its fullest columns.
+
+    Rows are output features and columns input features, however a matrix is stored. A matrix of
+    which the region has no entry is left out.
     """
-    tables: dict[str, Table] = {figure: {} for figure in FIGURES}
-    for matrix, entries in matrix_entries(region, model):
-        for direction, counts in zip(
-            ("rows", "columns"), slice_counts(entries, matrix.input_dim), strict=True
-        ):
-            for figure, value in (
-                (direction, share_of_fullest(counts, top)),
-                (f"gini_{direction}", gini(counts)),
-            ):
-                tables[figure].setdefault(str(matrix.layer), {})[matrix.kind] = value
-    return tables
+
+    rows: ByMatrix
+    columns: ByMatrix
+
+    def shares(self, direction: Direction) -> ByMatrix:
+        return self.rows if direction == "rows" else self.columns
 
 
-def means(tables: Mapping[str, Table]) -> dict[str, float]:
-    """Mean of each figure over all matrices; 0 where there are none."""
-    found = {}
-    for figure, table in tables.items():
-        values = [value for by_kind in table.values() for value in by_kind.values()]
-        found[figure] = fmean(values) if values else 0.0
-    return found
+@dataclass(frozen=True, kw_only=True)
+class Concentration(RowsAndColumns):
+    """How much a region gathers on few rows and columns of each matrix."""
+
+    gini_rows: ByMatrix
+    """How unevenly entries lie over all rows, 0 (evenly) to 1."""
+    gini_columns: ByMatrix
+    mean: dict[str, float]
+    """Of each of FIGURES over all matrices; 0 where there are none."""
+    even: dict[str, float]
+    """The same of a random region as large."""
+
+    def kind_mean(self, figure: str, kind: str) -> float:
+        """Mean of one of FIGURES over the layers with such a matrix; 0 where there is none."""
+        values = [by_kind[kind] for by_kind in getattr(self, figure).values() if kind in by_kind]
+        return fmean(values) if values else 0.0
 
 
-def dimensions(
+@dataclass(frozen=True)
+class ZeroedDimensions:
+    """What zeroing the fullest rows and columns of a region does, beside as many random ones."""
+
+    entries: int
+    fullest: Effect
+    random: list[Effect]
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Where each of some regions of one model lies, and what they have in common."""
+
+    top: float
+    """Share of the rows, or columns, that counts as the fullest."""
+    matrices: list[str]
+    """Kinds of matrices."""
+    directions: dict[str, Direction]
+    """Kind of matrix → which of its slices run over the dimensions of the residual stream:
+    ``columns`` where it reads from the stream, ``rows`` where it writes to it. A kind that does
+    neither is left out."""
+    layers: list[int]
+    regions: dict[str, Concentration]
+    even: dict[str, float]
+    """Each of FIGURES in random regions as large, mean over regions."""
+    recurring: list[Recurring]
+    """Dimensions of the stream that are most often among the fullest, see
+    :func:`freezetrain.regions.slices.recurring`."""
+    possible: int
+    """In how many matrices of all regions a dimension could be among the fullest."""
+    expected: float
+    """In how many it is by chance."""
+    ablated: ZeroedDimensions | None = None
+
+    @property
+    def shown(self) -> str:
+        """The region that is shown: the core, or the first where none is called so."""
+        return "core" if "core" in self.regions else next(iter(self.regions))
+
+
+def find_dimensions(
     regions: Mapping[str, Region],
     model: nn.Module,
     top: float = 0.01,
     seed: int = 0,
     shown: int = 20,
-) -> dict[str, Any]:
-    """Where each of some regions lies, and what they have in common, ready for JSON.
-
-    Of each region the tables of :func:`place`, their means, and ``even``: the means of a random
-    region as large (drawn by ``seed``), for all of them together at the top. ``recurring``: the
-    ``shown`` dimensions of the residual stream that are most often among the fullest ``top``, with
-    how often that is ``possible``, and ``expected`` of any dimension by chance; see
-    :func:`freezetrain.regions.slices.recurring`. ``directions``: matrix kind -> which of its
-    slices run over these dimensions, ``columns`` where it reads from the stream and ``rows`` where
-    it writes to it; a kind that does neither is left out.
+) -> Dimensions:
+    """``seed`` draws the random regions; so many dimensions that recur are ``shown``.
 
     Raises:
         UserError: a region that does not fit the model; ``top`` outside (0, 1].
     """
-    found, possible, expected = recurring(regions, model, top)
+    dimensions, possible, expected = recurring(regions, model, top)
     matrices, directions = block_matrices(model), residual_directions(model)
-    of_regions: dict[str, dict[str, Any]] = {}
+    concentrations = {}
     for name, region in regions.items():
-        tables = place(region, model, top)
-        even = means(place(region.random_like(seed), model, top))
-        of_regions[name] = {**tables, "mean": means(tables), "even": even}
-    return {
-        "top": top,
-        "matrices": list(dict.fromkeys(matrix.kind for matrix in matrices)),
-        "directions": {m.kind: directions[m.name] for m in matrices if m.name in directions},
-        "layers": list(range(len(decoder_blocks(model)))),
-        "regions": of_regions,
-        "even": {
-            figure: fmean([one["even"][figure] for one in of_regions.values()])
+        figures = concentration_figures(region, model, top)
+        even = means(concentration_figures(region.random_like(seed), model, top))
+        concentrations[name] = Concentration(**figures, mean=means(figures), even=even)
+    return Dimensions(
+        top=top,
+        matrices=list(dict.fromkeys(matrix.kind for matrix in matrices)),
+        directions={m.kind: directions[m.name] for m in matrices if m.name in directions},
+        layers=list(range(len(decoder_blocks(model)))),
+        regions=concentrations,
+        even={
+            figure: fmean([region.even[figure] for region in concentrations.values()])
             for figure in FIGURES
         },
-        "recurring": [asdict(one) for one in found[:shown]],
-        "possible": possible,
-        "expected": expected,
+        recurring=dimensions[:shown],
+        possible=possible,
+        expected=expected,
+    )
+
+
+def concentration_figures(region: Region, model: nn.Module, top: float) -> dict[str, ByMatrix]:
+    """Each of FIGURES of each matrix in which the region has entries."""
+    figures: dict[str, ByMatrix] = {figure: {} for figure in FIGURES}
+    for matrix, entries in matrix_entries(region, model):
+        counts_of_slices = slice_counts(entries, matrix.input_dim)
+        for direction, counts in zip(DIRECTIONS, counts_of_slices, strict=True):
+            share = share_of_fullest(counts, top)
+            figures[direction].setdefault(matrix.layer, {})[matrix.kind] = share
+            unevenness = figures[f"gini_{direction}"]
+            unevenness.setdefault(matrix.layer, {})[matrix.kind] = gini(counts)
+    return figures
+
+
+def means(figures: Mapping[str, ByMatrix]) -> dict[str, float]:
+    """Mean of each figure over all matrices; 0 where there are none."""
+    values = {
+        figure: [value for by_kind in by_matrix.values() for value in by_kind.values()]
+        for figure, by_matrix in figures.items()
     }
+    return {figure: fmean(of_figure) if of_figure else 0.0 for figure, of_figure in values.items()}
 
 
-_TOP = 0.05  # share of the rows, or columns, that count as the fullest
+FULLEST = 0.05  # share of the rows, or columns, that counts as the fullest in one region's facts
 
 
-def region_place(region: Region, control: Region, model: nn.Module) -> dict[str, Any]:
-    """The region's facts for the report; ``control`` is a random region of the same size.
+@dataclass(frozen=True)
+class MatrixPicture:
+    """The entries of a region in one matrix, as the layer multiplies: a row an output feature."""
 
-    The picture shows the matrix that is most concentrated, on rows or on columns, and that is one
-    (not one for each of several experts); None where there is none. It is drawn as the layer
-    multiplies, a row for an output feature, also where it is stored transposed.
+    name: str
+    shape: list[int]
+    rows: list[int]
+    """Of each entry."""
+    columns: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionPlace(RowsAndColumns):
+    """Where one region lies; FULLEST of the rows, or columns, count as the fullest."""
+
+    entries: int
+    share: float
+    """Of all weights."""
+    layers: list[int]
+    matrices: list[str]
+    """Kinds of matrices."""
+    even: dict[str, float]
+    """Direction → mean share of a random region as large."""
+    picture: MatrixPicture | None
+    """Of the matrix that is most concentrated; None without one."""
+
+
+def region_place(region: Region, control: Region, model: nn.Module) -> RegionPlace:
+    """``control``: a random region as large.
+
+    The picture shows a matrix that is one, not one for each of several experts, also where it is
+    stored transposed.
     """
-    tables = place(region, model, _TOP)
-    rows, columns = tables["rows"], tables["columns"]
-    even = means(place(control, model, _TOP))
-    candidates = [one for one in matrix_entries(region, model) if len(one[0].shape) == 2]
+    figures = concentration_figures(region, model, FULLEST)
+    rows, columns = figures["rows"], figures["columns"]
+    even = means(concentration_figures(control, model, FULLEST))
+    candidates = [
+        (max(rows[matrix.layer][matrix.kind], columns[matrix.layer][matrix.kind]), matrix, entries)
+        for matrix, entries in matrix_entries(region, model)
+        if len(matrix.shape) == 2
+    ]
     picture = None
     if candidates:
-        matrix, entries = max(
-            candidates,
-            key=lambda one: max(table[str(one[0].layer)][one[0].kind] for table in (rows, columns)),
-        )
+        _, matrix, entries = max(candidates, key=lambda candidate: candidate[0])
         flat = entries.indices()
-        stored = flat // matrix.shape[1], flat % matrix.shape[1]
-        of_rows, of_columns = stored if matrix.input_dim == -1 else stored[::-1]
-        picture = {
-            "name": matrix.name.removesuffix(".weight"),
-            "shape": [matrix.features("rows"), matrix.features("columns")],
-            "rows": of_rows.tolist(),
-            "columns": of_columns.tolist(),
-        }
-    return {
-        "entries": region.count,
-        "share": region.coverage(model).model,
-        "layers": list(range(len(decoder_blocks(model)))),
-        "matrices": list(dict.fromkeys(matrix.kind for matrix in block_matrices(model))),
-        "rows": rows,
-        "columns": columns,
-        "even": {direction: even[direction] for direction in ("rows", "columns")},
-        "picture": picture,
-    }
+        first, second = flat // matrix.shape[1], flat % matrix.shape[1]
+        outputs, inputs = (first, second) if matrix.input_dim == -1 else (second, first)
+        picture = MatrixPicture(
+            matrix.name.removesuffix(".weight"),
+            [matrix.features("rows"), matrix.features("columns")],
+            outputs.tolist(),
+            inputs.tolist(),
+        )
+    return RegionPlace(
+        rows=rows,
+        columns=columns,
+        entries=region.count,
+        share=region.coverage(model).model,
+        layers=list(range(len(decoder_blocks(model)))),
+        matrices=list(dict.fromkeys(matrix.kind for matrix in block_matrices(model))),
+        even={direction: even[direction] for direction in DIRECTIONS},
+        picture=picture,
+    )
+
+
+def location_table(
+    shares: ByMatrix,
+    direction: Direction,
+    *,
+    layers: list[int],
+    matrices: list[str],
+    top: float,
+    even: float,
+) -> Table:
+    """Matrices × layers: ``shares`` in the fullest ``top`` of rows or columns."""
+
+    def column(layer: int) -> Column:
+        return Column(str(layer), lambda kind: shares.get(layer, {}).get(kind), percent)
+
+    title = (
+        f"Share of each matrix’s region entries in its fullest {percent(top)} of {direction}, by "
+        f"layer; of a random region as large: {percent(even)}"
+    )
+    return Table(title, [Column("matrix", str, text=True), *map(column, layers)], matrices)

@@ -1,8 +1,8 @@
 """Figures of regions: what removing them costs, and where they lie."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,60 +28,38 @@ from freezetrain.report.style import (
     ticks,
 )
 
-NOTHING = "nothing"
-
-Rises = Mapping[str, Mapping[str, float]]  # what is zeroed → language → rise of its loss
-
-
-def rises(ablation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Region zeroed → language → rise of the loss over nothing zeroed, in bits per byte."""
-    before = ablation[NOTHING]
-    return {
-        name: {
-            language: after[language]["bits_per_byte"] - figures["bits_per_byte"]
-            for language, figures in before.items()
-        }
-        for name, after in ablation.items()
-        if name != NOTHING
-    }
+if TYPE_CHECKING:
+    from freezetrain.analysis.dimensions import ByMatrix, MatrixPicture, RowsAndColumns
+    from freezetrain.analysis.effects import Effect, Selectivity
+    from freezetrain.analysis.overlap import Overlap
 
 
-def ablation_figure(results: Mapping[str, Any], width: float) -> Figure:
-    """A row a language, largest rise under the first region on top; scored languages starred."""
-    return rises_figure(rises(results["ablation"]), width, "bits", results["score_languages"])
-
-
-def rises_figure(
-    by_region: Rises,
-    width: float,
-    unit: str,
-    starred: Sequence[str] = (),
-    spreads: Mapping[str, Mapping[str, float | None]] | None = None,
+def effects_figure(
+    effects: "Mapping[str, Effect]", width: float, starred: Sequence[str] = ()
 ) -> Figure:
-    """A row a language, largest rise under the first region on top, in ``unit`` per byte.
+    """A row a language: the rise of its loss in nats per byte with each region zeroed.
 
-    ``spreads``: lines of so much to either side of a region's rises.
+    The largest rise under the first region is on top; lines are spreads over random regions;
+    languages in ``starred`` have a star.
     """
-    first = next(iter(by_region.values()))
+    first = next(iter(effects.values())).rises
     order = sorted(first, key=lambda language: -first[language])
     labels = [language_label(code) + (" *" if code in starred else "") for code in order]
     figure = new_figure(width, 100 + ROW * len(order))
     axes = figure.add_subplot()
-    chosen = marks(by_region)
-    values = {name: [rise[code] for code in order] for name, rise in by_region.items()}
-    around = {
-        name: [_around(by_region[name][code], spread.get(code)) for code in order]
-        for name, spread in (spreads or {}).items()
-    }
-    dot_rows(axes, labels, values, chosen, around)
+    chosen = marks(effects)
+    values = {name: [effect.rises[code] for code in order] for name, effect in effects.items()}
+    spans = {name: [_span(effect, code) for code in order] for name, effect in effects.items()}
+    dot_rows(axes, labels, values, chosen, spans)
     axes.tick_params(axis="x", labeltop=True)
-    axes.set_xlabel(f"rise of the loss, {unit} per byte →")
+    axes.set_xlabel("rise of the loss, nats per byte →")
     legend(figure, {f"{name} zeroed" if width > WIDE else name: chosen[name] for name in chosen})
     return figure
 
 
-def _around(value: float, spread: float | None) -> tuple[float, float] | None:
-    return None if spread is None else (value - spread, value + spread)
+def _span(effect: "Effect", language: str) -> tuple[float, float] | None:
+    rise, spread = effect.languages[language].rise, effect.languages[language].spread
+    return None if spread is None else (rise - spread, rise + spread)
 
 
 _MARKED = 16  # marks on a line
@@ -90,17 +68,17 @@ _MEAN = Mark(VERMILLION, "o", 5)
 
 
 def layers_figure(
-    shares: Mapping[str, Mapping[str, float]], width: float, *, title: str = ""
+    shares: Mapping[str, Mapping[int, float]], width: float, *, title: str = ""
 ) -> Figure:
-    """A line for each of ``shares``: series → layer, as written → share between 0 and 1.
+    """A line for each of ``shares``: series → layer → share between 0 and 1.
 
     Of more series than can be told apart, all are thin lines of one colour and their mean a thick
     one. A layer that a series lacks is a gap.
     """
-    layers = sorted({int(layer) for one in shares.values() for layer in one})
+    layers = sorted({layer for by_layer in shares.values() for layer in by_layer})
     series = {
-        name: np.array([one.get(str(layer), np.nan) for layer in layers], dtype=float)
-        for name, one in shares.items()
+        name: np.array([by_layer.get(layer, np.nan) for layer in layers], dtype=float)
+        for name, by_layer in shares.items()
     }
     figure = new_figure(width, 280)
     axes = figure.add_subplot()
@@ -110,11 +88,11 @@ def layers_figure(
         for name, values in series.items():
             _line(axes, layers, values, name, chosen[name])
     else:
-        chosen = {f"mean of {len(series)}": _MEAN}
+        mean_label = f"mean of {len(series)}"
+        chosen = {mean_label: _MEAN}
         for name, values in series.items():
             axes.plot(layers, values, color=MUTED, linewidth=0.8, alpha=0.5, label=name)
-        (label,) = chosen
-        _line(axes, layers, np.nanmean(list(series.values()), axis=0), label, _MEAN)
+        _line(axes, layers, np.nanmean(list(series.values()), axis=0), mean_label, _MEAN)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(ticks(10, integer=True))
     axes.yaxis.set_major_locator(ticks(6))
@@ -130,27 +108,27 @@ def _line(axes: Axes, layers: list[int], values: np.ndarray, name: str, mark: Ma
     axes.plot(layers, values, linewidth=1.5, markevery=every, label=name, **mark.options())
 
 
-def selectivity_figure(found: Mapping[str, Any], width: float) -> Figure:
+def selectivity_figure(selectivity: "Selectivity", width: float) -> Figure:
     """Rise of each language's loss (columns) with each language's region zeroed (rows).
 
     Nats per byte; own languages are ringed.
     """
     return heat_maps(
-        [_of_languages(found, rise_matrix(found), width)],
+        [_region_map(selectivity, _rise_matrix(selectivity), width)],
         width,
         label="rise of the loss, nats per byte",
         write=lambda value: signed(value, 2 if abs(value) < 9.995 else 1),
     )
 
 
-def relative_selectivity_figure(found: Mapping[str, Any], width: float) -> Figure:
+def relative_selectivity_figure(selectivity: "Selectivity", width: float) -> Figure:
     """The same, each row as a share of its largest rise: 100% is the language hurt most."""
-    rises = rise_matrix(found)
+    rises = _rise_matrix(selectivity)
     largest = rises.max(axis=1, keepdims=True)
     # A region that hurts no language has no shares.
     relative = np.divide(rises, largest, out=np.full_like(rises, np.nan), where=largest > 0)
     return heat_maps(
-        [_of_languages(found, np.clip(relative, 0, None), width)],
+        [_region_map(selectivity, np.clip(relative, 0, None), width)],
         width,
         label="share of the region’s largest rise",
         write=lambda value: f"{100 * value:.0f}%",
@@ -159,34 +137,29 @@ def relative_selectivity_figure(found: Mapping[str, Any], width: float) -> Figur
     )
 
 
-def rise_matrix(found: Mapping[str, Any]) -> np.ndarray:
+def _rise_matrix(selectivity: "Selectivity") -> np.ndarray:
     """[regions, languages evaluated]"""
+    languages = selectivity.evaluated
     return np.array(
-        [[found["rise"][own][code] for code in found["evaluated"]] for own in found["languages"]]
+        [[selectivity.rise[own][code] for code in languages] for own in selectivity.languages]
     )
 
 
-def _of_languages(found: Mapping[str, Any], values: np.ndarray, width: float) -> HeatMap:
-    rows, columns = found["languages"], found["evaluated"]
+def _region_map(selectivity: "Selectivity", values: np.ndarray, width: float) -> HeatMap:
+    rows, columns = selectivity.languages, selectivity.evaluated
     own = [(row, columns.index(code)) for row, code in enumerate(rows) if code in columns]
-    return HeatMap("region of", _labels(rows, width), _codes(columns), values, "evaluated", own)
+    return HeatMap("region of", _labels(rows, width), _endings(columns), values, "evaluated", own)
 
 
-def jaccard_figure(found: Mapping[str, Any], width: float) -> Figure:
+def jaccard_figure(overlap: "Overlap", width: float) -> Figure:
     """Entries in both regions over entries in either, of each region with each.
 
     The diagonal, where a region meets itself, is left empty.
     """
-    values = np.array(found["jaccard"], dtype=float)
+    values = np.array(overlap.jaccard, dtype=float)
     np.fill_diagonal(values, np.nan)
-    names = found["names"]
-    one = HeatMap("", _labels(names, width), _codes(names), values)
-    return heat_maps(
-        [one],
-        width,
-        label="Jaccard index",
-        write=lambda value: f"{value:.2f}",
-    )
+    jaccard = HeatMap("", _labels(overlap.names, width), _endings(overlap.names), values)
+    return heat_maps([jaccard], width, label="Jaccard index", write=lambda value: f"{value:.2f}")
 
 
 def kinds_figure(by_kind: Mapping[str, Mapping[str, float]], width: float) -> Figure:
@@ -195,9 +168,9 @@ def kinds_figure(by_kind: Mapping[str, Mapping[str, float]], width: float) -> Fi
     values = np.array(
         [[shares.get(kind, np.nan) for kind in kinds] for shares in by_kind.values()], dtype=float
     )
-    one = HeatMap("region", _labels(list(by_kind), width), _codes(kinds), values)
+    shares_map = HeatMap("region", _labels(list(by_kind), width), _endings(kinds), values)
     return heat_maps(
-        [one],
+        [shares_map],
         width,
         label="share of the weights that is in the region",
         write=percent,
@@ -206,37 +179,32 @@ def kinds_figure(by_kind: Mapping[str, Mapping[str, float]], width: float) -> Fi
 
 
 def _labels(names: Sequence[str], width: float) -> list[str]:
-    return [language_label(name) for name in names] if width > WIDE else _codes(names)
+    return [language_label(name) for name in names] if width > WIDE else _endings(names)
 
 
-def _codes(names: Sequence[str], longest: int = 18) -> list[str]:
-    """The end of a long name tells it from others, as that of a path does."""
+def _endings(names: Sequence[str], longest: int = 18) -> list[str]:
+    """Long names cut to their ends, which tell them apart as those of paths do."""
     return [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in names]
 
 
-def shares(region: Mapping[str, Any], direction: str) -> np.ndarray:
-    """Matrix [matrices, layers] of ``region[direction]``; NaN where a layer lacks a matrix."""
-    by_layer = region[direction]
-    return np.array(
-        [
-            [np.nan if (share := layer.get(name)) is None else share for layer in columns]
-            for name in region["matrices"]
-            for columns in [[by_layer.get(str(number), {}) for number in region["layers"]]]
-        ],
-        dtype=float,
-    ).reshape(len(region["matrices"]), len(region["layers"]))
+def concentration_figure(
+    place: "RowsAndColumns",
+    layers: Sequence[int],
+    matrices: Sequence[str],
+    top: float,
+    width: float,
+) -> Figure:
+    """Share of each matrix's region entries in the fullest ``top`` of its rows, and columns."""
 
+    def heat_map(direction: str, shares: "ByMatrix") -> HeatMap:
+        values = [
+            [shares.get(layer, {}).get(matrix, np.nan) for layer in layers] for matrix in matrices
+        ]
+        title = f"fullest {percent(top)} of {direction}"
+        return HeatMap(title, matrices, list(map(str, layers)), np.array(values), "layer")
 
-def concentration_figure(region: Mapping[str, Any], width: float) -> Figure:
-    """Share of each matrix's region entries in its fullest rows, and columns: ``region["top"]``."""
-    fullest = f"fullest {percent(region['top'])} of"
-    layers = [str(layer) for layer in region["layers"]]
-    maps = [
-        HeatMap(f"{fullest} {way}", region["matrices"], layers, shares(region, way), "layer")
-        for way in ("rows", "columns")
-    ]
     return heat_maps(
-        maps,
+        [heat_map("rows", place.rows), heat_map("columns", place.columns)],
         width,
         label="share of the matrix’s region entries",
         write=lambda share: f"{100 * share:.0f}%",
@@ -256,21 +224,20 @@ def density(
 
     The matrix of ``shape`` is cut into ``cells`` as evenly as whole weights allow.
     """
-    found = np.zeros(cells)
-    np.add.at(found, (rows * cells[0] // shape[0], columns * cells[1] // shape[1]), 1)
+    entries = np.zeros(cells)
+    np.add.at(entries, (rows * cells[0] // shape[0], columns * cells[1] // shape[1]), 1)
     sizes = [
         np.bincount(np.arange(length) * parts // length, minlength=parts)
         for length, parts in zip(shape, cells, strict=True)
     ]
-    return found / np.outer(*sizes)
+    return entries / np.outer(*sizes)
 
 
-def entries_figure(results: Mapping[str, Any], width: float) -> Figure:
-    """Every entry a dot where the picture has room for every weight, else a shade."""
-    picture = results["region"]["picture"]
-    shape = (int(picture["shape"][0]), int(picture["shape"][1]))
-    rows = np.asarray(picture["rows"], dtype=np.int64)
-    columns = np.asarray(picture["columns"], dtype=np.int64)
+def entries_figure(picture: "MatrixPicture", width: float) -> Figure:
+    """Every entry a dot where the figure has room for every weight, else a shade."""
+    shape = (picture.shape[0], picture.shape[1])
+    rows = np.asarray(picture.rows, dtype=np.int64)
+    columns = np.asarray(picture.columns, dtype=np.int64)
     beside = 60 if width > WIDE else 30
     across = width - 60 - beside
     down = float(np.clip(across * shape[0] / shape[1], 120, across))
@@ -325,21 +292,20 @@ def _profile(axes: Axes, values: np.ndarray, length: int, even: float, orientati
 _EVEN = 0.02  # shares that differ by less than so much of the largest one are alike
 
 
-def overlap_figures(found: Mapping[str, Any], suffix: str = "") -> dict[str, Draw]:
+def overlap_figures(overlap: "Overlap", suffix: str = "") -> dict[str, Draw]:
     """Jaccard of several regions; their shares by layer and kind, where these differ."""
     figures: dict[str, Draw] = {}
-    if len(found.get("jaccard") or ()) > 1:
-        figures[f"jaccard{suffix}"] = partial(jaccard_figure, found)
-    if _differ(found["by_layer"]):
+    if len(overlap.names) > 1:
+        figures[f"jaccard{suffix}"] = partial(jaccard_figure, overlap)
+    if _differ(overlap.by_layer.values()):
         title = "↑ share of the layer’s weights that is in the region"
-        draw = partial(layers_figure, found["by_layer"], title=title)
-        figures[f"layers{suffix}"] = draw
-    if _differ(found["by_kind"]):
-        figures[f"kinds{suffix}"] = partial(kinds_figure, found["by_kind"])
+        figures[f"layers{suffix}"] = partial(layers_figure, overlap.by_layer, title=title)
+    if _differ(overlap.by_kind.values()):
+        figures[f"kinds{suffix}"] = partial(kinds_figure, overlap.by_kind)
     return figures
 
 
-def _differ(shares: Mapping[str, Mapping[str, float]]) -> bool:
+def _differ(shares_of_regions: Iterable[Mapping[Any, float]]) -> bool:
     """Whether a picture tells more than the one number that all shares are."""
-    every = [share for of_region in shares.values() for share in of_region.values()]
-    return bool(every) and max(every) - min(every) > _EVEN * max(every)
+    shares = [share for by_part in shares_of_regions for share in by_part.values()]
+    return bool(shares) and max(shares) - min(shares) > _EVEN * max(shares)

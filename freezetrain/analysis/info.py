@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from freezetrain.analysis.recipe import InfoRecipe
 from freezetrain.errors import UserError
 from freezetrain.models import load_model
@@ -19,9 +17,10 @@ from freezetrain.regions import (
 from freezetrain.regions.storage import stored_what
 from freezetrain.run_folder import Outcome
 from freezetrain.scoring import Scores
+from freezetrain.tables import Column, Table, facts_table
 
 
-def region_contents(region: Region) -> tuple[dict[str, Any], Table]:
+def region_facts(region: Region) -> Outcome:
     """How many entries, where, of which base, and how it was made."""
     coverage = region.coverage()
     results = {
@@ -35,16 +34,18 @@ def region_contents(region: Region) -> tuple[dict[str, Any], Table]:
         "base": region.base.name if region.base else None,
         "made": region.made,
     }
+    columns = [
+        _PARAMETER,
+        Column("kind", lambda row: row[1].kind, text=True),
+        Column("shape", lambda row: _shape(row[1].shape), text=True),
+        Column("entries", lambda row: row[1].count),
+        Column("share", lambda row: coverage.tensors[row[0]], lambda share: f"{share:.3%}"),
+    ]
     title = f"region of {region.count:,} entries, {coverage.model:.3%} of its parameters"
-    table = _parameter_table(title, "kind", "shape", "entries", "share")
-    for name, entries in region.items():
-        shape = "×".join(map(str, entries.shape))
-        share = f"{coverage.tensors[name]:.3%}"
-        table.add_row(name, entries.kind, shape, f"{entries.count:,}", share)
-    return results, table
+    return Outcome(results, [Table(title, columns, list(region.items()))])
 
 
-def score_facts(scores: Scores) -> tuple[dict[str, Any], Table]:
+def score_facts(scores: Scores) -> Outcome:
     """How the scores were made, and their range in each parameter."""
     results = {
         "kind": "scores",
@@ -52,23 +53,28 @@ def score_facts(scores: Scores) -> tuple[dict[str, Any], Table]:
         "base": scores.base.name if scores.base else None,
         "made": scores.made,
     }
-    of = scores.made.get("language") or "several languages"
-    table = _parameter_table(f"scores of {of}", "shape", "mean", "largest")
-    for name, values in scores.items():
-        shape = "×".join(map(str, values.shape))
-        table.add_row(name, shape, f"{values.mean():.3g}", f"{values.max():.3g}")
-    return results, table
+    columns = [
+        _PARAMETER,
+        Column("shape", lambda row: _shape(row[1]), text=True),
+        Column("mean", 2, lambda mean: f"{mean:.3g}"),
+        Column("largest", 3, lambda largest: f"{largest:.3g}"),
+    ]
+    rows = [
+        (name, tuple(values.shape), values.mean().item(), values.max().item())
+        for name, values in scores.items()  # one tensor at a time
+    ]
+    language = scores.made.get("language") or "several languages"
+    return Outcome(results, [Table(f"scores of {language}", columns, rows)])
 
 
-def _parameter_table(title: str, *headings: str) -> Table:
-    table = Table(title=title)
-    table.add_column("parameter", overflow="fold")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    return table
+_PARAMETER = Column("parameter", 0, text=True)
 
 
-def model_facts(path: str) -> tuple[dict[str, Any], Table]:
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def model_facts(path: str) -> Outcome:
     """What freezetrain finds in a model by structure."""
     model = load_model(ModelSource(path, dtype="stored"))
     with_norms, without = block_parameters(model, norms=True), block_parameters(model)
@@ -84,28 +90,20 @@ def model_facts(path: str) -> tuple[dict[str, Any], Table]:
         "embeddings": embeddings,
         "fingerprint": fingerprint(model),
     }
-    table = Table("what", "found", title=type(model).__name__)
-    for name in ("parameters", "freezable", "norms"):
-        table.add_row(name, f"{results[name]:,}")
-    table.add_row("decoder blocks", f"{len(blocks)}: {blocks[0][0]} to {blocks[-1][0]}")
-    for name, parameter in embeddings.items():
-        table.add_row(f"{name} embedding", parameter)
-    return results, table
+    facts = {name: f"{results[name]:,}" for name in ("parameters", "freezable", "norms")}
+    facts["decoder blocks"] = f"{len(blocks)}: {blocks[0][0]} to {blocks[-1][0]}"
+    facts |= {f"{name} embedding": parameter for name, parameter in embeddings.items()}
+    return Outcome(results, [facts_table(type(model).__name__, facts)])
 
 
 def run(recipe: InfoRecipe, folder: Path) -> Outcome:
     path = Path(recipe.path)
     if (path / "config.json").is_file():
-        return Outcome(*_listed(model_facts(recipe.path)))
+        return model_facts(recipe.path)
     if not path.exists():
         raise UserError(
             f"expected a region file, a score file or a model folder at {path}, there is nothing"
         )
     if stored_what(path) == "scores":
-        return Outcome(*_listed(score_facts(Scores.load(path))))
-    return Outcome(*_listed(region_contents(Region.load(path))))
-
-
-def _listed(found: tuple[dict[str, Any], Table]) -> tuple[dict[str, Any], list[Table]]:
-    results, table = found
-    return results, [table]
+        return score_facts(Scores.load(path))
+    return region_facts(Region.load(path))

@@ -1,24 +1,27 @@
-"""What is changed alone: single weights, dimensions, and random ones to compare them with."""
+"""`freezetrain perturb`: single weights or dimensions changed, each alone, beside random ones."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
-from rich.markup import escape
-from rich.table import Table
 from torch import nn
 from transformers import PreTrainedModel
 
-from freezetrain.analysis.ablate import NOTHING
-from freezetrain.analysis.alone import LanguageFigures, each_alone, rises
+from freezetrain.analysis.effects import (
+    Change,
+    LanguageFigures,
+    Rises,
+    each_alone,
+    rises,
+    unchanged,
+)
 from freezetrain.analysis.recipe import PerturbRecipe
 from freezetrain.evaluation import Document
 from freezetrain.evaluation.figures import finite_or_none
+from freezetrain.formats import language_and_code, perplexity, signed
 from freezetrain.measuring.held_out import held_out_documents
 from freezetrain.models import load_model, load_tokenizer, on_gpu
 from freezetrain.recipe.sources import EvaluationTexts
@@ -30,6 +33,8 @@ from freezetrain.run_folder import Outcome
 from freezetrain.scoring import Scores
 from freezetrain.scoring.scores import language_scores
 from freezetrain.scoring.weights import Weight, region_of, top_weights
+from freezetrain.tables import Column, Table
+from freezetrain.typed_json import to_json
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Target:
 def weight_targets(
     model: nn.Module, weights: Sequence[tuple[Weight, float | None]]
 ) -> list[Target]:
-    """Weights with their scores, where they have one; each once, with the first score told."""
+    """Weights with their scores, where they have one; each once, with the first score given."""
     scores: dict[Weight, float | None] = {}
     for weight, score in weights:
         if scores.get(weight) is None:
@@ -62,16 +67,17 @@ def dimension_targets(
     model: nn.Module, dimensions: Sequence[int], patterns: Sequence[str]
 ) -> list[Target]:
     """All weights of each dimension together or, given patterns, those of each parameter alone."""
-    found = []
+    targets = []
     for dimension in dimensions:
         region = weights_of_dimension(model, dimension, patterns or None)
         what = f"dimension {dimension} of"
         if not patterns:
-            found.append(Target(f"{what} all decoder blocks", region, dimension=dimension))
-        for name, entries in region.items() if patterns else []:
+            targets.append(Target(f"{what} all decoder blocks", region, dimension=dimension))
+            continue
+        for name, entries in region.items():
             alone = Region({name: entries})
-            found.append(Target(f"{what} {name}", alone, dimension=dimension, parameter=name))
-    return found
+            targets.append(Target(f"{what} {name}", alone, dimension=dimension, parameter=name))
+    return targets
 
 
 def random_targets(model: nn.Module, targets: Sequence[Target], seed: int) -> list[Target]:
@@ -87,72 +93,142 @@ def random_targets(model: nn.Module, targets: Sequence[Target], seed: int) -> li
             weights[target.weight.name] += entries.indices().tolist()
         elif target.dimension is not None:
             dimensions[target.parameter].append(target.dimension)
-    found = []
+    drawn = []
     parameters = all_parameters(model)
     for name, taken in weights.items():
         shape = parameters[name].shape
-        drawn = [
-            Weight(name, tuple(int(i) for i in torch.unravel_index(torch.tensor(place), shape)))
-            for place in _others(shape.numel(), taken, seed, name)
-        ]
-        found += weight_targets(model, [(weight, None) for weight in drawn])
+        for place in _others(shape.numel(), taken, seed, name):
+            index = torch.unravel_index(torch.tensor(place), shape)
+            drawn += weight_targets(model, [(Weight(name, tuple(map(int, index))), None)])
     for parameter, taken in dimensions.items():
         others = _others(hidden_size(model), taken, seed, parameter or "")
-        found += dimension_targets(model, others, [] if parameter is None else [parameter])
-    return found
+        drawn += dimension_targets(model, others, [] if parameter is None else [parameter])
+    return drawn
 
 
 def _others(total: int, taken: Sequence[int], seed: int, name: str) -> list[int]:
     """As many of the places below ``total`` as are taken, at random among the rest."""
     rest = total - len(taken)
     places = draw_indices(rest, min(rest, len(taken)), seed, name)
-    for one in sorted(taken):
-        places = places + (places >= one)
+    for place in sorted(taken):
+        places = places + (places >= place)
     return places.tolist()
 
 
-Change = Callable[[PreTrainedModel, Region], AbstractContextManager[None]]
+@dataclass(frozen=True)
+class Damage:
+    """What changing one target alone does."""
+
+    what: str
+    name: str | None
+    """Parameter; None for a dimension of all decoder blocks."""
+    index: list[int] | None
+    """Of a single weight."""
+    dimension: int | None
+    entries: int
+    value: float | None
+    """Of a single weight, before it was changed."""
+    score: float | None
+    mean_rise: float
+    """Of the NLL, nats per byte, mean over languages."""
+    rise: Rises
+    perplexity: dict[str, float | None]
+    """None past the range of a float."""
+
+    @property
+    def worst(self) -> str:
+        """The language that loses most."""
+        return max(self.rise, key=self.rise.__getitem__)
 
 
-def damage(
+@dataclass(frozen=True)
+class Perturbations:
+    """Results of the verb: damage of each target and of random ones, largest first."""
+
+    change: str
+    """zero, scale or reinitialize"""
+    by: float | None
+    """Factor, where entries are scaled."""
+    before: dict[str, float | None]
+    """Perplexity of each language as the model is; None past the range of a float."""
+    weights: list[Damage]
+    random: list[Damage]
+
+    @property
+    def single(self) -> bool:
+        """Whether single weights were changed, and not several at once."""
+        return all(damage.entries == 1 for damage in self.weights)
+
+    @property
+    def title(self) -> str:
+        """``Single weights set to zero``"""
+        changed = {"zero": "set to zero", "reinitialize": "drawn anew"}.get(
+            self.change, f"multiplied by {self.by:g}" if self.by is not None else ""
+        )
+        if not self.single:
+            return f"Whole dimensions {changed}"
+        recurring = any(damage.dimension is not None for damage in self.weights)
+        return f"Single weights{' of recurring dimensions' if recurring else ''} {changed}"
+
+
+def perturbations(
     model: PreTrainedModel,
     documents: dict[str, list[Document]],
     evaluation: EvaluationTexts,
     targets: Sequence[Target],
-    change: Change,
-    before: LanguageFigures,
-    what: str,
-) -> list[dict[str, Any]]:
-    """What changing each of ``targets`` alone does, ready for JSON, largest damage first.
+    recipe: PerturbRecipe,
+    before: LanguageFigures | None = None,
+) -> Perturbations:
+    """Change each of ``targets``, and as many random ones, alone, as ``recipe`` says.
 
-    ``value`` is that of a single weight, before; ``rise`` that of the NLL in nats per byte.
+    ``before``: what the model gives as it is, on the same documents. None: it is evaluated.
     """
-    regions = [(target.what, target.region) for target in targets]
-    found = each_alone(
-        model, documents, evaluation, regions, number=len(regions), what=what, change=change
-    )
-    rows = []
-    for target in targets:
-        figures, weight = found[target.what], target.weight
-        rise = rises(before, figures)
-        rows.append(
-            {
-                "what": target.what,
-                "name": target.parameter if weight is None else weight.name,
-                "index": None if weight is None else list(weight.index),
-                "dimension": target.dimension,
-                "entries": target.region.count,
-                "value": _value(model, target.region),
-                "score": target.score,
-                "mean_rise": fmean(rise.values()),
-                "rise": rise,
-                "perplexity": _perplexities(figures),
-            }
+    figures_before = before or unchanged(model, documents, evaluation)
+
+    def ranked(targets: Sequence[Target], what: str) -> list[Damage]:
+        if not targets:
+            return []
+        figures = each_alone(
+            model,
+            documents,
+            evaluation,
+            [(target.what, target.region) for target in targets],
+            number=len(targets),
+            what=f"{recipe.change} {what}",
+            change=_change(recipe),
         )
-    return sorted(rows, key=lambda row: -row["mean_rise"])
+        damages = [_damage(model, t, figures_before, figures[t.what]) for t in targets]
+        return sorted(damages, key=lambda damage: -damage.mean_rise)
+
+    controls = random_targets(model, targets, recipe.seed) if recipe.random else []
+    return Perturbations(
+        change=recipe.change,
+        by=recipe.by if recipe.change == "scale" else None,
+        before=_perplexities(figures_before),
+        weights=ranked(targets, "each weight"),
+        random=ranked(controls, "random ones"),
+    )
 
 
-def _value(model: PreTrainedModel, region: Region) -> float | None:
+def _damage(
+    model: PreTrainedModel, target: Target, before: LanguageFigures, after: LanguageFigures
+) -> Damage:
+    weight, rise = target.weight, rises(before, after)
+    return Damage(
+        what=target.what,
+        name=target.parameter if weight is None else weight.name,
+        index=None if weight is None else list(weight.index),
+        dimension=target.dimension,
+        entries=target.region.count,
+        value=_single_value(model, target.region),
+        score=target.score,
+        mean_rise=fmean(rise.values()),
+        rise=rise,
+        perplexity=_perplexities(after),
+    )
+
+
+def _single_value(model: PreTrainedModel, region: Region) -> float | None:
     """The only weight of the region; None where there are more."""
     if region.count > 1:
         return None
@@ -164,36 +240,6 @@ def _perplexities(figures: LanguageFigures) -> dict[str, float | None]:
     return {language: finite_or_none(one.perplexity) for language, one in figures.items()}
 
 
-def perturbations(
-    model: PreTrainedModel,
-    documents: dict[str, list[Document]],
-    evaluation: EvaluationTexts,
-    targets: Sequence[Target],
-    recipe: PerturbRecipe,
-    before: LanguageFigures | None = None,
-) -> dict[str, Any]:
-    """Results of the verb; ``before`` is what the model gives as it is. None: it is evaluated."""
-    if before is None:
-        nothing = [(NOTHING, Region({}))]
-        before = each_alone(
-            model, documents, evaluation, nothing, number=1, what="nothing changed"
-        )[NOTHING]
-
-    def ranked(some: Sequence[Target], what: str) -> list[dict[str, Any]]:
-        if not some:
-            return []
-        return damage(model, documents, evaluation, some, _change(recipe), before, what)
-
-    controls = random_targets(model, targets, recipe.seed) if recipe.random else []
-    return {
-        "change": recipe.change,
-        "by": recipe.by if recipe.change == "scale" else None,
-        "before": _perplexities(before),
-        "weights": ranked(targets, f"{recipe.change} each weight"),
-        "random": ranked(controls, f"{recipe.change} random ones"),
-    }
-
-
 def _change(recipe: PerturbRecipe) -> Change:
     if recipe.change == "zero":
         return lambda model, region: perturb(model, region, value=0.0)
@@ -202,31 +248,31 @@ def _change(recipe: PerturbRecipe) -> Change:
     return lambda model, region: perturb(model, region, reinitialize=recipe.seed)
 
 
-def as_table(results: Mapping[str, Any]) -> Table:
-    """What is changed, largest damage first, with the random ones below."""
-    way = results["change"] if results["by"] is None else f"times {results['by']:g}"
-    table = Table(title=f"each changed alone: {way}", title_justify="left")
-    for heading, justify in (
-        ("what", "left"),
-        ("value", "right"),
-        ("score", "right"),
-        ("mean rise,\nnats/byte", "right"),
-        ("worst language", "left"),
-    ):
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for rows in (results["weights"], results["random"]):
-        for row in rows:
-            worst = max(row["rise"], key=lambda language: row["rise"][language])
-            numbers = ("-" if row[n] is None else f"{row[n]:.4g}" for n in ("value", "score"))
-            table.add_row(
-                escape(row["what"]),
-                *numbers,
-                f"{row['mean_rise']:+.5f}",
-                f"{escape(worst)} {row['rise'][worst]:+.5f}",
-            )
-        table.add_section()
-    table.caption = "below: at random" if results["random"] else None
-    return table
+def damage_table(changed: Perturbations) -> Table:
+    """Everything that was changed, largest damage first, with the random ones among them."""
+
+    def perplexities(damage: Damage) -> str:
+        before, after = changed.before[damage.worst], damage.perplexity[damage.worst]
+        return f"{perplexity(before)} → {perplexity(after)}"
+
+    drawn = {id(damage) for damage in changed.random}
+    columns = [
+        Column("weight", "what", text=True),
+        Column("", lambda damage: "random" if id(damage) in drawn else "chosen", text=True),
+        Column("value", "value", _four_digits),
+        Column("score", "score", _four_digits),
+        Column("mean rise", "mean_rise", lambda rise: signed(rise, 5)),
+        Column("worst language", "worst", language_and_code, text=True),
+        Column("its rise", lambda damage: damage.rise[damage.worst], lambda r: signed(r, 5)),
+        Column("its perplexity", perplexities, text=True),
+    ]
+    rows = sorted([*changed.weights, *changed.random], key=lambda damage: -damage.mean_rise)
+    title = f"{changed.title}, each alone; rise of the loss in nats per byte"
+    return Table(title, columns, rows, sortable=True)
+
+
+def _four_digits(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−")
 
 
 def run(recipe: PerturbRecipe, folder: Path) -> Outcome:
@@ -236,11 +282,11 @@ def run(recipe: PerturbRecipe, folder: Path) -> Outcome:
         total = Scores.sum(list(language_scores(recipe.scores, recipe.languages).values()))
         Region({}, total.base).check_base(model)
         weights += top_weights(total, recipe.count, norms=recipe.norms)
-    weights += [(Weight(one.name, tuple(one.index)), None) for one in recipe.weights]
+    weights += [(Weight(weight.name, tuple(weight.index)), None) for weight in recipe.weights]
     targets = [
         *weight_targets(model, weights),
         *dimension_targets(model, recipe.dimensions, recipe.parameters),
     ]
     documents = held_out_documents(recipe.evaluation, tokenizer)
-    results = perturbations(model, documents, recipe.evaluation, targets, recipe)
-    return Outcome(results, [as_table(results)])
+    changed = perturbations(model, documents, recipe.evaluation, targets, recipe)
+    return Outcome(to_json(changed), [damage_table(changed)])

@@ -1,13 +1,12 @@
-"""`freezetrain select`: from scores, sets, weights, texts, blocks or at random to region files."""
+"""`freezetrain select`: region files from scores, sets, weights, texts, blocks or at random."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor, nn
 
 from freezetrain.analysis.recipe import SelectRecipe
@@ -23,6 +22,7 @@ from freezetrain.run_folder import Outcome
 from freezetrain.scoring import Scores, magnitude_scores, monolingual, select
 from freezetrain.scoring.scores import language_scores
 from freezetrain.scoring.without_text import random_scores
+from freezetrain.tables import Column, Table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -98,56 +98,55 @@ def _combined(recipe: SelectRecipe) -> Region:
     expression = Expression(str(recipe.expression))
     known: dict[str, Callable[[], Region]] = {}
     if recipe.regions is not None:
-        known |= _files(Path(recipe.regions))
+        known |= _region_files(Path(recipe.regions))
     if recipe.scores is not None:
         scores = language_scores(recipe.scores, recipe.languages)
-        of_scores = _tops(scores, recipe)
-        if twice := sorted(known.keys() & of_scores.keys()):
+        selected = _top_regions(scores, recipe)
+        if twice := sorted(known.keys() & selected.keys()):
             raise UserError(
                 f"{twice[0]!r} is a file in {recipe.regions} and also a name that {recipe.scores} "
                 "gives; rename the file"
             )
-        known |= of_scores
+        known |= selected
     expression.check(known)
     return expression.region(lambda name: known[name]())
 
 
-def _files(folder: Path) -> dict[str, Callable[[], Region]]:
+def _region_files(folder: Path) -> dict[str, Callable[[], Region]]:
     suffix = ".safetensors"
     files = sorted(folder.glob(f"*{suffix}"))
     if not files:
         raise UserError(f"expected a folder of region files (*{suffix}) at {folder}, found none")
-    return {path.name.removesuffix(suffix): _loaded(path) for path in files}
+    return {path.name.removesuffix(suffix): partial(Region.load, path) for path in files}
 
 
-def _loaded(path: Path) -> Callable[[], Region]:
-    return lambda: Region.load(path)
-
-
-def _tops(scores: Mapping[str, Scores], recipe: SelectRecipe) -> dict[str, Callable[[], Region]]:
+def _top_regions(
+    scores: Mapping[str, Scores], recipe: SelectRecipe
+) -> dict[str, Callable[[], Region]]:
     """What the recipe selects by the scores of each language alone, and of all together."""
-
-    def top(part: Scores) -> Callable[[], Region]:
-        return lambda: _selected(part, recipe)
-
     if CORE in scores:
         raise UserError(f"a language is called {CORE!r}, which is all languages; rename its scores")
-    tops = {language: top(part) for language, part in scores.items()}
+    tops: dict[str, Callable[[], Region]] = {
+        language: partial(_selected, of_language, recipe)
+        for language, of_language in scores.items()
+    }
     return tops | {CORE: lambda: _selected(Scores.sum(list(scores.values())), recipe)}
 
 
-def facts(region: Region) -> Table:
+def layers_table(region: Region) -> Table:
     """How much of each layer the region covers."""
     coverage = region.coverage()
-    table = Table("layer", "share of its entries", title=f"{region.count:,} entries")
-    for layer, share in coverage.layers.items():
-        table.add_row(str(layer), f"{share:.3%}")
-    table.add_section()
-    table.add_row("all parameters named", f"{coverage.model:.3%}")
-    return table
+    columns = [
+        Column("layer", 0, str, text=True),
+        Column(
+            "share of its entries", 1, lambda share: f"{share:.3%}", foot=(None, coverage.model)
+        ),
+    ]
+    title = f"{region.count:,} entries"
+    return Table(title, columns, list(coverage.layers.items()), foot="all parameters named")
 
 
-def _saved(region: Region, path: Path) -> dict[str, object]:
+def _save(region: Region, path: Path) -> dict[str, object]:
     """Write a region file; for results, what it holds."""
     region.save(path)
     return {
@@ -162,20 +161,23 @@ def _saved(region: Region, path: Path) -> dict[str, object]:
 def run(recipe: SelectRecipe, folder: Path) -> Outcome:
     if recipe.kind == "monolingual" and recipe.language is None:
         regions = monolingual_regions(recipe)
-        results = {
-            name: _saved(region, folder / f"{name}.safetensors") for name, region in regions.items()
+        saved = {
+            name: _save(region, folder / f"{name}.safetensors") for name, region in regions.items()
         }
-        table = Table("language", "entries", "share", "file", title="monolingual regions")
-        for name, saved in results.items():
-            counts = f"{saved['entries']:,}", f"{saved['coverage']:.3%}"
-            table.add_row(escape(name), *counts, escape(str(saved["file"])))
-        return Outcome({"regions": results}, [table, f"regions: {folder}"])
+        columns = [
+            Column("language", str, text=True),
+            Column("entries", lambda name: saved[name]["entries"]),
+            Column("share", lambda name: saved[name]["coverage"], lambda share: f"{share:.3%}"),
+            Column("file", lambda name: saved[name]["file"], text=True),
+        ]
+        table = Table("monolingual regions", columns, list(saved))
+        return Outcome({"regions": saved}, [table, f"regions: {folder}"])
     if recipe.kind == "monolingual":
         (region,) = monolingual_regions(recipe).values()
     else:
         region = make_region(recipe)
     path = folder / "region.safetensors"
-    return Outcome(_saved(region, path), [facts(region), f"region: {path}"])
+    return Outcome(_save(region, path), [layers_table(region), f"region: {path}"])
 
 
 Read = Callable[[nn.Parameter], Tensor]

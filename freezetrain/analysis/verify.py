@@ -3,8 +3,6 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.table import Table
-
 from freezetrain.analysis.recipe import VerifyRecipe
 from freezetrain.errors import UserError
 from freezetrain.freezing import Comparison, compare_checkpoints, compare_weights
@@ -13,6 +11,7 @@ from freezetrain.models import load_model
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import Region
 from freezetrain.run_folder import Outcome
+from freezetrain.tables import Column, Table
 
 
 def _stored_as_named(region: Region, folder: Path) -> bool:
@@ -45,34 +44,33 @@ def compare(
     return compare_weights(weights[0], weights[1], region, clamp=clamp, rounded_to=rounded_to)
 
 
-def as_display(found: Comparison) -> list[str | Table]:
+def comparison_display(comparison: Comparison) -> list[str | Table]:
     """The counts, and the first offenders where there are any."""
-    changed = f"{found.changed:,} of {found.trainable:,} trainable entries changed"
-    if not found.moved:
-        return [f"{found.checked:,} frozen entries are bit-identical; {changed}"]
-    table = Table(title="first that moved")
-    table.add_column("parameter", overflow="fold")
-    for heading in ("flat index", "base", "adapted"):
-        table.add_column(heading, justify="right")
-    for offender in found.offenders:
-        table.add_row(
-            offender.name, str(offender.index), repr(offender.base), repr(offender.adapted)
-        )
-    lines: list[str | Table] = [
-        f"{found.moved:,} of {found.checked:,} frozen entries moved; {changed}"
+    changed = f"{comparison.changed:,} of {comparison.trainable:,} trainable entries changed"
+    if not comparison.moved:
+        return [f"{comparison.checked:,} frozen entries are bit-identical; {changed}"]
+    display: list[str | Table] = [
+        f"{comparison.moved:,} of {comparison.checked:,} frozen entries moved; {changed}"
     ]
-    if found.rounded_to:
-        lines.append(
-            f"all that moved have the base's values rounded to {found.rounded_to}, as an engine "
-            f"makes them that trains in 16 bits: --rounded_to {found.rounded_to} accepts that"
+    if comparison.rounded_to:
+        display.append(
+            f"all that moved have the base's values rounded to {comparison.rounded_to}, as an "
+            f"engine makes them that trains in 16 bits: --rounded_to {comparison.rounded_to} "
+            "accepts that"
         )
-    return [*lines, table]
+    columns = [
+        Column("parameter", "name", text=True),
+        Column("flat index", "index"),
+        Column("base", "base", repr),
+        Column("adapted", "adapted", repr),
+    ]
+    return [*display, Table("first that moved", columns, comparison.offenders)]
 
 
 def run(recipe: VerifyRecipe, folder: Path) -> Outcome:
     region = Region.load(recipe.region)
-    found = compare(
+    comparison = compare(
         Path(recipe.base), Path(recipe.adapted), region, recipe.clamp, recipe.rounded_to
     )
-    results = {**asdict(found), "region_digest": region.digest}
-    return Outcome(results, as_display(found), passed=found.moved == 0)
+    results = {**asdict(comparison), "region_digest": region.digest}
+    return Outcome(results, comparison_display(comparison), passed=comparison.moved == 0)

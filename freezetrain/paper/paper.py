@@ -1,33 +1,120 @@
 """`freezetrain paper`: the experiments of the paper on any model, and one page of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from transformers import PreTrainedModel
 
-from freezetrain.analysis.alone import check_prompts
+from freezetrain.analysis.ablate import Ablation, check_prompts
+from freezetrain.analysis.dimensions import Dimensions
+from freezetrain.analysis.perturb import Perturbations
 from freezetrain.data.texts import languages_in
 from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation.texts import text_facts
 from freezetrain.measuring.held_out import held_out_documents
 from freezetrain.models import load_model, load_tokenizer, local_folder, meta_model, on_gpu
 from freezetrain.paper.claims import paper_claims
+from freezetrain.paper.experiments import (
+    PaperScores,
+    Study,
+    overlaps,
+    weight_changes,
+    zero_core_regions,
+    zero_dimensions,
+    zero_monolingual_regions,
+)
 from freezetrain.paper.figures import draw_all
-from freezetrain.paper.page import render_paper
-from freezetrain.paper.parts import PaperScores, Study, parts
+from freezetrain.paper.page import claims_table, render_paper
 from freezetrain.paper.recipe import PAPER_CORE, PaperRecipe
+from freezetrain.paper.results import (
+    ModelFacts,
+    MonolingualSelectivity,
+    Overlaps,
+    PaperLanguages,
+    PaperResults,
+)
 from freezetrain.progress import Stages
 from freezetrain.ranks import is_first_rank
 from freezetrain.regions import block_parameters, decoder_blocks
 from freezetrain.run_folder import Outcome
+from freezetrain.typed_json import from_json, to_json
 
 PAGE = "report.html"
 
 
-def told_languages(recipe: PaperRecipe) -> tuple[list[str], list[str]]:
+def run(recipe: PaperRecipe, folder: Path) -> Outcome:
+    """Leaves report.html, pictures/, tensorboard/, scores/ and regions/; goes on where it was.
+
+    With several processes all score together, and share the documents of each evaluation.
+    """
+    # What can be refused is, before hours of scoring.
+    tokenizer = load_tokenizer(recipe.model)
+    scored, core = paper_languages(recipe)
+    evaluation = recipe.evaluation(recipe.evaluated or scored)
+    documents = held_out_documents(evaluation, tokenizer)
+    shape = meta_model(recipe.model)
+    check_prompts(shape, tokenizer, recipe.prompts, recipe.new_tokens)
+    _check_ratios(recipe, shape)
+    stages = Stages(folder / "parts")
+
+    with stages("scores"):
+        scores = PaperScores(recipe, folder, scored, core)
+    model = on_gpu(load_model(recipe.model))
+    study = Study(recipe, model, tokenizer, documents, evaluation, scores, folder / "regions")
+
+    def kept(name: str, kind: Any, make: Callable[[], Any]) -> Any:
+        return _kept(stages, name, kind, make)
+
+    results = PaperResults(
+        model=ModelFacts(
+            name=recipe.model.path,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            layers=len(decoder_blocks(model)),
+            folder=str(local_folder(recipe.model)),
+        ),
+        settings=asdict(recipe),
+        languages=PaperLanguages(scored, core, list(documents)),
+        texts=text_facts(documents, tokenizer),
+        scores=dict(scores.made),
+        seconds=stages.seconds,  # which grows with each part
+        ablation=kept("ablation", Ablation, lambda: zero_core_regions(study)),
+        selectivity=kept(
+            "selectivity", MonolingualSelectivity | None, lambda: zero_monolingual_regions(study)
+        ),
+        dimensions=kept("dimensions", Dimensions, lambda: zero_dimensions(study)),
+        weights={
+            change: kept(f"weights-{change}", Perturbations | None, make)
+            for change, make in weight_changes(study).items()
+        },
+        overlap=kept("overlap", Overlaps, lambda: overlaps(study)),
+    )
+    results.claims = paper_claims(results)
+    display: list[Any] = []
+    if is_first_rank():
+        render_paper(results, folder / PAGE)
+        draw_all(results, folder)
+        display = [claims_table(results.claims), f"report: {folder / PAGE}"]
+    return Outcome(to_json(results), display)
+
+
+def _kept(stages: Stages, name: str, kind: Any, make: Callable[[], Any]) -> Any:
+    """The ``kind`` that ``make`` gives, or gave in an earlier start, of which a file is left.
+
+    UserError for a file of another version.
+    """
+    content = stages.kept(name, lambda: to_json(make()))
+    try:
+        return from_json(kind, content)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"parts/{name}.json is not of this version ({error!r}); delete it to have that part "
+            "made again"
+        ) from error
+
+
+def paper_languages(recipe: PaperRecipe) -> tuple[list[str], list[str]]:
     """Languages scored, and of these the core's.
 
     UserError for one without texts, for no core, or where not all that are scored are evaluated.
@@ -65,60 +152,3 @@ def _check_ratios(recipe: PaperRecipe, model: PreTrainedModel) -> None:
                 f"expected ratios of which a matrix has a weight, got {ratio:g}, and the largest "
                 f"has {largest} weights; use {1 / largest:.2g} or more"
             )
-
-
-def run(recipe: PaperRecipe, folder: Path) -> Outcome:
-    """Leaves report.html, pictures/, tensorboard/, scores/ and regions/; goes on where it was.
-
-    With several processes all score together, and share the documents of each evaluation.
-    """
-    # What can be refused is, before hours of scoring.
-    tokenizer = load_tokenizer(recipe.model)
-    scored, core = told_languages(recipe)
-    evaluation = recipe.evaluation(recipe.evaluated or scored)
-    documents = held_out_documents(evaluation, tokenizer)
-    shape = meta_model(recipe.model)
-    check_prompts(shape, tokenizer, recipe.prompts, recipe.new_tokens)
-    _check_ratios(recipe, shape)
-    stages = Stages(folder / "parts")
-
-    with stages("scores"):
-        scores = PaperScores(recipe, folder, scored, core)
-    model = on_gpu(load_model(recipe.model))
-    study = Study(recipe, model, tokenizer, documents, evaluation, scores, folder / "regions")
-    found: dict[str, Any] = {}
-    for (name, *within), make in parts(study).items():
-        what = stages.kept("-".join([name, *within]), make)
-        if within:
-            found.setdefault(name, {})[within[0]] = what
-        else:
-            found[name] = what
-    results: dict[str, Any] = {
-        "model": {
-            "name": recipe.model.path,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "layers": len(decoder_blocks(model)),
-            "folder": str(local_folder(recipe.model)),
-        },
-        "settings": asdict(recipe),
-        "languages": {"scored": scored, "core": core, "evaluated": list(documents)},
-        "texts": [asdict(facts) for facts in text_facts(documents, tokenizer)],
-        "scores": scores.made,
-        **found,
-        "seconds": stages.seconds,
-    }
-    results["claims"] = paper_claims(results)
-    if not is_first_rank():
-        return Outcome(results)
-    render_paper(results, folder / PAGE)
-    draw_all(results, folder)
-    return Outcome(results, [_claims_table(results["claims"]), f"report: {folder / PAGE}"])
-
-
-def _claims_table(claims: list[Mapping[str, Any]]) -> Table:
-    table = Table("", "the paper's claim", "seen here", title="the paper on this model")
-    for one in claims:
-        mark = {True: "holds", False: "does not hold", None: "cannot be told"}[one["holds"]]
-        table.add_row(mark, one["claim"], one["seen"])
-        table.add_section()
-    return table

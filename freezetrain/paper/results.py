@@ -1,66 +1,117 @@
-"""What several parts of the paper's page read from its results."""
+"""All that `freezetrain paper` finds, as its page, its pictures and its claims read it."""
 
-from collections.abc import Mapping, Sequence
-from statistics import fmean
+from dataclasses import dataclass, field
 from typing import Any
 
+from freezetrain.analysis.ablate import Ablation, Kind, RemovalEffect
+from freezetrain.analysis.dimensions import Dimensions
+from freezetrain.analysis.effects import Selectivity
+from freezetrain.analysis.overlap import Overlap
+from freezetrain.analysis.perturb import Perturbations
+from freezetrain.evaluation.texts import TextFacts
+from freezetrain.typed_json import KEY
 
-def single(found: Mapping[str, Any]) -> bool:
-    """Whether single weights were changed, and not several at once."""
-    return all(one["entries"] == 1 for one in found["weights"])
-
-
-def changed(found: Mapping[str, Any]) -> str:
-    """What was done to each weight: ``set to zero``, ``multiplied by 4``."""
-    if found["change"] == "scale":
-        return f"multiplied by {found['by']:g}"
-    return {"zero": "set to zero", "reinitialize": "drawn anew"}[found["change"]]
-
-
-def changed_what(found: Mapping[str, Any]) -> str:
-    """``Single weights set to zero``"""
-    if not single(found):
-        return f"Whole dimensions {changed(found)}"
-    recurring = any(one["dimension"] is not None for one in found["weights"])
-    return f"Single weights{' of dimensions that recur' if recurring else ''} {changed(found)}"
+KINDS: tuple[Kind, ...] = (
+    "top",
+    "random",
+    "bottom",
+)  # of regions, in the order in which they are shown
 
 
-def weight_name(weight: Mapping[str, Any]) -> str:
-    """``model.norm.weight[3]``; of several weights together, as they are called."""
-    if weight["index"] is None:
-        return str(weight["what"])
-    return f"{weight['name']}[{', '.join(map(str, weight['index']))}]"
+@dataclass(frozen=True)
+class ModelFacts:
+    """The model that was looked at."""
+
+    name: str
+    parameters: int
+    layers: int
+    folder: str
 
 
-def core_of(dimensions: Mapping[str, Any]) -> str:
-    """The region that is shown: the core, or the first where none is called so."""
-    regions = dimensions["regions"]
-    return "core" if "core" in regions else next(iter(regions))
+@dataclass(frozen=True)
+class PaperLanguages:
+    """Languages that were scored, of these the core's, and those that were evaluated."""
+
+    scored: list[str]
+    core: list[str]
+    evaluated: list[str]
 
 
-def mean_share(by_layer: Mapping[str, Mapping[str, float | None]], kind: str) -> float:
-    """Mean over the layers that have such a matrix; 0 where none has."""
-    known = [share for layer in by_layer.values() if (share := layer.get(kind)) is not None]
-    return fmean(known) if known else 0.0
+@dataclass(frozen=True)
+class MonolingualSelectivity(Selectivity):
+    """Selectivity of monolingual regions."""
+
+    ratio: float
+    """Share of entries that a region has before those of other languages are taken out."""
 
 
-KINDS = ("top", "random", "bottom")
+@dataclass(frozen=True)
+class Halves:
+    """Regions of two halves of each language's texts, a number for each language."""
+
+    names: list[str]
+    jaccard: list[float]
+    expected: list[float]
+    """By chance."""
 
 
-def of_ratio(summary: Sequence[Mapping[str, Any]], ratio: float | None) -> dict[str, Any]:
-    """What was removed at ``ratio``, by kind; None: the regions given as files, by their names."""
-    found = {_name(one): one for one in summary if one["ratio"] == ratio}
-    order = [kind for kind in KINDS if kind in found] + [k for k in found if k not in KINDS]
-    return {kind: found[kind] for kind in order}
+@dataclass(frozen=True)
+class Overlaps:
+    """Regions compared with each other; None for what was not compared."""
+
+    languages: Overlap | None = None
+    samples: Overlap | None = None
+    """Cores from fewer sequences."""
+    methods: Overlap | None = None
+    """Cores by other scores."""
+    halves: Halves | None = None
+    whole_model: Overlap | None = field(default=None, metadata={KEY: "whole model"})
+    """Regions selected over the whole model, which need not have as much of every matrix."""
 
 
-def _name(one: Mapping[str, Any]) -> str:
-    if one["kind"] == "file":
-        return one["regions"][0]
-    return one["kind"] if one["ratio"] is not None else f"random like {one['like']}"
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, whether it holds here (None: cannot be told), and what was seen."""
+
+    claim: str
+    paper: str
+    holds: bool | None
+    seen: str
 
 
-def ratios_of(summary: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    """All ratios, ascending; then None where regions were given as files."""
-    known = sorted({one["ratio"] for one in summary if one["ratio"] is not None})
-    return [*known, *([None] if any(one["ratio"] is None for one in summary) else [])]
+@dataclass
+class PaperResults:
+    """None and nothing for what was not looked at."""
+
+    model: ModelFacts
+    settings: dict[str, Any]
+    languages: PaperLanguages
+    texts: list[TextFacts]
+    scores: dict[str, dict[str, Any]]
+    """Language → how its scores, by the first method, came about."""
+    seconds: dict[str, float]
+    ablation: Ablation | None = None
+    selectivity: MonolingualSelectivity | None = None
+    dimensions: Dimensions | None = None
+    weights: dict[str, Perturbations | None] = field(default_factory=dict)
+    """What was done → what it does to the model."""
+    overlap: Overlaps = field(default_factory=Overlaps)
+    claims: list[Claim] = field(default_factory=list)
+
+    @property
+    def removed(self) -> dict[float, dict[str, RemovalEffect]]:
+        """Ratio, ascending → kind of region (of KINDS) → what zeroing it does."""
+        summary = [] if self.ablation is None else self.ablation.summary
+        ratios = sorted({effect.ratio for effect in summary if effect.ratio is not None})
+        by_place = {(effect.ratio, effect.kind): effect for effect in summary}
+        return {
+            ratio: {kind: by_place[ratio, kind] for kind in KINDS if (ratio, kind) in by_place}
+            for ratio in ratios
+        }
+
+    @property
+    def changed(self) -> dict[str, Perturbations]:
+        """Of ``weights`` what changed anything."""
+        return {
+            name: changed for name, changed in self.weights.items() if changed and changed.weights
+        }

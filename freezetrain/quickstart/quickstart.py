@@ -1,15 +1,13 @@
 """`freezetrain quickstart`: the paper in minutes, every part real."""
 
-import json
 import logging
 import shutil
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from freezetrain.analysis.ablate import ablations, as_results, as_table
 from freezetrain.analysis.dimensions import region_place
+from freezetrain.analysis.effects import NOTHING, LanguageFigures, each_alone, effects_table
 from freezetrain.analysis.recipe import ScoreRecipe, SelectRecipe
 from freezetrain.analysis.score import score_languages
 from freezetrain.analysis.select import make_region
@@ -19,12 +17,18 @@ from freezetrain.errors import UserError, near_misses
 from freezetrain.measuring.held_out import held_out_documents
 from freezetrain.models import load_model, load_tokenizer, local_folder, on_gpu
 from freezetrain.progress import Stages
-from freezetrain.quickstart.observations import observe
-from freezetrain.quickstart.page import render_report
+from freezetrain.quickstart.observations import PLAIN, Adaptation, Variant, Verified, observe
+from freezetrain.quickstart.page import (
+    CoreRegion,
+    ModelFacts,
+    QuickstartResults,
+    render_quickstart,
+)
 from freezetrain.quickstart.recipe import QuickstartRecipe
 from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.sources import EvaluationTexts, ModelSource
 from freezetrain.regions import Region, decoder_blocks
+from freezetrain.report.run import FORGETTING, read_runs
 from freezetrain.run_folder import Outcome
 from freezetrain.scoring import Scores, select
 from freezetrain.scoring.scores import language_scores
@@ -33,8 +37,95 @@ from freezetrain.training.recipe import TrainRecipe, Watch
 
 BUILT_IN_BASE = str(files("freezetrain") / "base")
 
+EVALUATIONS = 4  # of each training run, the one before the first step not counted
 
-def regions_of(recipe: QuickstartRecipe, source: ModelSource, folder: Path) -> dict[str, Region]:
+# Half the peak for the small base forgets half as much at the same gain; the other is the paper's.
+LEARNING_RATES = {"built-in": 5e-4, "other": 5e-5}
+
+FILE = "core.safetensors"
+
+
+def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    stages = Stages()
+    source = ModelSource(recipe.model or BUILT_IN_BASE)
+    languages = languages_in(recipe.texts)
+    _check_languages(recipe, languages)
+    evaluation = EvaluationTexts(recipe.texts, languages)
+
+    with stages(f"1 of 5: score {len(recipe.score_languages)} languages, select the core region"):
+        regions = core_and_controls(recipe, source, folder)
+    model, tokenizer = on_gpu(load_model(source)), load_tokenizer(source)
+    with stages(f"2 of 5: zero each region, evaluate {len(languages)} languages"):
+        documents = held_out_documents(evaluation, tokenizer)
+        zeroed = {NOTHING: Region({}), **regions}
+        ablation: dict[str, LanguageFigures] = each_alone(
+            model, documents, evaluation, zeroed.items(),
+            number=len(zeroed), what="zero each region",
+        )  # fmt: skip
+
+    core = regions["core"]
+    frozen = {
+        PLAIN: None,
+        "core frozen": core,
+        "core and vocabulary frozen": core | unused_vocabulary(recipe, source),
+    }
+    variants = []
+    for number, (name, region) in enumerate(frozen.items(), start=3):
+        with stages(f"{number} of 5: further pre-training on {recipe.target}, {name}"):
+            variants.append(adapt(recipe, source, languages, name, region, core, folder))
+
+    stages.seconds["total"] = round(sum(stages.seconds.values()), 1)
+    settings = asdict(optimization(recipe, recipe.seed))
+    observations = observe(ablation, variants)
+    results = QuickstartResults(
+        model=ModelFacts(
+            name="built-in base" if recipe.model is None else recipe.model,
+            parameters=sum(p.numel() for p in model.parameters()),
+            layers=len(decoder_blocks(model)),
+            built_in=recipe.model is None,
+            folder=str(local_folder(source)),
+        ),
+        target=recipe.target,
+        languages=languages,
+        score_languages=recipe.score_languages,
+        settings=settings | {"ratio": recipe.ratio, "seeds": recipe.seeds},
+        region=CoreRegion(**vars(region_place(core, regions["random"], model)), file=FILE),
+        ablation=ablation,
+        variants=variants,
+        seconds=stages.seconds,
+        observations=observations,
+    )
+    page = folder / "report.html"
+    render_quickstart(results, page)
+    display = [
+        effects_table("a region set to zero", ablation[NOTHING], results.effects),
+        *(f"{'✓' if seen.holds else '✗'} {seen.claim}: {seen.seen}" for seen in observations),
+        f"report: {page}",
+    ]
+    frozen_runs = [run for variant in variants if variant.name != PLAIN for run in variant.runs]
+    passed = all(run.verified.moved == 0 for run in frozen_runs)
+    return Outcome(results.to_dict(), display, passed=passed)
+
+
+def _check_languages(recipe: QuickstartRecipe, languages: list[str]) -> None:
+    """UserError for a language without texts."""
+    if recipe.target not in languages:
+        raise UserError(
+            f"the target {recipe.target!r} is not among the texts' languages"
+            f"{near_misses(recipe.target, languages)}; they are {' '.join(languages)}"
+        )
+    for language in recipe.score_languages:
+        if language not in languages:
+            raise UserError(
+                f"score_languages has {language!r}, of which there are no texts"
+                f"{near_misses(language, languages)}; there are {' '.join(languages)}"
+            )
+
+
+def core_and_controls(
+    recipe: QuickstartRecipe, source: ModelSource, folder: Path
+) -> dict[str, Region]:
     """Score the languages, select the core, and its controls: random and lowest scores."""
     settings = ScoreRecipe(
         model=source,
@@ -47,12 +138,11 @@ def regions_of(recipe: QuickstartRecipe, source: ModelSource, folder: Path) -> d
     score_languages(settings, folder / "scores")
     total = Scores.sum(list(language_scores(folder / "scores", recipe.score_languages).values()))
     core = select(total, recipe.ratio)
-    regions = {
+    return {
         "core": core,
         "random": core.random_like(recipe.seed),
         "bottom": select(total, recipe.ratio, which="bottom"),
     }
-    return regions
 
 
 def unused_vocabulary(recipe: QuickstartRecipe, source: ModelSource) -> Region:
@@ -68,82 +158,6 @@ def unused_vocabulary(recipe: QuickstartRecipe, source: ModelSource) -> Region:
     )
 
 
-def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    stages = Stages()
-    source = ModelSource(recipe.model or BUILT_IN_BASE)
-    languages = languages_in(recipe.texts)
-    if recipe.target not in languages:
-        raise UserError(
-            f"the target {recipe.target!r} is not among the texts' languages"
-            f"{near_misses(recipe.target, languages)}; they are {' '.join(languages)}"
-        )
-    for language in recipe.score_languages:
-        if language not in languages:
-            raise UserError(
-                f"score_languages has {language!r}, of which there are no texts"
-                f"{near_misses(language, languages)}; there are {' '.join(languages)}"
-            )
-    evaluation = EvaluationTexts(recipe.texts, languages)
-
-    with stages(f"1 of 5: score {len(recipe.score_languages)} languages, select the core region"):
-        regions = regions_of(recipe, source, folder)
-    model, tokenizer = on_gpu(load_model(source)), load_tokenizer(source)
-    with stages(f"2 of 5: zero each region, evaluate {len(languages)} languages"):
-        documents = held_out_documents(evaluation, tokenizer)
-        figures = ablations(model, documents, regions, evaluation)
-
-    core = regions["core"]
-    frozen = {
-        "plain": None,
-        "core frozen": core,
-        "core and vocabulary frozen": core | unused_vocabulary(recipe, source),
-    }
-    runs: dict[str, dict[str, Any]] = {}
-    for number, (name, region) in enumerate(frozen.items(), start=3):
-        with stages(f"{number} of 5: further pre-training on {recipe.target}, {name}"):
-            runs[name] = adaptations(recipe, source, languages, name, region, core, folder)
-
-    stages.seconds["total"] = round(sum(stages.seconds.values()), 1)
-    results: dict[str, Any] = {
-        "model": {
-            "name": "built-in base" if recipe.model is None else recipe.model,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "layers": len(decoder_blocks(model)),
-            "built_in": recipe.model is None,
-            "folder": str(local_folder(source)),
-        },
-        "target": recipe.target,
-        "languages": languages,
-        "score_languages": recipe.score_languages,
-        "settings": asdict(optimization(recipe, recipe.seed))
-        | {"ratio": recipe.ratio, "seeds": recipe.seeds},
-        "region": region_place(core, regions["random"], model) | {"file": "core.safetensors"},
-        "ablation": as_results(figures),
-        "runs": runs,
-        "seconds": stages.seconds,
-    }
-    results["observations"] = observe(results)
-    render_report(results, folder / "report.html")
-    frozen_runs = [run for name, run in runs.items() if name != "plain"]
-    moved = sum(one["verify"]["moved"] for run in frozen_runs for one in [run, *run["repeats"]])
-    display = [
-        as_table(figures),
-        *(
-            f"{'✓' if seen['holds'] else '✗'} {seen['claim']}: {seen['seen']}"
-            for seen in results["observations"]
-        ),
-        f"report: {folder / 'report.html'}",
-    ]
-    return Outcome(results, display, passed=moved == 0)
-
-
-EVALUATIONS = 4  # of each training run, the one before the first step not counted
-
-# Half the peak for the small base forgets half as much at the same gain; the other is the paper's.
-LEARNING_RATES = {"built-in": 5e-4, "other": 5e-5}
-
-
 def optimization(recipe: QuickstartRecipe, seed: int) -> Optimization:
     """How every variant is trained."""
     default = LEARNING_RATES["built-in" if recipe.model is None else "other"]
@@ -156,24 +170,7 @@ def optimization(recipe: QuickstartRecipe, seed: int) -> Optimization:
     )
 
 
-def _adapt(told: TrainRecipe, folder: Path, base: Path, checked: Region) -> dict[str, Any]:
-    """Train, and compare the ``checked`` entries of the exported model with the base's."""
-    outcome = train.run(told, folder, table=False)
-    compared = compare(base, folder / "model", checked)
-    return {
-        **json.loads((folder / "forgetting.json").read_text(encoding="utf-8")),
-        "seed": told.optimization.seed,
-        "final_loss": outcome.results["final_loss"],
-        "verify": {
-            "checked": compared.checked,
-            "moved": compared.moved,
-            "changed_elsewhere": compared.changed,
-        },
-        "model": f"{folder.name}/model",
-    }
-
-
-def adaptations(
+def adapt(
     recipe: QuickstartRecipe,
     source: ModelSource,
     languages: list[str],
@@ -181,20 +178,20 @@ def adaptations(
     region: Region | None,
     core: Region,
     folder: Path,
-) -> dict[str, Any]:
+) -> Variant:
     """Further pre-train with ``region`` frozen, or nothing, once for each seed.
 
-    Returns what the first run gave, with the other seeds' under ``repeats``. Only the first run's
-    model is kept. Of plain training the ``core`` is compared, to show that it moves.
+    Only the first run's model is kept. Of plain training the ``core`` is compared, to show that it
+    moves.
     """
     slug = name.removesuffix(" frozen").replace(" ", "-")
     file = None
     if region is not None:
         file = folder / f"{slug}.safetensors"
         region.save(file)
-    runs: list[dict[str, Any]] = []
+    runs: list[Adaptation] = []
     for seed in range(recipe.seed, recipe.seed + recipe.seeds):
-        told = TrainRecipe(
+        settings = TrainRecipe(
             model=source,
             texts=recipe.texts,
             languages=[recipe.target],
@@ -210,8 +207,18 @@ def adaptations(
             export_dtype="float32",  # as trained: rounding would hide what has moved a little
         )
         run_folder = folder / (slug if not runs else f"{slug}-seed{seed}")
-        runs.append(_adapt(told, run_folder, local_folder(source), region or core))
-        if len(runs) > 1:
+        outcome = train.run(settings, run_folder, table=False)
+        compared = compare(local_folder(source), run_folder / "model", region or core)
+        if runs:
             shutil.rmtree(run_folder / "model")
-            del runs[-1]["model"]
-    return {**runs[0], "repeats": runs[1:]}
+        (run,) = read_runs(run_folder / FORGETTING, name)
+        runs.append(
+            Adaptation(
+                run=run,
+                seed=seed,
+                final_loss=outcome.results["final_loss"],
+                verified=Verified(compared.checked, compared.moved, compared.changed),
+                model=None if runs else f"{slug}/model",
+            )
+        )
+    return Variant(name, runs)

@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import browser
 import pytest
 from made_comparison import make_compare, many_variants
 from made_paper import make_paper
+from made_quickstart import make_quickstart
 from made_runs import make_run, two
 
 from freezetrain.compare.page import render_compare
 from freezetrain.paper.claims import paper_claims
 from freezetrain.paper.page import render_paper
-from freezetrain.quickstart.page import render_report
+from freezetrain.quickstart.page import render_quickstart
 from freezetrain.report.runs_page import render_runs
 
 FOUND = browser.find()
@@ -31,16 +31,17 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory, make: Any) -> dict[str, Path]:
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     long = "runs/2026-11-24/" + "a_name_without_any_space_" * 6
     many = [make_run(f"{long}{n}", [*CODES, "l" * 60], factor=n / 3) for n in range(1, 5)]
     models = [make_run(name, CODES, target=None, steps=(0, 1)) for name in ("a", "b")]
     for name, runs in {"two": two(), "long": many, "models": models}.items():
         render_runs(runs, folder / f"{name}.html")
-    render_report(make(CODES), folder / "quickstart.html")
+    render_quickstart(make_quickstart(CODES), folder / "quickstart.html")
     results = make_paper([*CODES, "l" * 60], layers=32, ratios=(0.01, 0.05))
-    render_paper({**results, "claims": paper_claims(results)}, folder / "paper.html")
+    results.claims = paper_claims(results)
+    render_paper(results, folder / "paper.html")
     render_compare(make_compare(many_variants(17)), folder / "compare.html")
     return {path.stem: path for path in folder.iterdir()}
 

@@ -12,8 +12,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from freezetrain.analysis.figures import layers_figure
 from freezetrain.errors import UserError
-from freezetrain.paper import figures
-from freezetrain.paper.figures import draw_all
 from freezetrain.report.charts import HeatMap, heat_maps
 from freezetrain.report.pictures import save_pictures, to_tensorboard
 
@@ -21,7 +19,7 @@ FIGURES = {
     "map": lambda width: heat_maps(
         [HeatMap("$a_b$", ["x"], ["1", "2"], np.array([[0.0, 1.0]]))], width, label="", write=str
     ),
-    "layers": lambda width: layers_figure({"a": {"0": 0.1, "1": 0.2}}, width),
+    "layers": lambda width: layers_figure({"a": {0: 0.1, 1: 0.2}}, width),
 }
 
 
@@ -69,15 +67,6 @@ def test_the_board_holds_each_once_also_of_a_repeated_run(tmp_path):
     png = read((tmp_path / "files" / "map.png").read_bytes())
     assert png.shape == drawn[0].shape
     assert np.abs(png.astype(int) - drawn[0]).max() < 3
-
-
-def test_all_figures_of_the_page_are_drawn(tmp_path, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(figures, "paper_figures", lambda results: seen.update(results) or FIGURES)
-    draw_all({"overlap": None}, tmp_path)
-    assert seen == {"overlap": None}
-    assert (tmp_path / "pictures" / "map.svg").is_file()
-    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
 
 
 def test_what_cannot_be_written_is_said(tmp_path, monkeypatch):

@@ -1,23 +1,36 @@
-"""The scores that the paper's parts are made from: all, snapshots, methods, halves."""
+"""The experiments of the paper: scores of every language, regions of them, and what these do."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from freezetrain.analysis.ablate import NOTHING, effect, remove
-from freezetrain.analysis.alone import LanguageFigures, each_alone
-from freezetrain.analysis.dimensions import dimensions
-from freezetrain.analysis.overlap import overlap
-from freezetrain.analysis.perturb import Target, dimension_targets, perturbations, weight_targets
+from freezetrain.analysis.ablate import Ablation, ablate_regions
+from freezetrain.analysis.dimensions import Dimensions, ZeroedDimensions, find_dimensions
+from freezetrain.analysis.effects import (
+    NOTHING,
+    LanguageFigures,
+    each_alone,
+    mean_effect,
+    selectivity,
+    unchanged,
+)
+from freezetrain.analysis.overlap import compare_regions
+from freezetrain.analysis.perturb import (
+    Perturbations,
+    Target,
+    dimension_targets,
+    perturbations,
+    weight_targets,
+)
 from freezetrain.analysis.recipe import PerturbRecipe
 from freezetrain.analysis.score import score_languages, scores_folder
-from freezetrain.analysis.selectivity import selectivity
 from freezetrain.evaluation import Document
 from freezetrain.paper.recipe import PaperRecipe
+from freezetrain.paper.results import Halves, MonolingualSelectivity, Overlaps
 from freezetrain.ranks import is_first_rank
 from freezetrain.recipe.sources import EvaluationTexts
 from freezetrain.regions import Region, block_parameters, decoder_blocks
@@ -33,8 +46,9 @@ from freezetrain.scoring.weights import top_weights
 class PaperScores:
     """Scores of every language, made where they are not there yet, read when they are asked for.
 
-    ``made``: language → how its scores, by the first method, came about. ``core``: its languages.
-    All ranks make one together.
+    ``made``: language → how its scores, by the first method, came about. ``core``: languages of the
+    core. ``halved``: languages that have as many sequences as asked for, so that the second half is
+    another half. All ranks make one together.
     """
 
     def __init__(
@@ -48,7 +62,6 @@ class PaperScores:
         self.made: Mapping[str, Any] = score_languages(self._recipe, self._folder)[
             recipe.methods[0]
         ]
-        # Of a language with fewer sequences the second half is not another half.
         self.halved = [
             name
             for name in languages
@@ -67,7 +80,7 @@ class PaperScores:
         """Where the scores by ``method`` (None: the first) after so many ``sequences`` lie."""
         return scores_folder(self._recipe, self._folder, method, sequences)
 
-    def of(self) -> dict[str, Scores]:
+    def by_language(self) -> dict[str, Scores]:
         """Language → its scores."""
         return language_scores(self.folder(), self.languages)
 
@@ -81,7 +94,7 @@ class PaperScores:
             return {}
         # Of a language that has fewer sequences there may be no scores at the half.
         at_half = self.folder(sequences=self._recipe.sequences // 2)
-        first, second = (language_scores(at, self.halved) for at in (at_half, self._second))
+        first, second = (language_scores(folder, self.halved) for folder in (at_half, self._second))
         return {name: (first[name], second[name]) for name in self.halved}
 
 
@@ -94,7 +107,7 @@ _FIRST_BLOCKS = 2  # whose norms are scaled at these: the paper's weight lies in
 
 @dataclass
 class Study:
-    """What all parts look at. ``regions``: folder that regions are left in."""
+    """What all experiments look at. ``regions``: folder that regions are left in."""
 
     recipe: PaperRecipe
     model: PreTrainedModel
@@ -112,10 +125,7 @@ class Study:
     @cached_property
     def before(self) -> LanguageFigures:
         """What the model gives as it is."""
-        return each_alone(
-            self.model, self.documents, self.evaluation, [(NOTHING, Region({}))],
-            number=1, what="nothing changed",
-        )[NOTHING]  # fmt: skip
+        return unchanged(self.model, self.documents, self.evaluation)
 
     def core(self, ratio: float) -> Region:
         """Highest scores of the core's languages together."""
@@ -127,7 +137,10 @@ class Study:
         return self.kept(
             f"languages-{self.ratio:g}",
             self.scores.languages,
-            lambda: {name: select(of, self.ratio) for name, of in self.scores.of().items()},
+            lambda: {
+                language: select(scores, self.ratio)
+                for language, scores in self.scores.by_language().items()
+            },
         )
 
     def kept(
@@ -145,7 +158,7 @@ class Study:
 
     def changed(
         self, targets: Sequence[Target], change: Literal["zero", "scale", "reinitialize"]
-    ) -> dict[str, Any] | None:
+    ) -> Perturbations | None:
         """What it does to change each of ``targets`` alone, and as many random ones."""
         if not targets:
             return None
@@ -162,67 +175,54 @@ class Study:
         )
 
 
-def parts(study: Study) -> dict[tuple[str, ...], Callable[[], Any]]:
-    """Place in the results → what makes them, in the order of the paper."""
-    return {
-        ("ablation",): lambda: _ablation(study),
-        ("selectivity",): lambda: _selectivity(study),
-        ("dimensions",): lambda: _dimensions(study),
-        **{("weights", name): make for name, make in _weights(study).items()},
-        ("overlap",): lambda: _overlap(study),
-    }
-
-
-def _ablation(study: Study) -> dict[str, Any]:
+def zero_core_regions(study: Study) -> Ablation:
     """Core regions of each ratio, lowest scores and random ones, removed."""
     recipe = study.recipe
     for ratio in recipe.ratios:
         study.core(ratio)  # left as a file, for whoever goes on to freeze it
     plan = recipe.removal(str(study.scores.folder()), study.scores.core, list(study.documents))
-    return remove(plan, study.model, study.tokenizer, study.documents)
+    return ablate_regions(plan, study.model, study.tokenizer, study.documents)
 
 
-def _selectivity(study: Study) -> dict[str, Any] | None:
+def zero_monolingual_regions(study: Study) -> MonolingualSelectivity | None:
     """The region that each language has for itself, and as many random entries, removed."""
     scores, ratio = study.scores, study.recipe.monolingual_ratio
     if len(scores.languages) < 2:
         return None
-    regions = study.kept("monolingual", scores.languages, lambda: monolingual(scores.of(), ratio))
+    regions = study.kept(
+        "monolingual", scores.languages, lambda: monolingual(scores.by_language(), ratio)
+    )
     seed = study.recipe.random_seeds[0]
     controls = {name: region.random_like(seed) for name, region in regions.items()}
     found = selectivity(
         study.model, study.documents, regions, controls, study.evaluation, study.before
     )
-    return {"ratio": ratio, **found}
+    return MonolingualSelectivity(**vars(found), ratio=ratio)
 
 
-def _dimensions(study: Study) -> dict[str, Any]:
+def zero_dimensions(study: Study) -> Dimensions:
     """Where the core and each language's entries gather; the fullest rows and columns removed."""
-    core, model = study.core(study.ratio), study.model
-    found = dimensions(
-        {"core": core, **study.by_language()}, model, _TOP, seed=study.recipe.random_seeds[0]
-    )
+    core, model, seeds = study.core(study.ratio), study.model, study.recipe.random_seeds
+    dimensions = find_dimensions({"core": core, **study.by_language()}, model, _TOP, seed=seeds[0])
     removed = {"fullest": fullest(core, _TOP, model)}
-    removed |= {
-        f"random {seed}": random_slices(core, _TOP, model, seed)
-        for seed in study.recipe.random_seeds
-    }
+    removed |= {f"random {seed}": random_slices(core, _TOP, model, seed) for seed in seeds}
     figures = {NOTHING: study.before} | each_alone(
         model, study.documents, study.evaluation, removed.items(),
         number=len(removed), what="zero the fullest rows and columns",
     )  # fmt: skip
-    effects = {name: effect(figures, [name]) for name in removed}
-    sizes = {name: region.count for name, region in removed.items()}
-    ablated = {
-        "entries": sizes.pop("fullest"),
-        "fullest": effects.pop("fullest"),
-        "random": list(effects.values()),
-    }
-    return {**found, "ablated": ablated}
+    zeroed = ZeroedDimensions(
+        entries=removed["fullest"].count,
+        fullest=mean_effect(figures, ["fullest"]),
+        random=[mean_effect(figures, [f"random {seed}"]) for seed in seeds],
+    )
+    return replace(dimensions, ablated=zeroed)
 
 
-def _weights(study: Study) -> dict[str, Callable[[], Any]]:
-    """What is changed alone: weights of the highest scores, dimensions, norms at the first one."""
+def weight_changes(study: Study) -> dict[str, Callable[[], Perturbations | None]]:
+    """Change each alone: weights of the highest scores, dimensions, norms at the first dimension.
+
+    What is done → function that does it.
+    """
     model, blocks = study.model, decoder_blocks(study.model)[:_FIRST_BLOCKS]
 
     def ranked() -> list[Target]:
@@ -230,8 +230,8 @@ def _weights(study: Study) -> dict[str, Callable[[], Any]]:
         return weight_targets(model, top_weights(scores, study.recipe.weights, norms=True))
 
     def common(count: int) -> list[int]:
-        often, _, _ = recurring(study.by_language(), model, _TOP)
-        return [one.dimension for one in often[:count]]
+        dimensions, _, _ = recurring(study.by_language(), model, _TOP)
+        return [dimension.dimension for dimension in dimensions[:count]]
 
     def norms() -> list[Target]:
         names = [
@@ -254,7 +254,7 @@ def _weights(study: Study) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _overlap(study: Study) -> dict[str, Any]:
+def overlaps(study: Study) -> Overlaps:
     """Regions of languages, of numbers of sequences, of methods and of halves of the texts."""
     scores, ratio, recipe = study.scores, study.ratio, study.recipe
     core = study.core(ratio)
@@ -265,31 +265,28 @@ def _overlap(study: Study) -> dict[str, Any]:
     methods: dict[str, Region] = {recipe.methods[0]: core}
     methods |= {method: select(scores.core_sum(method), ratio) for method in recipe.methods[1:]}
     methods.setdefault("magnitude", select(magnitude_scores(study.model), ratio))
-    halves = {
-        name: (select(first, ratio), select(second, ratio))
-        for name, (first, second) in scores.halves().items()
-    }
     # Within each tensor every region is as large: only over the whole model shares differ.
     whole = {"core": select(scores.core_sum(), ratio, per="model")}
     whole |= {
-        name: select(of, ratio, per="model")
-        for name, of in scores.of().items()
-        if name in scores.core
+        language: select(own, ratio, per="model")
+        for language, own in scores.by_language().items()
+        if language in scores.core
     }
-    return {
-        "languages": overlap(study.by_language()),
-        "samples": overlap({**samples, "all": core}) if samples else None,
-        "methods": overlap(methods),
-        "halves": _halves(halves),
-        "whole model": overlap(whole),
-    }
+    return Overlaps(
+        languages=compare_regions(study.by_language()),
+        samples=compare_regions({**samples, "all": core}) if samples else None,
+        methods=compare_regions(methods),
+        halves=_halves(scores.halves(), ratio),
+        whole_model=compare_regions(whole),
+    )
 
 
-def _halves(regions: Mapping[str, tuple[Region, Region]]) -> dict[str, Any] | None:
-    if not regions:
+def _halves(scores: Mapping[str, tuple[Scores, Scores]], ratio: float) -> Halves | None:
+    if not scores:
         return None
-    return {
-        "names": list(regions),
-        "jaccard": [first.jaccard(second) for first, second in regions.values()],
-        "expected": [expected_jaccard(first, second) for first, second in regions.values()],
-    }
+    pairs = [(select(first, ratio), select(second, ratio)) for first, second in scores.values()]
+    return Halves(
+        names=list(scores),
+        jaccard=[first.jaccard(second) for first, second in pairs],
+        expected=[expected_jaccard(first, second) for first, second in pairs],
+    )

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from freezetrain.analysis.overlap import overlap, region_files, run
+from freezetrain.analysis.overlap import Overlap, compare_regions, region_files, run
 from freezetrain.analysis.recipe import OverlapRecipe
 from freezetrain.errors import UserError
 from freezetrain.regions import Base, Region
+from freezetrain.typed_json import from_json
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_compares_files_folders_and_shards(folder):
     outcome = run(OverlapRecipe(places), out)
     found = outcome.results
     assert found["names"] == ["run", "ja", "zh", "shards"]
-    assert json.loads(json.dumps(found)) == found
+    assert from_json(Overlap, json.loads(json.dumps(found))).names == found["names"]
     held = [Region.load(path) for path in found["files"]]
     masks = [
         {(name, i) for name, entries in region.items() for i in entries.indices().tolist()}
@@ -61,13 +62,13 @@ def test_compares_files_folders_and_shards(folder):
 def test_shares_are_of_the_parameters_that_count(model):
     region = Region.tensors(model, ["model.layers.1.mlp.*"])
     numels = {name: weight.numel() for name, weight in model.named_parameters()}
-    found = overlap({"a": region}, numels)
+    found = compare_regions({"a": region}, numels)
     block = [(n, w) for n, w in model.named_parameters() if n.startswith("model.layers.1.")]
     mlp = sum(weight.numel() for name, weight in block if ".mlp." in name)
-    assert found["by_layer"]["a"] == {"0": 0.0, "1": mlp / sum(w.numel() for _, w in block)}
-    assert found["by_kind"]["a"]["mlp.up_proj"] == 0.5
-    assert found["by_kind"]["a"]["self_attn.q_proj"] == 0.0
-    assert found["expected"] == [[pytest.approx(1.0)]]
+    assert found.by_layer["a"] == {0: 0.0, 1: mlp / sum(w.numel() for _, w in block)}
+    assert found.by_kind["a"]["mlp.up_proj"] == 0.5
+    assert found.by_kind["a"]["self_attn.q_proj"] == 0.0
+    assert found.expected == [[pytest.approx(1.0)]]
 
 
 def test_names_are_as_many_as_regions_and_differ(folder):

@@ -115,7 +115,7 @@ def test_observations_follow_from_the_figures(results):
     assert frozen["holds"]
     rises = {
         name: [
-            after["nll"] / after["tokens"] - before["nll"] / before["tokens"]
+            after["nll_per_byte"] - before["nll_per_byte"]
             for before, after in zip(
                 results["ablation"]["nothing"].values(), figures.values(), strict=True
             )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from freezetrain.analysis import select as stored_model
+from freezetrain.analysis import select as select_verb
 from freezetrain.cli import main
 from freezetrain.regions import Region, block_parameters, fingerprint
 from freezetrain.regions.base import base_of
@@ -144,9 +144,9 @@ def test_magnitude_takes_the_largest_weights(model_folder, model, tmp_path, monk
         raise AssertionError("the model was loaded whole")
 
     if whole:  # as where files hold other names than the model has
-        monkeypatch.setattr(stored_model.WeightsFolder, "stored_name", failing)
+        monkeypatch.setattr(select_verb.WeightsFolder, "stored_name", failing)
     else:
-        monkeypatch.setattr(stored_model, "load_model", unwanted)
+        monkeypatch.setattr(select_verb, "load_model", unwanted)
     words = ("--kind", "magnitude", "--model", model_folder, "--ratio", 0.1, "--which", "bottom")
     assert freezetrain("select", *words, "--out", tmp_path / "out") == 0
     region = Region.load(tmp_path / "out" / "region.safetensors", model)  # the base is checked
@@ -158,7 +158,7 @@ def test_magnitude_takes_the_largest_weights(model_folder, model, tmp_path, monk
 
 
 def failing(self, name, shape):
-    raise stored_model.UserError("other names")
+    raise select_verb.UserError("other names")
 
 
 def test_magnitude_is_of_weights_in_the_wanted_type(model_folder, tmp_path):

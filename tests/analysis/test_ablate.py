@@ -1,5 +1,6 @@
 """`ablate` against direct edits of a state dict and a plain loop for the loss."""
 
+import json
 import math
 from statistics import mean, stdev
 from types import SimpleNamespace
@@ -8,17 +9,24 @@ import numpy as np
 import pytest
 import torch
 from plain_loss import edited, plain_figures
-from rich.console import Console
 
-from freezetrain.analysis.ablate import ablations, as_table, effect, removals, remove, run
-from freezetrain.analysis.alone import check_prompts, continuation
+from freezetrain.analysis.ablate import (
+    Ablation,
+    ablate_regions,
+    check_prompts,
+    continuation,
+    plan_removals,
+    removal_tables,
+    run,
+)
 from freezetrain.analysis.recipe import AblateRecipe
 from freezetrain.errors import UserError
-from freezetrain.evaluation import Figures, encode_documents
+from freezetrain.evaluation import encode_documents
 from freezetrain.recipe.sources import EvaluationTexts, ModelSource
 from freezetrain.regions import Region
 from freezetrain.regions.base import base_of
 from freezetrain.scoring import Scores
+from freezetrain.typed_json import from_json, to_json
 
 LENGTH = 32
 
@@ -60,7 +68,7 @@ def recipe_of(model_folder, **settings):
 
 
 @pytest.fixture
-def found(model, model_folder, tokenizer, documents, scores):
+def ablation(model, model_folder, tokenizer, documents, scores):
     recipe = recipe_of(
         model_folder,
         scores=str(scores),
@@ -69,7 +77,7 @@ def found(model, model_folder, tokenizer, documents, scores):
         prompts=["All human beings", "人人"],
         new_tokens=6,
     )
-    return remove(recipe, model, tokenizer, documents)
+    return ablate_regions(recipe, model, tokenizer, documents)
 
 
 def masks_of(folder, ratio, which):
@@ -88,7 +96,7 @@ def masks_of(folder, ratio, which):
     return masks
 
 
-def test_figures_are_those_of_an_edited_model(found, model, documents, scores):
+def test_figures_are_those_of_an_edited_model(ablation, model, documents, scores):
     cases = {"nothing": {}}
     cases |= {
         f"{which} {100 * ratio:g}%": masks_of(scores, ratio, which)
@@ -101,61 +109,78 @@ def test_figures_are_those_of_an_edited_model(found, model, documents, scores):
             lambda n, v, masks=masks: torch.where(masks[n], 0.0, v) if n in masks else v,
         )
         for language, (nll, tokens, size) in plain_figures(changed, documents, LENGTH).items():
-            figures = found["figures"][name][language]
-            assert (figures["tokens"], figures["bytes"]) == (tokens, size)
-            assert math.isclose(figures["nll"], nll, rel_tol=1e-6), (name, language)
-    losses = [round(figures["en"]["nll"], 2) for figures in found["figures"].values()]
+            figures = ablation.figures[name][language]
+            assert (figures.tokens, figures.bytes) == (tokens, size)
+            assert math.isclose(figures.nll, nll, rel_tol=1e-6), (name, language)
+    losses = [round(figures["en"].nll, 2) for figures in ablation.figures.values()]
     assert len(set(losses)) == len(losses) == 9  # each changes the loss by far more than rounding
 
 
-def test_what_was_zeroed_is_told(found):
-    assert list(found["figures"]) == ["nothing", *found["regions"]]
-    assert list(found["regions"]) == [
+def test_each_zeroed_region_is_named(ablation):
+    assert list(ablation.figures) == ["nothing", *ablation.regions]
+    assert list(ablation.regions) == [
         f"{what}" for share in ("5%", "20%")
         for what in (f"top {share}", f"bottom {share}", f"random {share}, seed 3",
                      f"random {share}, seed 4")
     ]  # fmt: skip
-    random = found["regions"]["random 20%, seed 4"]
-    assert (random["kind"], random["ratio"], random["seed"]) == ("random", 0.2, 4)
-    assert random["like"] == "top 20%"
-    assert random["entries"] == found["regions"]["top 20%"]["entries"]
-    assert random["share"] == pytest.approx(random["entries"] / 17_488, rel=0.05)
+    random = ablation.regions["random 20%, seed 4"]
+    assert (random.kind, random.ratio, random.seed) == ("random", 0.2, 4)
+    assert random.like == "top 20%"
+    assert random.entries == ablation.regions["top 20%"].entries
+    assert random.share == pytest.approx(random.entries / 17_488, rel=0.05)
 
 
-def test_summary_is_over_seeds(found):
+def test_summary_is_over_seeds(ablation):
     def rise(name, language):
-        figures, nothing = (found["figures"][n][language] for n in (name, "nothing"))
-        return figures["nll_per_byte"] - nothing["nll_per_byte"]
+        figures, nothing = (ablation.figures[n][language] for n in (name, "nothing"))
+        return figures.nll_per_byte - nothing.nll_per_byte
 
-    by_kind = {(row["kind"], row["ratio"]): row for row in found["summary"]}
-    assert len(by_kind) == len(found["summary"]) == 6
-    row = by_kind["random", 0.2]
+    by_kind = {(effect.kind, effect.ratio): effect for effect in ablation.summary}
+    assert len(by_kind) == len(ablation.summary) == 6
+    random = by_kind["random", 0.2]
     names = ["random 20%, seed 3", "random 20%, seed 4"]
-    assert row["regions"] == names
+    assert random.regions == names
     means = [mean(rise(name, language) for language in ("en", "zh")) for name in names]
-    assert row["mean_rise"] == pytest.approx(mean(means))
-    assert row["spread"] == pytest.approx(stdev(means))
+    assert random.mean_rise == pytest.approx(mean(means))
+    assert random.spread == pytest.approx(stdev(means))
     rises = [rise(name, "zh") for name in names]
-    assert row["languages"]["zh"]["rise"] == pytest.approx(mean(rises))
-    assert row["languages"]["zh"]["spread"] == pytest.approx(stdev(rises))
-    perplexities = [found["figures"][name]["zh"]["perplexity"] for name in names]
-    assert row["languages"]["zh"]["perplexity"] == pytest.approx(mean(perplexities))
+    assert random.languages["zh"].rise == pytest.approx(mean(rises))
+    assert random.languages["zh"].spread == pytest.approx(stdev(rises))
+    perplexities = [ablation.figures[name]["zh"].perplexity for name in names]
+    assert random.languages["zh"].perplexity == pytest.approx(mean(perplexities))
     top = by_kind["top", 0.2]
-    assert top["spread"] is None
-    assert top["mean_rise"] == pytest.approx(mean(rise("top 20%", n) for n in ("en", "zh")))
+    assert top.spread is None
+    assert top.mean_rise == pytest.approx(mean(rise("top 20%", n) for n in ("en", "zh")))
 
 
-def test_texts_are_what_the_edited_model_generates(found, model, tokenizer, scores):
+def test_tables_have_a_ratio_each(ablation):
+    tables = removal_tables(ablation)
+    assert [table.title.split()[0] for table in tables] == ["5%", "20%"]
+    assert list(dict.fromkeys(column.group for column in tables[0].columns)) == [
+        "", "nothing zeroed", "top zeroed", "bottom zeroed", "random zeroed",
+    ]  # fmt: skip
+    english, _ = tables[1].cells()
+    random = ablation.summary[-1]
+    assert english[-1].key == random.rises["en"]
+    assert english[-1].note == f"±{random.languages['en'].spread:.4f}"
+    assert tables[1].foot_cells()[-1].key == random.mean_rise
+
+
+def test_results_are_read_back(ablation):
+    assert from_json(Ablation, json.loads(json.dumps(to_json(ablation)))) == ablation
+
+
+def test_texts_are_what_the_edited_model_generates(ablation, model, tokenizer, scores):
     masks = masks_of(scores, 0.2, "top")
     changed = edited(model, lambda n, v: torch.where(masks[n], 0.0, v) if n in masks else v)
-    for row in found["texts"]:
-        ids = torch.tensor([[0, *tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]]])
-        for name, of in (("nothing", model), ("top 20%", changed)):
-            said = of.generate(ids, do_sample=False, max_new_tokens=6, pad_token_id=1)
+    for row in ablation.texts:
+        ids = torch.tensor([[0, *tokenizer(row.prompt, add_special_tokens=False)["input_ids"]]])
+        for name, speaker in (("nothing", model), ("top 20%", changed)):
+            said = speaker.generate(ids, do_sample=False, max_new_tokens=6, pad_token_id=1)
             text = tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
-            assert row["texts"][name] == text
-    assert [row["prompt"] for row in found["texts"]] == ["All human beings", "人人"]
-    texts = {name: [row["texts"][name] for row in found["texts"]] for name in found["figures"]}
+            assert row.texts[name] == text
+    assert [row.prompt for row in ablation.texts] == ["All human beings", "人人"]
+    texts = {name: [row.texts[name] for row in ablation.texts] for name in ablation.figures}
     assert texts["nothing"] != texts["top 20%"]
 
 
@@ -194,40 +219,10 @@ def test_a_region_file_and_random_ones_like_it(model_folder, make_model, tmp_pat
     assert control["like"] == "mine"
     assert control["entries"] == mine["entries"] == region.count
     assert [row["regions"] for row in outcome.results["summary"]] == [names[:1], names[1:]]
-    console = Console(width=200)
-    with console.capture() as shown:
-        for part in outcome.display:
-            console.print(part)
-    assert "mine set to zero" in shown.get()
+    (table,) = outcome.display
+    assert table.title.startswith("mine")
     perplexity = outcome.results["figures"]["mine"]["zh"]["perplexity"]
-    assert f"{perplexity:.4g}" in shown.get()
-
-
-def test_a_perplexity_past_the_float_range_has_no_spread():
-    whole, past = (Figures(nll, 10, 10, 1) for nll in (20.0, 1e4))
-    figures = {
-        "nothing": {"en": whole},
-        "random, seed 0": {"en": past},
-        "random, seed 1": {"en": whole},
-    }
-    found = effect(figures, ["random, seed 0", "random, seed 1"])
-    assert found["languages"]["en"]["perplexity"] is None
-    assert found["spread"] > 0
-    console = Console(width=100)
-    with console.capture() as shown:
-        console.print(as_table(figures, {"random": ["random, seed 0", "random, seed 1"]}))
-    assert "inf" in shown.get()
-
-
-def test_the_quickstarts_regions_and_table(model, documents):
-    evaluation = EvaluationTexts(max_length=LENGTH)
-    figures = ablations(model, documents, {"all": Region.tensors(model, ["*mlp*"])}, evaluation)
-    assert list(figures) == ["nothing", "all"]
-    assert all(isinstance(value, Figures) for value in figures["all"].values())
-    table = as_table(figures)
-    assert len(table.columns) == 5
-    assert table.row_count == 3
-    assert effect(figures, ["nothing"])["mean_rise"] == 0
+    assert f"{perplexity:,.1f}" in [cell.text for cell in table.cells()[1]]
 
 
 @pytest.mark.parametrize(
@@ -253,18 +248,18 @@ def test_recipes_that_cannot_work(settings, sentence):
 def test_two_regions_of_one_name_are_refused(names):
     files = [f"{name}.safetensors" for name in names]
     with pytest.raises(UserError, match=r"two regions are called .*rename"):
-        removals(recipe_of("m", regions=files, scores="s"))
+        plan_removals(recipe_of("m", regions=files, scores="s"))
 
 
 def test_scores_of_another_model_are_refused(make_model, tokenizer, documents, scores):
     with pytest.raises(UserError, match="another model"):
-        remove(recipe_of("m", scores=str(scores)), make_model(seed=5), tokenizer, documents)
+        ablate_regions(recipe_of("m", scores=str(scores)), make_model(seed=5), tokenizer, documents)
 
 
 def test_scores_that_are_not_there_are_refused(model, tokenizer, documents, scores):
     recipe = recipe_of("m", scores=str(scores), languages=["ens"])
     with pytest.raises(UserError, match=r"no scores of language 'ens' \(did you mean"):
-        remove(recipe, model, tokenizer, documents)
+        ablate_regions(recipe, model, tokenizer, documents)
 
 
 def test_a_prompt_that_does_not_fit_is_refused(model, tokenizer):

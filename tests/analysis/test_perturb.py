@@ -6,9 +6,9 @@ import pytest
 import torch
 from plain_loss import edited, plain_figures
 
-from freezetrain.analysis.alone import each_alone
+from freezetrain.analysis.effects import unchanged
 from freezetrain.analysis.perturb import (
-    as_table,
+    damage_table,
     dimension_targets,
     perturbations,
     random_targets,
@@ -19,7 +19,6 @@ from freezetrain.analysis.recipe import PerturbRecipe, SingleWeight
 from freezetrain.errors import UserError
 from freezetrain.evaluation import encode_documents
 from freezetrain.recipe.sources import EvaluationTexts, ModelSource
-from freezetrain.regions import Region
 from freezetrain.regions.base import base_of
 from freezetrain.scoring import Scores
 from freezetrain.scoring.weights import Weight
@@ -75,11 +74,11 @@ def test_against_an_edited_state_dict(model, documents, change, by_hand):
         model, documents, EVALUATION, targets, recipe_of(change=change, by=9.0, random=False)
     )
     before = plain_figures(model, documents, LENGTH)
-    assert len(results["weights"]) == 3
-    for row in results["weights"]:
-        weight = Weight(row["name"], tuple(row["index"]))
-        assert row["what"] == str(weight)
-        assert row["value"] == state[weight.name][weight.index].item()
+    assert len(results.weights) == 3
+    for damage in results.weights:
+        weight = Weight(damage.name, tuple(damage.index))
+        assert damage.what == str(weight)
+        assert damage.value == state[weight.name][weight.index].item()
         if by_hand is None and weight.name != NORM:
             continue  # drawn at random; what it is drawn from has a test of its own
         after = plain_figures(
@@ -88,33 +87,34 @@ def test_against_an_edited_state_dict(model, documents, change, by_hand):
         rises = {}
         for language, (nll, tokens, size) in after.items():
             rises[language] = (nll - before[language][0]) / size
-            assert row["rise"][language] == pytest.approx(rises[language], abs=1e-6)
-            assert math.isclose(row["perplexity"][language], math.exp(nll / tokens), rel_tol=1e-4)
-        assert row["mean_rise"] == pytest.approx(sum(rises.values()) / 2, abs=1e-6)
+            assert damage.rise[language] == pytest.approx(rises[language], abs=1e-6)
+            assert math.isclose(damage.perplexity[language], math.exp(nll / tokens), rel_tol=1e-4)
+        assert damage.mean_rise == pytest.approx(sum(rises.values()) / 2, abs=1e-6)
         assert max(abs(rise) for rise in rises.values()) > 2e-5  # far more than rounding
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     for language, (nll, tokens, _) in before.items():
-        assert math.isclose(results["before"][language], math.exp(nll / tokens), rel_tol=1e-4)
+        assert math.isclose(results.before[language], math.exp(nll / tokens), rel_tol=1e-4)
 
 
 def test_ranked_by_damage(model, documents):
     targets = weight_targets(model, [(weight, None) for weight in WEIGHTS])
     results = perturbations(model, documents, EVALUATION, targets, recipe_of(change="scale", by=50))
-    damage = [row["mean_rise"] for row in results["weights"]]
-    assert damage == sorted(damage, reverse=True)
-    assert len(set(damage)) == 3
-    assert results["by"] == 50
-    assert as_table(results).row_count == 6
+    rises = [damage.mean_rise for damage in results.weights]
+    assert rises == sorted(rises, reverse=True)
+    assert len(set(rises)) == 3
+    assert results.by == 50
+    table = damage_table(results)
+    assert table.title.startswith("Single weights multiplied by 50")
+    assert len(table.cells()) == 6
 
 
-def test_what_the_model_gives_may_be_told(model, documents):
-    nothing = [("nothing", Region({}))]
-    before = each_alone(model, documents, EVALUATION, nothing, number=1, what="")["nothing"]
+def test_what_the_model_gives_may_be_known(model, documents):
+    before = unchanged(model, documents, EVALUATION)
     targets = weight_targets(model, [(WEIGHTS[0], 0.5)])
-    for told in (before, None):
-        results = perturbations(model, documents, EVALUATION, targets, recipe_of(), told)
-        assert results["before"] == {name: one.perplexity for name, one in before.items()}
-        assert results["weights"][0]["score"] == 0.5
+    for known in (before, None):
+        results = perturbations(model, documents, EVALUATION, targets, recipe_of(), known)
+        assert results.before == {name: figures.perplexity for name, figures in before.items()}
+        assert results.weights[0].score == 0.5
 
 
 def test_random_ones_are_others_of_the_same_parameters(model):

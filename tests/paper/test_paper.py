@@ -1,16 +1,17 @@
 """`freezetrain paper` on a tiny model: each part is what its own verb gives; it goes on."""
 
+import html
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from two_ranks import launch
+from forked_ranks import run_ranks
 
 from freezetrain.cli import main
 from freezetrain.data.texts import read_languages
-from freezetrain.paper.parts import PaperScores
+from freezetrain.paper.experiments import PaperScores
 from freezetrain.paper.recipe import PaperRecipe
 from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.regions import Region
@@ -55,12 +56,11 @@ def place(tmp_path_factory, model_folder) -> Path:
         rows = [{"text": text} for text in [*language.train, *language.test]]
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         (folder / "texts" / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    told = {
-        **RECIPE,
+    sources = {
         "model": {"path": str(model_folder)},
         "texts": {"folder": str(folder / "texts")},
     }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | sources), encoding="utf-8")
     return folder
 
 
@@ -87,7 +87,9 @@ def test_everything_is_there(done):
     texts = found["ablation"]["texts"][0]["texts"]
     assert list(texts)[:2] == ["nothing", "top 5%"]
     page = (done / "report.html").read_text(encoding="utf-8")
-    assert all(claim["seen"] in page for claim in found["claims"] if "<" not in claim["seen"])
+    assert all(html.escape(claim["seen"]) in page for claim in found["claims"])
+    assert (done / "pictures" / "selectivity.svg").is_file()
+    assert list((done / "tensorboard").glob("events.out.tfevents.*"))
 
 
 def test_regions_are_those_of_the_scores(done):
@@ -123,33 +125,43 @@ def test_removal_is_that_of_ablate(done, place, model_folder):
         assert alone[name] == whole[name]
 
 
-def test_goes_on_where_it_was(done, place):
+def test_goes_on_where_it_was(done, place, capsys, monkeypatch):
     """Parts that are there are not made again; what is missing comes out the same."""
+    for draw in ("render_paper", "draw_all"):  # which takes long, and has been seen
+        monkeypatch.setattr(f"freezetrain.paper.paper.{draw}", lambda results, path: None)
     again = place / "again"
     shutil.copytree(done, again)
     (again / "results.json").unlink()
-    before = {path.name: path.read_bytes() for path in (again / "parts").iterdir()}
     (again / "parts" / "weights-scale.json").unlink()
-    ablation = json.loads(before["ablation.json"])
+    path = again / "parts" / "ablation.json"
+    ablation = json.loads(path.read_text(encoding="utf-8"))
     ablation["found"]["texts"][0]["texts"]["nothing"] = "kept as it was"
-    (again / "parts" / "ablation.json").write_text(json.dumps(ablation), encoding="utf-8")
+    path.write_text(json.dumps(ablation), encoding="utf-8")
     assert freezetrain("paper", place / "recipe.yaml", "--out", again) == 0
     found, first = results(again), results(done)
     assert found["ablation"]["texts"][0]["texts"]["nothing"] == "kept as it was"
     assert found["weights"] == first["weights"]
+    assert found["overlap"] == first["overlap"]
     assert found["seconds"]["selectivity"] == first["seconds"]["selectivity"]
+    (again / "results.json").unlink()
+    del ablation["found"]["summary"]
+    path.write_text(json.dumps(ablation), encoding="utf-8")
+    assert freezetrain("paper", place / "recipe.yaml", "--out", again) == 2
+    assert "parts/ablation.json is not of this version" in " ".join(capsys.readouterr().err.split())
 
 
+def work(rank: int, world: int, words: list[str]) -> int | None:
+    try:
+        main(words)
+    except SystemExit as stopped:
+        return stopped.code
+    raise AssertionError("a verb ends with an exit status")
+
+
+@pytest.mark.exhaustive
 def test_two_ranks_find_the_same(done, place):
-    worker = place / "worker.py"
-    worker.write_text(
-        "import os, sys, torch.distributed as dist\n"
-        "from freezetrain.cli import main\n"
-        "try:\n    main(sys.argv[1:])\n"
-        "except SystemExit as stopped:\n    assert not stopped.code, stopped.code\n"
-        "dist.barrier()\nsys.stdout.flush()\nos._exit(0)\n"
-    )
-    launch(place, worker, "paper", place / "recipe.yaml", "--out", place / "two")
+    words = ["paper", str(place / "recipe.yaml"), "--out", str(place / "two")]
+    assert run_ranks(work, words, timeout=250) == [0, 0]
     one, two = results(done), results(place / "two")
     # A tie of scores that rounding breaks may move an entry.
     cores = [

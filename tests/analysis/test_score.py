@@ -1,17 +1,20 @@
 """`freezetrain score`: on two ranks as on one, killed and repeated, snapshots, refusals."""
 
+import errno
 import json
 import os
-import subprocess
-import sys
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import RanksError, run_ranks
 
-import freezetrain
+import freezetrain.scoring.compute
 from freezetrain.cli import main
 from freezetrain.scoring import Scores, select
+from freezetrain.scoring.compute import Scoring
 from freezetrain.scoring.methods import METHODS
 
 ENGINES = ("ddp", "fsdp2", "zero-3")
@@ -45,35 +48,64 @@ SEVERAL = ["--languages", "[zh,en]", "--methods", json.dumps(METHODS), "--embedd
 THREE = ["--languages", "[en,zh,es]"]
 
 
+def work(rank: int, world: int, words: list[str], fault: str | None) -> int | None:
+    """A rank of the verb; its exit status. ``fault``: what goes wrong, "kill", "full" or "nan"."""
+    folder = Path(words[-1])
+    count_languages(folder.with_name(f"{folder.name}-{rank}-languages"))
+    if fault == "kill" and rank == 0:
+        kill_in_the_third_language(folder)
+    if fault == "full":
+        Scores.save = disk_is_full
+    if fault == "nan" and rank == 1:
+        token_nll = freezetrain.scoring.compute.token_nll
+        freezetrain.scoring.compute.token_nll = lambda *args: token_nll(*args) * float("nan")
+    try:
+        main(words)
+    except SystemExit as stopped:
+        return stopped.code
+    raise AssertionError("a verb ends with an exit status")
+
+
+def count_languages(file: Path) -> None:
+    enter = Scoring.__enter__
+
+    def entered(self: Scoring) -> Scoring:
+        with file.open("a") as lines:
+            lines.write("begun\n")
+        return enter(self)
+
+    Scoring.__enter__ = entered
+
+
+def kill_in_the_third_language(folder: Path) -> None:
+    """In its midst, after its snapshot."""
+    add = Scoring.add
+
+    def added(self: Scoring, batch) -> None:
+        if len(list(folder.glob("*.safetensors"))) == 2 and self.sequences > 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        add(self, batch)
+
+    Scoring.add = added
+
+
+def disk_is_full(self: Scores, path: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory, words) -> Path:
-    """Runs of two ranks: of each engine, one that cannot write, one killed and repeated, NaN."""
+def two_ranks(tmp_path_factory, words):
+    """Run the verb on two ranks; its folder, beside which is what they said, and exit statuses."""
     folder = tmp_path_factory.mktemp("ranks")
 
-    def run(name: str, *more: str, **told: bool) -> dict:
-        return {"words": [*words, *more, "--out", str(folder / name)], **told}
+    def run(name: str, *more: str, fault: str | None = None):
+        logs = folder / f"{name}-{fault}-logs"
+        whole = [*words, *more, "--out", str(folder / name)]
+        codes = run_ranks(work, whole, fault, logs=logs)
+        return folder / name, codes, [(logs / f"{rank}.err").read_text() for rank in (0, 1)]
 
-    runs = [run(kind, *SEVERAL, "--engine.kind", kind) for kind in ENGINES]
-    runs += [run("full", *THREE, full=True), run("again", *THREE, kill=True), run("again", *THREE)]
-    runs += [run("nan", *THREE, nan=True)]
-    (folder / "runs.json").write_text(json.dumps(runs))
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, here / "score_worker.py", folder / "runs.json"],
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{Path(freezetrain.__file__).parents[1]}:{here.parent / 'freezing'}",
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-8000:]
-    (folder / "said").write_text(done.stdout + done.stderr)
-    return folder
+    run.folder = folder
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +137,13 @@ def assert_same_region(one: Scores, other: Scores) -> None:
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-def test_two_ranks_score_as_one_process(alone, ranks, kind):
-    assert files(ranks / kind) == files(alone / "several")
-    assert len(files(ranks / kind)) == 2 * (5 + 4)  # languages, methods and their snapshots
-    for file in files(ranks / kind):
-        one, two = Scores.load(alone / "several" / file), Scores.load(ranks / kind / file)
+def test_two_ranks_score_as_one_process(alone, two_ranks, kind):
+    folder, codes, _ = two_ranks(kind, *SEVERAL, "--engine.kind", kind)
+    assert codes == [0, 0]
+    assert files(folder) == files(alone / "several")
+    assert len(files(folder)) == 2 * (5 + 4)  # languages, methods and their snapshots
+    for file in files(folder):
+        one, two = Scores.load(alone / "several" / file), Scores.load(folder / file)
         assert list(two) == list(one)
         assert two.base == one.base
         for name in one:
@@ -136,30 +170,34 @@ def test_what_lies_outside_the_blocks_is_scored_where_it_is_asked_for(alone):
     assert select(taylor, 0.1) == select(of_blocks, 0.1)
 
 
-def test_every_rank_ends_where_nothing_can_be_written(ranks):
-    said = (ranks / "said").read_text()
-    assert "freezetrain: the disk is full: [Errno 28] No space left on device" in said
-    assert "rank 1: rank 0 failed with OSError: [Errno 28] No space left on device" in said
-    assert files(ranks / "full") == []
-    assert not (ranks / "full" / "results.json").exists()
+def test_every_rank_ends_where_nothing_can_be_written(two_ranks):
+    folder, codes, said = two_ranks("full", *THREE, fault="full")
+    assert codes == [2, 2]
+    assert all("No space left on device" in of_rank for of_rank in said)
+    assert files(folder) == []
+    assert not (folder / "results.json").exists()
 
 
-def test_every_rank_ends_where_a_loss_of_one_is_not_finite(ranks):
-    said = (ranks / "said").read_text()
+def test_every_rank_ends_where_a_loss_of_one_is_not_finite(two_ranks):
+    folder, codes, said = two_ranks("nan", *THREE, fault="nan")
+    assert codes == [1, 1]
     wrong = "language 'en': the loss of batch 1 (counted from 0) is nan\n"
-    assert f"freezetrain: {wrong}" in said
-    assert f"freezetrain: rank 1: {wrong}" in said
-    assert files(ranks / "nan") == []
+    assert all(wrong in of_rank for of_rank in said)
+    assert files(folder) == []
 
 
-def test_killed_in_the_third_language_and_repeated(alone, ranks):
-    killed, again = ranks / "again-as-killed", ranks / "again"
+def test_killed_in_the_third_language_and_repeated(alone, two_ranks):
+    with pytest.raises(RanksError):
+        two_ranks("again", *THREE, fault="kill")
+    again, killed = two_ranks.folder / "again", two_ranks.folder / "as-killed"
+    shutil.copytree(again, killed)
     before = files(killed)
+    assert two_ranks("again", *THREE)[1] == [0, 0]
     assert before == ["at-7/en.safetensors", "at-7/es.safetensors", "at-7/zh.safetensors",
                       "en.safetensors", "zh.safetensors"]  # fmt: skip
     assert files(again) == files(alone / "three") == sorted([*before, "es.safetensors"])
     # Three languages, and the third once more, on both ranks: its snapshot is made by both.
-    begun = [(ranks / f"again-{rank}-languages").read_text().count("one") for rank in (0, 1)]
+    begun = [len(again.with_name(f"again-{n}-languages").read_text().split()) for n in (0, 1)]
     assert begun == [4, 4]
     for file in before:
         assert (again / file).stat().st_mtime_ns == (killed / file).stat().st_mtime_ns
@@ -169,13 +207,11 @@ def test_killed_in_the_third_language_and_repeated(alone, ranks):
         for name in one:
             scale = one[name].max().item()
             torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=2e-6 * scale)
-    said = [
-        json.loads((folder / "results.json").read_text()) for folder in (alone / "three", again)
-    ]
-    assert said[0]["scores"].keys() == said[1]["scores"].keys() == {"en", "zh", "es"}
-    for name, facts in said[1]["scores"].items():
+    whole, resumed = results(alone / "three"), results(again)
+    assert whole.keys() == resumed.keys() == {"en", "zh", "es"}
+    for name, facts in resumed.items():
         assert facts["files"] == [f"{name}.safetensors", f"at-7/{name}.safetensors"]
-        assert facts["loss"] == pytest.approx(said[0]["scores"][name]["loss"])
+        assert facts["loss"] == pytest.approx(whole[name]["loss"])
 
 
 def test_a_snapshot_equals_a_run_of_so_many_sequences(alone, words, tmp_path, monkeypatch):
