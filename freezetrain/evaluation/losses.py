@@ -253,8 +253,8 @@ def _text(found: Found) -> str:
 def _same(before: Found, after: Found, count: str) -> bool:
     """Whether both have as many ``tokens`` or ``bytes``: in each document, where that is known."""
     if isinstance(before, DocumentSums) and isinstance(after, DocumentSums):
-        return np.array_equal(getattr(before, count), getattr(after, count))
-    return getattr(as_figures(before), count) == getattr(as_figures(after), count)
+        return bool(np.array_equal(getattr(before, count), getattr(after, count)))
+    return bool(getattr(as_figures(before), count) == getattr(as_figures(after), count))
 
 
 def _pair(values: Any) -> Interval | None:

@@ -33,12 +33,11 @@ def label_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     counts = labels != NO_LABEL
     at_once = max(1, (_LOGITS_ON_GPU if logits.is_cuda else _LOGITS) // logits.shape[-1])
     losses, hits = [], []
-    for some, label in zip(
-        logits.flatten(0, 1).split(at_once), labels.flatten().split(at_once), strict=True
-    ):
-        some = some.float()
-        losses.append(F.cross_entropy(some, label, reduction="none", ignore_index=NO_LABEL))
-        hits.append(some.max(-1).indices == label)  # the first of equals, as argmax, and faster
+    rows, flat = logits.flatten(0, 1), labels.flatten()
+    for start in range(0, max(1, len(flat)), at_once):
+        part, label = rows[start : start + at_once].float(), flat[start : start + at_once]
+        losses.append(F.cross_entropy(part, label, reduction="none", ignore_index=NO_LABEL))
+        hits.append(part.max(-1).indices == label)  # the first of equals, as argmax, and faster
     device = torch.device("cpu") if logits.device.type == "mps" else logits.device
     nll = torch.cat(losses).view(labels.shape).to(device).double().sum(1)
     return nll, counts.sum(1).to(device), torch.cat(hits).view(labels.shape).sum(1).to(device)

@@ -71,7 +71,7 @@ class Schedule:
 
     def _reached(self, trained: Trained) -> int:
         """How many marks are reached: counts may jump over one, or over several at once."""
-        count = getattr(trained, self.unit)
+        count: int | None = getattr(trained, self.unit)
         if count is None:
             raise UserError(
                 f"evaluations are due by the {self.unit} trained on, which are not counted; pass "

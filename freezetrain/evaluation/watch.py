@@ -226,7 +226,7 @@ class ForgettingWatch:
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         """Evaluate the base or, after it, what the share of the time allows for."""
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()  # what is queued is training, and its time training's
         start = time.perf_counter()
         documents, chosen = self.documents, self._chosen

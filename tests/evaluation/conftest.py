@@ -1,6 +1,6 @@
-"""Lets the tests here, and the processes that they start, import helpers here and in freezing."""
+"""Lets the tests here, and the processes that they start, import helpers here."""
 
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "freezing")]
+sys.path.insert(0, str(Path(__file__).parent))

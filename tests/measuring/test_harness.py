@@ -107,7 +107,7 @@ def folder(tmp_path_factory, questions):
     return path
 
 
-def told(folder, *tasks, **more):
+def settings(folder, *tasks, **more):
     return Benchmarks(tasks=list(tasks), folder=str(folder), **more)
 
 
@@ -122,9 +122,9 @@ def plain_accuracy(model, tokenizer, questions, length=lambda choice: 1):
     return right / len(questions)
 
 
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.exhaustive), 5])
 def test_scores_are_those_of_plain_loops(folder, questions, make_model, tokenizer, batch):
-    run = Harness(told(folder, "local_choice", "local_words", batch=batch))
+    run = Harness(settings(folder, "local_choice", "local_words", batch=batch))
     seen = set()
     for seed in (0, 1):
         model = make_model(seed)
@@ -148,15 +148,16 @@ def test_scores_are_those_of_plain_loops(folder, questions, make_model, tokenize
     assert {0.0, 0.5} < seen  # of words; and other figures of choices
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("read_once")
 def test_limit_and_groups(folder, questions, make_model, tokenizer):
     model = make_model()
-    scores = Harness(told(folder, "local_choice", limit=5)).scores(model, tokenizer)
+    scores = Harness(settings(folder, "local_choice", limit=5)).scores(model, tokenizer)
     expected = plain_accuracy(model, tokenizer, questions[:5])
     assert scores["local_choice"]["acc"].value == pytest.approx(expected)
-    whole = Harness(told(folder, "local_choice", "local_words")).scores(model, tokenizer)
-    assert Harness(told(folder, "without_a_figure")).scores(model, tokenizer) == whole
-    group = Harness(told(folder, "with_a_figure")).scores(model, tokenizer)
+    whole = Harness(settings(folder, "local_choice", "local_words")).scores(model, tokenizer)
+    assert Harness(settings(folder, "without_a_figure")).scores(model, tokenizer) == whole
+    group = Harness(settings(folder, "with_a_figure")).scores(model, tokenizer)
     assert list(group) == ["with_a_figure"]
     assert group["with_a_figure"]["acc"].value == whole["local_choice"]["acc"].value
 
@@ -191,24 +192,28 @@ def test_a_figure_past_the_float_range_is_refused(tmp_path, make_model, tokenize
     }  # fmt: skip
     (tmp_path / "rolling.yaml").write_text(json.dumps(task))
     with pytest.raises(UserError, match="refuses the tasks: math range error"):
-        Harness(told(tmp_path, "rolling")).scores(make_model(), tokenizer)
+        Harness(settings(tmp_path, "rolling")).scores(make_model(), tokenizer)
 
 
-def test_unknown_tasks_and_folders_without_tasks(folder, tmp_path):
+@pytest.mark.exhaustive  # reads the harness's own tasks
+def test_unknown_tasks(folder):
     with pytest.raises(UserError, match=r"no task 'local_chois' \(did you mean 'local_choice'"):
-        Harness(told(folder, "local_chois"))
+        Harness(settings(folder, "local_chois"))
     with pytest.raises(UserError, match=r"no task 'arc_eazy' \(did you mean 'arc_easy'"):
         Harness(Benchmarks(tasks=["arc_eazy"]))
+
+
+def test_folders_without_tasks(tmp_path):
     with pytest.raises(UserError, match="nowhere, there is no such folder"):
-        Harness(told(tmp_path / "nowhere", "local_choice"))
+        Harness(settings(tmp_path / "nowhere", "local_choice"))
     with pytest.raises(UserError, match="found none"):
-        Harness(told(tmp_path, "local_choice"))
+        Harness(settings(tmp_path, "local_choice"))
 
 
 def test_a_task_without_its_data(tmp_path):
     (tmp_path / "x.yaml").write_text(CHOICE.format(data=tmp_path / "gone.json"))
     with pytest.raises(UserError, match=r"cannot load the task 'local_choice'.*gone\.json"):
-        Harness(told(tmp_path, "local_choice"))
+        Harness(settings(tmp_path, "local_choice"))
 
 
 def test_a_machine_without_the_harness(monkeypatch):
