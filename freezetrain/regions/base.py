@@ -1,4 +1,4 @@
-"""Which model a region or scores were made for."""
+"""The base: which model a region or scores were made for, and the fingerprint that tells it."""
 
 import hashlib
 import json
@@ -19,11 +19,11 @@ class Base:
     """The model that a region belongs to, named for people and fingerprinted for checks."""
 
     name: str | None
-    """Folder or Hugging Face identifier."""
+    """Folder or Hugging Face identifier, if known."""
     revision: str | None
-    """Revision of the identifier, for example a commit."""
+    """Revision of the identifier, for example a commit, if known."""
     fingerprint: str
-    """:func:`fingerprint` of the model."""
+    """:func:`fingerprint` of the model, 64 hexadecimal digits."""
 
 
 def base_of(model: nn.Module, full: Callable[[nn.Parameter], Tensor] | None = None) -> Base:
@@ -50,7 +50,7 @@ def common_base(first: Base | None, second: Base | None) -> Base | None:
 
 @torch.no_grad()
 def fingerprint(model: nn.Module, full: Callable[[nn.Parameter], Tensor] | None = None) -> str:
-    """SHA-256 over names, shapes and up to 64 evenly spaced values of every parameter.
+    """SHA-256 over names, shapes and up to 64 evenly spaced values of every parameter, in hex.
 
     Values are rounded to bfloat16 first, so that one base has one fingerprint whether it is
     stored or loaded in float64, float32 or bfloat16, on any device. Not so in float16, which

@@ -14,9 +14,10 @@ from freezetrain.regions.residual_stream import Direction, matrix_entries, resid
 
 
 def concentration(entries: Entries, top: float = 0.05, input_dim: int = -1) -> tuple[float, float]:
-    """Shares of the entries that lie in the fullest ``top`` of the rows, and of the columns.
+    """Shares, 0 to 1, of the entries in the fullest ``top`` of the rows, and of the columns.
 
-    1.0 means that all of them lie in so few rows (or columns), ``top`` is the least there can be.
+    ``top`` is a share of the rows, 0 to 1. 1.0 means that all entries lie in so few rows (or
+    columns), ``top`` is the least there can be.
     Zhang et al. 2024 (arXiv 2402.14700, section 5) see the core region concentrate on rows in
     attention output and MLP down projections, on columns in the others. 0.0 for an empty region.
     Rows and columns as in :func:`slice_counts`. UserError for a vector.

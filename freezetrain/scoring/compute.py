@@ -37,11 +37,16 @@ def compute_scores(
     """Score the weights of ``model`` on the text of one language, in this process alone.
 
     Args:
-        model, parameters: as for :class:`Scoring`.
-        batches: token ids, each as for :meth:`Scoring.add`. Not read by ``magnitude``.
-        method: one of ``METHODS``, see :mod:`freezetrain.scoring.methods`.
+        model: ``model(input_ids=...)`` returns an object with ``logits`` [B, L, V].
+        batches: token ids, int64 [B, L], each as for :meth:`Scoring.add`. Not read by
+            ``magnitude``.
+        method: one of ``METHODS``, see :mod:`freezetrain.scoring.methods` for the formulas.
+        parameters: what to score, by full name; None = the decoder blocks with their norms.
         language: kept in ``Scores.made``.
         on_batch: called after each batch with the number of batches done.
+
+    Returns:
+        fp32 on the CPU, one tensor in the shape of each parameter.
 
     Raises:
         UserError, CheckError: as :class:`Scoring`.

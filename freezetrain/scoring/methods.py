@@ -1,4 +1,8 @@
-"""The formulas of the scores, and which parameters are scored."""
+"""The formulas of the scores, and which parameters are scored.
+
+θ is a weight, g_b the gradient of the mean loss of batch b, in nats per token; all tensors have the
+shape of the parameter. Taylor scores are thus in nats per token, summed over batches.
+"""
 
 from collections.abc import Callable, Mapping
 from math import sqrt

@@ -102,9 +102,10 @@ def select(
 
 
 def core(scores: Sequence[Scores], ratio: float, *, norms: bool = False) -> Region:
-    """Top ``ratio`` of each tensor by the sum of several languages' scores.
+    """Top ``ratio`` (above 0, at most 1) of each tensor by the sum of several languages' scores.
 
     The core linguistic region of Zhang et al. 2024 (arXiv 2402.14700), there of six languages.
+    ``norms``: whether parameters of norms take part.
 
     Raises:
         UserError: as :meth:`Scores.sum` and :func:`select`.

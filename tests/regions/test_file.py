@@ -51,8 +51,11 @@ def test_round_trip(tmp_path, base, max_shard_bytes):
     assert (loaded.base, loaded.made, loaded.digest) == (saved.base, saved.made, saved.digest)
 
 
-def test_an_empty_region_round_trips(tmp_path):
-    assert Region.load(Region({}).save(tmp_path / "none")) == Region({})
+def test_an_empty_region_takes_the_place_of_another_only_when_asked(tmp_path):
+    path = region().save(tmp_path / "core")
+    with pytest.raises(UserError, match="exists"):
+        Region({}).save(path)
+    assert Region.load(Region({}).save(path, overwrite=True)) == Region({})
 
 
 def test_size_is_at_most_four_bytes_an_entry_or_one_bit_a_weight(tmp_path):
@@ -74,15 +77,6 @@ def test_the_header_can_be_read_without_this_package(tmp_path):
     assert header["base"] == {"name": "org/model", "revision": "main", "fingerprint": "0" * 64}
     assert header["made"] == {"score": "taylor", "ratio": 0.01}
     assert header["digest"] == region().digest
-
-
-def test_an_existing_file_is_kept_unless_overwrite(tmp_path):
-    path = region().save(tmp_path / "core")
-    with pytest.raises(UserError, match="exists"):
-        Region({}).save(path)
-    assert Region.load(path) == region()
-    Region({}).save(path, overwrite=True)
-    assert Region.load(path) == Region({})
 
 
 def test_loading_for_a_model_checks_names_shapes_and_base(tmp_path):
