@@ -67,6 +67,12 @@ def test_options_that_a_kind_of_region_does_not_use(refused, more, complaint):
     assert complaint in refused("select", *more)
 
 
+def test_new_tokens_come_from_a_file_or_are_learned(refused):
+    assert refused("extend", "--model", "x").startswith("tokens must be given, or else learn")
+    said = refused("extend", "--model", "x", "--learn", 5)
+    assert said.startswith("language must be given to learn tokens")
+
+
 def test_held_out_documents_that_are_trained_on(refused, tmp_path, model_folder):
     said = refused(
         "train", "--model", model_folder, "--languages", "[zh]", "--texts.test_one_in", 0,

@@ -1,4 +1,4 @@
-"""What a comparison is compared, and what it makes of it."""
+"""The recipe of a comparison: how its runs, scores and regions are made, and what it refuses."""
 
 from pathlib import Path
 

@@ -1,13 +1,12 @@
-"""Recipes that cannot work are refused when they are read, with what to do."""
+"""Training recipes that cannot work are refused when they are read, with what to do."""
 
 import pytest
 
-from freezetrain.cli.command_line import parse
 from freezetrain.errors import UserError
+from freezetrain.evaluation.brake import Brake
 from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.training.recipe import Freezing, Lora, Penalty, Replay, TrainRecipe, Watch
-from freezetrain.vocabulary.recipe import ExtendRecipe
 
 MODEL = ModelSource("model")
 
@@ -21,15 +20,6 @@ MODEL = ModelSource("model")
         (lambda: Replay(weights={"a": 1.0}, temperature=2.0), "temperature must be left out"),
         (lambda: Replay(share=1.0), "share must be above 0 and below 1"),
         (lambda: Replay(until=0.0), "until must be above 0"),
-        (lambda: TextSource(folder="a", hub="b"), "folder must be left out where hub"),
-        (lambda: TextSource(hub="b", streaming=True), "documents must be given"),
-        (lambda: TextSource(streaming=True), "hub must be given"),
-        (lambda: Optimization(max_steps=1, max_tokens=1), "max_tokens must be left out"),
-        (lambda: Optimization(batch_tokens=100), r"a multiple of .* 4096, got 100"),
-        (lambda: Optimization(spike_factor=1.0), "spike_factor must be above 1"),
-        (lambda: Engine(offload="optimizer"), "offload must be none unless under zero"),
-        (lambda: Engine(kind="zero-2", offload="all"), "offload must be none or optimizer"),
-        (lambda: Engine(deepspeed={"a": 1}), "deepspeed must be left out"),
         (
             lambda: TrainRecipe(
                 MODEL,
@@ -58,10 +48,7 @@ MODEL = ModelSource("model")
             "watch must be given at most one of .* got .'every_n_steps', 'at_samples'.;",
         ),
         (lambda: Watch(time_share=1.5), "time_share must be above 0 and at most 1, got 1.5"),
-        (lambda: ExtendRecipe(MODEL), "tokens must be given"),
-        (lambda: ExtendRecipe(MODEL, learn=5), "language must be given"),
         (lambda: Freezing(first_step=5).check_steps(5), r"first_step must be below the 5 steps"),
-        (lambda: Optimization(micro_batch=3, batch_tokens=3 * 512).accumulate(2), "2 devices"),
     ],
 )
 def test_refused(made, complaint):
@@ -121,36 +108,50 @@ def test_penalties_and_adapters_that_cannot_work(made, complaint):
         made()
 
 
-def test_what_stays_near_the_base_from_the_command_line(tmp_path):
-    (tmp_path / "r.yaml").write_text(
-        "model: {path: m}\npenalty: {strength: 1e-2, fisher: scores/fisher}\nregion: r\n"
-        "average_with_base: 0.5\n"
+def braked(action: str = "roll_back", **changes) -> TrainRecipe:
+    return TrainRecipe(
+        ModelSource("base"), **{"brake": Brake({"es": 0.05}, action=action), **changes}
     )
-    told = parse(["train", str(tmp_path / "r.yaml"), "--penalty.strength", "3"]).recipe
-    assert told.penalty == Penalty(3.0, "scores/fisher")
-    assert told.average_with_base == 0.5
-    told = parse(["train", "--model", "m", "--lora.rank", "8", "--lora.targets", "[q_proj]"]).recipe
-    assert told.lora == Lora(8, targets=["q_proj"])
-    assert told.lora.scale == 2.0
-    assert (told.penalty, told.average_with_base) == (None, None)
 
 
-def test_held_out_documents_may_be_another_split_of_the_data_set():
-    trained = TextSource(hub="set", test_one_in=0)
-    TrainRecipe(MODEL, texts=trained, watch=Watch(TextSource(hub="set", hub_split="validation")))
-    with pytest.raises(UserError, match=r"texts and watch\.texts read the same texts"):
-        TrainRecipe(MODEL, texts=trained, watch=Watch(TextSource(hub="set")))
+NO_WAY_BACK = [
+    ({"optimization": Optimization(ema_decay=0.9)}, "optimization.ema_decay must be left out"),
+    ({"average_with_base": 0.5}, "average_with_base must be left out"),
+    ({"region": "r", "freeze": Freezing(clamp=0.0)}, "freeze.clamp must be left out"),
+    ({"region": "r", "freeze": Freezing(first_step=3)}, "freeze.first_step must be left out"),
+]
 
 
-def test_steps_by_steps_by_tokens_or_one_pass():
-    of = {"sequence_length": 10, "micro_batch": 2, "batch_tokens": 40}
-    assert Optimization(max_steps=7, **of).steps(1000) == 7
-    assert Optimization(max_tokens=401, **of).steps(1000) == 11
-    assert Optimization(**of).steps(1001) == 251
-    assert Optimization(**of).steps(1) == 1
+@pytest.mark.parametrize(("changes", "said"), NO_WAY_BACK)
+@pytest.mark.parametrize("action", ["roll_back", "select"])
+def test_what_has_no_way_back_is_refused(action, changes, said):
+    with pytest.raises(UserError, match=f"{said} where the brake's action is {action}"):
+        braked(action, **changes)
 
 
-@pytest.mark.parametrize(("world", "accumulate"), [(1, 8), (2, 4), (8, 1)])
-def test_a_step_is_the_same_on_any_number_of_devices(world, accumulate):
-    settings = Optimization(sequence_length=10, micro_batch=2, batch_tokens=160)
-    assert settings.accumulate(world) == accumulate
+@pytest.mark.parametrize(("changes", "said"), NO_WAY_BACK)
+@pytest.mark.parametrize("action", ["warn", "stop"])
+def test_it_is_no_matter_where_nothing_goes_back(action, changes, said):
+    assert not braked(action, **changes).brake.goes_back
+
+
+def test_a_brake_needs_the_watch():
+    with pytest.raises(UserError, match="brake must be left out where the watch is off"):
+        braked(watch=Watch(off=True))
+
+
+def test_a_frozen_region_that_lasts_from_the_start_has_a_way_back():
+    assert braked("select", region="r", freeze=Freezing(last_step=5)).brake.goes_back
+
+
+def test_a_limit_of_a_language_that_is_not_watched_is_refused_before_texts_are_read():
+    watch = Watch(languages=["en", "es", "zh"])
+    for limits, said in (
+        ({"esp": 0.05}, r"limits 'esp', which is not one of .* en, es \(did you mean 'es'"),
+        ({"zh": 0.05}, "limits 'zh', which is trained on, is not one of the held-out"),
+    ):
+        with pytest.raises(UserError, match=said):
+            braked(brake=Brake(limits), watch=watch, languages=["zh"])
+    limits = {"es": 0.05, "mean": 0.05, "worst": 0.05}
+    assert braked(brake=Brake(limits), watch=watch, languages=["zh"]).brake.limits == limits
+    assert braked(brake=Brake({"esp": 0.05})), "only the texts tell which languages there are"
