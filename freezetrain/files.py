@@ -29,9 +29,15 @@ def whole(path: str | os.PathLike[str], replace_folder: bool = False) -> Iterato
         new = scratch / path.name
         yield new
         sync(new)
+        old = scratch / f"{path.name}.old"
         if replace_folder and path.exists() and (path.is_dir() or new.is_dir()):
-            path.rename(scratch / "old")  # a rename replaces files only
-        publish(new, path)
+            path.rename(old)  # a rename replaces files only
+        try:
+            publish(new, path)
+        except OSError:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
