@@ -26,8 +26,7 @@ def run(recipe: ConvertRecipe, folder: Path) -> Outcome:
         what, path = _to_paper(source, folder)
     else:
         what, path = _from_paper(source, folder, recipe)
-    results = {"what": what, "file": path.name}
-    return Outcome(results, [f"{what}: {path}"])
+    return Outcome({"what": what, "file": path.name}, [f"{what}: {path}"])
 
 
 def _to_paper(source: Path, folder: Path) -> tuple[str, Path]:
@@ -106,7 +105,7 @@ def _names_in(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
     another shape.
     """
     parameters = all_parameters(model)
-    found = {}
+    names = {}
     for name, shape in shapes.items():
         fitting = [own for own in parameters if own == name] or [
             own for own in parameters if own.endswith(f".{name}")
@@ -123,8 +122,8 @@ def _names_in(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
                 f"expected {name!r} in the model's shape {list(parameters[own].shape)}, got "
                 f"{list(shape)}; give the model that this was made for"
             )
-        found[name] = own
-    name, times = Counter(found.values()).most_common(1)[0]
+        names[name] = own
+    name, times = Counter(names.values()).most_common(1)[0]
     if times > 1:
         raise UserError(f"{times} files are of the parameter {name!r}; keep one of them")
-    return found
+    return names

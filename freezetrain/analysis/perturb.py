@@ -237,7 +237,7 @@ def _single_value(model: PreTrainedModel, region: Region) -> float | None:
 
 
 def _perplexities(figures: LanguageFigures) -> dict[str, float | None]:
-    return {language: finite_or_none(one.perplexity) for language, one in figures.items()}
+    return {language: finite_or_none(result.perplexity) for language, result in figures.items()}
 
 
 def _change(recipe: PerturbRecipe) -> Change:

@@ -194,10 +194,10 @@ def zero_monolingual_regions(study: Study) -> MonolingualSelectivity | None:
     )
     seed = study.recipe.random_seeds[0]
     controls = {name: region.random_like(seed) for name, region in regions.items()}
-    found = selectivity(
+    effects = selectivity(
         study.model, study.documents, regions, controls, study.evaluation, study.before
     )
-    return MonolingualSelectivity(**vars(found), ratio=ratio)
+    return MonolingualSelectivity(**vars(effects), ratio=ratio)
 
 
 def zero_dimensions(study: Study) -> Dimensions:

@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from rich.table import Table
 from tokenizers import Tokenizer
 from transformers import AddedToken, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,6 +21,7 @@ from freezetrain.errors import UserError
 from freezetrain.models import load_model, load_tokenizer
 from freezetrain.regions import embedding_parameters
 from freezetrain.run_folder import Outcome
+from freezetrain.tables import Column, Table
 from freezetrain.training.export import export
 from freezetrain.vocabulary.learned_tokens import Learned, learn_tokens
 from freezetrain.vocabulary.recipe import ExtendRecipe
@@ -154,15 +154,16 @@ def run(recipe: ExtendRecipe, folder: Path) -> Outcome:
         "rows": rows,
         "model": "model",
     }
-    table = Table("what", "before", "after")
-    table.add_row("tokens", f"{len(base):,}", f"{len(extended):,}")
-    table.add_row("rows", f"{before:,}", f"{rows:,}")
+    sizes: list[tuple[str, float | None, float | None]] = [
+        ("tokens", len(base), len(extended)),
+        ("rows", before, rows),
+    ]
     if language is not None:
-        figures = [bytes_per_token(tokenizer, language) for tokenizer in (base, extended)]
-        results["bytes_per_token_before"], results["bytes_per_token"] = figures
-        shown = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
-        table.add_row(f"bytes per token, held-out {language.name}", *shown)
-    return Outcome(results, [table, f"model: {folder / 'model'}"])
+        per_token = [bytes_per_token(tokenizer, language) for tokenizer in (base, extended)]
+        results["bytes_per_token_before"], results["bytes_per_token"] = per_token
+        sizes.append((f"bytes per token, held-out {language.name}", *per_token))
+    columns = [Column("", 0, text=True), Column("before", 1), Column("after", 2)]
+    return Outcome(results, [Table("", columns, sizes), f"model: {folder / 'model'}"])
 
 
 def _pieces_of(learned: Learned, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

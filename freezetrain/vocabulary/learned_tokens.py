@@ -32,7 +32,7 @@ class Learned:
 
     tokens: list[str] = field(default_factory=list)
     merges: list[tuple[str, str]] = field(default_factory=list)
-    """The two that a token is merged from; one that is a character is not merged."""
+    """The two tokens that each is merged from; a token that is a character is not merged."""
 
 
 def learn_tokens(tokenizer: Tokenizer, texts: Iterable[str], count: int) -> Learned:
@@ -114,21 +114,21 @@ class _Growth:
         heapq.heapify(self._queue)
 
     def _add(self, number: int, sign: int) -> set[tuple[str, ...]]:
-        """Count (1) or no longer count (-1) the candidates of a word; which they are."""
+        """Count (1) or no longer count (-1) the candidates of a word; returns them."""
         word = self._words[number]
-        found: set[tuple[str, ...]] = set()
+        candidates: set[tuple[str, ...]] = set()
         for token in word:
             if token not in self._known:
                 self._saved[token,] += sign * self._counts[number] * (len(token.encode()) - 1)
-                found.add((token,))
+                candidates.add((token,))
         for pair in pairwise(word):
             if self._known.issuperset(pair):
                 self._saved[pair] += sign * self._counts[number]
-                found.add(pair)
+                candidates.add(pair)
         if sign > 0:
-            for candidate in found:
+            for candidate in candidates:
                 self._where[candidate].add(number)
-        return found
+        return candidates
 
     def step(self) -> bool:
         """Learn one token; False where none occurs twice."""

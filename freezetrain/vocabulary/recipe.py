@@ -25,9 +25,9 @@ class ExtendRecipe:
 
     def __post_init__(self) -> None:
         check(self.learn >= 0, "learn", "0 or more", self.learn)
-        one = (self.tokens is None) != (self.learn == 0)
+        exactly_one = (self.tokens is None) != (self.learn == 0)
         expected = "given, or else learn a number above 0, and not both"
-        check(one, "tokens", expected, self.tokens)
+        check(exactly_one, "tokens", expected, self.tokens)
         named = self.learn == 0 or self.language is not None
         check(named, "language", "given to learn tokens from its texts", self.language)
         check(self.multiple_of >= 1, "multiple_of", "1 or more", self.multiple_of)

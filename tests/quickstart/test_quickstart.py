@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_loss import plain_documents, plain_figures
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -77,19 +78,8 @@ def test_ablation_is_that_of_the_region_file(done, results, model_folder, tokeni
             for name, value in weights.items()
         }
     )
-    nll = 0.0
-    for text in read_languages(TextSource(), ["es"])["es"].test:
-        ids = [0, *tokenizer(text, add_special_tokens=False)["input_ids"]]
-        done_so_far = 0
-        while done_so_far < len(ids) - 1:  # 128 tokens of context, the last 128 at the end
-            last = min(done_so_far + 128, len(ids) - 1)
-            first = max(0, last - 128)
-            with torch.no_grad():
-                logits = model(torch.tensor([ids[first:last]])).logits[0].double()
-            labels = torch.tensor(ids[done_so_far + 1 : last + 1])
-            losses = logits[done_so_far - first :]
-            nll += torch.nn.functional.cross_entropy(losses, labels, reduction="sum").item()
-            done_so_far = last
+    documents = {"es": plain_documents(read_languages(TextSource(), ["es"])["es"].test, tokenizer)}
+    nll, _, _ = plain_figures(model, documents, 128)["es"]
     assert math.isclose(results["ablation"]["core"]["es"]["nll"], nll, rel_tol=1e-5)
 
 

@@ -5,6 +5,8 @@ import copy
 import torch
 import torch.nn.functional as F
 
+from freezetrain.evaluation import Document
+
 
 def plain_figures(model, documents, max_length):
     """Language -> (nats over its tokens, tokens, bytes): one window of one document at a time."""
@@ -25,6 +27,16 @@ def plain_figures(model, documents, max_length):
                 done = last
         found[language] = nll, tokens, sum(text.bytes for text in texts)
     return found
+
+
+def plain_documents(texts, tokenizer):
+    """Documents of ``texts``, each after the token 0, which tiny tokenizers begin a text with."""
+    return [
+        Document(
+            [0, *tokenizer(text, add_special_tokens=False)["input_ids"]], bytes=len(text.encode())
+        )
+        for text in texts
+    ]
 
 
 def edited(model, edit):
