@@ -14,14 +14,6 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
-def amount(value: int) -> str:
-    """About how many, for a sentence: ``3.3 million``; below a million, exactly."""
-    for size, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
-        if value >= size:
-            return f"{value / size:.1f} {word}"
-    return count(value)
-
-
 def fixed(value: float, digits: int = 4) -> str:
     """``0.4121``, ``−0.0020``"""
     return f"{value:.{digits}f}".replace("-", "−")
@@ -31,13 +23,6 @@ def signed(value: float, digits: int = 4) -> str:
     """``+0.4121``, ``−0.0020``; nothing but zeros has no sign."""
     written = f"{value:+.{digits}f}".replace("-", "−")
     return written if any(digit in written for digit in "123456789") else written[1:]
-
-
-def brief(value: float) -> str:
-    """A change in a sentence: three decimals, up to five where the first three hide it."""
-    digits = 3 if abs(value) >= 0.00995 else 4 if abs(value) >= 0.000995 else 5
-    written = signed(value, digits)
-    return written if written[0] in "+−" else signed(0.0, 3)
 
 
 def perplexity(value: float | None) -> str:
@@ -91,23 +76,6 @@ def seconds(value: float) -> str:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
     return f"{minutes} min {rest:02d} s"
-
-
-def counted(value: int, noun: str) -> str:
-    """``1 step``, ``2,000 steps``"""
-    return f"{count(value)} {noun}{'' if value == 1 else 's'}"
-
-
-def listed(words: Sequence[str]) -> str:
-    """``a, b and c``"""
-    if len(words) < 2:
-        return "".join(words)
-    return f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def quoted(names: Sequence[str]) -> str:
-    """``“a”, “b” and “c”``"""
-    return listed([f"“{name}”" for name in names])
 
 
 NAMES = {

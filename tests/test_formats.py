@@ -6,8 +6,6 @@ import pytest
 
 from freezetrain.errors import UserError
 from freezetrain.formats import (
-    amount,
-    brief,
     percent,
     perplexity,
     seconds,
@@ -32,21 +30,6 @@ def test_perplexity(value: float | None, written: str) -> None:
     assert perplexity(value) == written
 
 
-@pytest.mark.parametrize(
-    ("value", "written"),
-    [
-        (0.41084, "+0.411"),
-        (-0.41084, "−0.411"),
-        (0.00213, "+0.0021"),
-        (-0.000213, "−0.00021"),
-        (1e-7, "0.000"),
-        (-0.0, "0.000"),
-    ],
-)
-def test_change_in_a_sentence(value: float, written: str) -> None:
-    assert brief(value) == written
-
-
 def test_a_change_that_rounds_to_zero_has_no_sign() -> None:
     assert signed(-0.00001) == "0.0000"
     assert signed(-0.00006) == "−0.0001"
@@ -64,14 +47,6 @@ def test_percent(share: float | None, written: str) -> None:
 )
 def test_seconds(value: float, written: str) -> None:
     assert seconds(value) == written
-
-
-def test_amount_is_exact_where_it_is_small() -> None:
-    assert [amount(value) for value in (17_695, 4_128_960, 13_015_864_320)] == [
-        "17,695",
-        "4.1 million",
-        "13.0 billion",
-    ]
 
 
 @pytest.mark.parametrize(

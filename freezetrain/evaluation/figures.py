@@ -191,6 +191,6 @@ class DocumentSums:
 _COUNTS = ("tokens", "bytes", "correct")
 
 
-def as_figures(found: "Figures | DocumentSums") -> Figures:
+def as_figures(result: "Figures | DocumentSums") -> Figures:
     """Figures, whichever of the two it is."""
-    return found.figures() if isinstance(found, DocumentSums) else found
+    return result.figures() if isinstance(result, DocumentSums) else result

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from freezetrain.errors import UserError
 from freezetrain.evaluation.brake import TOGETHER, Measure
 from freezetrain.evaluation.figures import DocumentSums, Figures, as_figures, safe_exp
-from freezetrain.evaluation.losses import Forgetting, Found, Interval, forgetting
+from freezetrain.evaluation.losses import Forgetting, Interval, Result, forgetting
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Evaluation:
             "step": self.step,
             "tokens": self.tokens,
             "samples": self.samples,
-            "figures": {name: found.to_dict() for name, found in self.figures.items()},
+            "figures": {name: figures.to_dict() for name, figures in self.figures.items()},
             "forgetting": self.forgetting.to_dict(),
         }
 
@@ -104,19 +104,19 @@ class History:
     def add(
         self,
         step: int,
-        found: Mapping[str, Found],
+        results: Mapping[str, Result],
         *,
         tokens: int | None = None,
         samples: int | None = None,
         chosen: Mapping[str, ArrayLike] | None = None,
     ) -> Evaluation:
-        """Append what was found after ``step`` optimizer steps, and return it.
+        """Append the ``results`` after ``step`` optimizer steps, and return it.
 
-        ``chosen``: ``found`` is of these documents alone, by their numbers among the base's;
+        ``chosen``: they are of these documents alone, by their numbers among the base's;
         they are compared with the base on the same ones. Raises what ``forgetting`` raises if
-        ``found`` cannot be compared.
+        they cannot be compared.
         """
-        base = self._base(found)
+        base = self._base(results)
         if chosen is not None:
             if not all(isinstance(sums, DocumentSums) for sums in base.values()):
                 raise UserError(
@@ -127,17 +127,17 @@ class History:
                 language: sums.take(np.asarray(chosen[language]))  # type: ignore[union-attr]
                 for language, sums in base.items()
             }
-        compared = forgetting(base, found, self.target)
+        compared = forgetting(base, results, self.target)
         if not self.evaluations:
-            documents = {n: sums for n, sums in found.items() if isinstance(sums, DocumentSums)}
-            self.base_documents = documents if len(documents) == len(found) else None
-        figures = {language: as_figures(sums) for language, sums in found.items()}
+            documents = {n: sums for n, sums in results.items() if isinstance(sums, DocumentSums)}
+            self.base_documents = documents if len(documents) == len(results) else None
+        figures = {language: as_figures(sums) for language, sums in results.items()}
         self.evaluations.append(Evaluation(step, figures, compared, tokens, samples))
         return self.evaluations[-1]
 
-    def _base(self, found: Mapping[str, Found]) -> Mapping[str, Found]:
+    def _base(self, results: Mapping[str, Result]) -> Mapping[str, Result]:
         if not self.evaluations:
-            return found
+            return results
         return self.base_documents or self.base.figures
 
     @property
@@ -183,7 +183,9 @@ class History:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "History":
         """The inverse of ``to_dict``, and of ``state_dict``."""
-        history = cls(data["target"], [Evaluation.from_dict(one) for one in data["evaluations"]])
+        history = cls(
+            data["target"], [Evaluation.from_dict(evaluation) for evaluation in data["evaluations"]]
+        )
         if (documents := data.get("base_documents")) is not None:
             history.base_documents = {
                 name: DocumentSums.from_dict(sums) for name, sums in documents.items()

@@ -22,7 +22,8 @@ from freezetrain.tables import Column, Table
 
 Interval = tuple[float, float]  # of 95%
 
-Found = Figures | DocumentSums
+Result = Figures | DocumentSums
+"""What a model gives on one language."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Forgetting:
 
 
 def forgetting(
-    before: Mapping[str, Found], after: Mapping[str, Found], target: str | None = None
+    before: Mapping[str, Result], after: Mapping[str, Result], target: str | None = None
 ) -> Forgetting:
     """Compare what the adapted model gave, ``after``, with what the base gave, ``before``.
 
@@ -97,7 +98,7 @@ def forgetting(
     _check(before, after, target)
     compared = {name: _compare(before[name], after[name], name) for name in before}
     languages = {name: change for name, (change, _) in compared.items() if name != target}
-    drawn = {name: found for name, (_, found) in compared.items() if name != target}
+    drawn = {name: resampled for name, (_, resampled) in compared.items() if name != target}
     deltas = {name: change.delta_nll_per_byte for name, change in languages.items()}
     mean = fmean(deltas.values())
     worst = max(deltas, key=deltas.__getitem__)
@@ -107,9 +108,9 @@ def forgetting(
         gain = 0.0 - change.delta_nll_per_byte  # never −0.0
         if change.interval is not None:
             gain_interval = (0.0 - change.interval[1], 0.0 - change.interval[0])
-    known = {name: found for name, found in drawn.items() if found is not None}
+    known = {name: resampled for name, resampled in drawn.items() if resampled is not None}
     all_known = len(known) == len(drawn)
-    shares = [_share(found, as_figures(before[name])) for name, found in known.items()]
+    shares = [_share(resampled, as_figures(before[name])) for name, resampled in known.items()]
     return Forgetting(
         languages=languages,
         mean=mean,
@@ -144,17 +145,17 @@ def forgetting_table(
     after: Mapping[str, Figures],
     target: str | None = None,
     *,
-    found: Forgetting | None = None,
+    result: Forgetting | None = None,
     title: str = "",
     rows: int | None = None,
 ) -> Table:
     """The target language and the held-out ones, most forgotten first, with their mean below.
 
-    ``rows`` limits the held-out languages that are shown, None shows all. ``found``: what comparing
-    document by document gave; changes whose 95% interval holds 0 are then marked. Takes what
-    ``forgetting`` takes and raises what it raises.
+    ``rows`` limits the held-out languages that are shown, None shows all. ``result``: what a
+    comparison document by document gave; changes whose 95% interval holds 0 are then marked. Takes
+    what ``forgetting`` takes and raises what it raises.
     """
-    result = found or forgetting(before, after, target)
+    result = result or forgetting(before, after, target)
     held_out = [
         _Row(name, after[name], change.delta_nll_per_byte, change.interval, change.perplexity_ratio)
         for name, change in result.languages.items()
@@ -189,7 +190,7 @@ def forgetting_table(
 
 
 def _compare(
-    before: Found, after: Found, language: str
+    before: Result, after: Result, language: str
 ) -> tuple[LanguageForgetting, Resampled | None]:
     """The language's change, and what it was in resamples of its documents."""
     base, adapted = as_figures(before), as_figures(after)
@@ -207,10 +208,10 @@ def _compare(
     return LanguageForgetting(delta, relative, quotient, error, interval([resampled])), resampled
 
 
-def _share(found: Resampled, base: Figures) -> Resampled:
-    """``found`` as a share of the base's NLL per byte."""
+def _share(resampled: Resampled, base: Figures) -> Resampled:
+    """``resampled`` as a share of the base's NLL per byte."""
     per = _per(base)
-    return Resampled(found.ratio * per, found.documents, found.drawn * per)
+    return Resampled(resampled.ratio * per, resampled.documents, resampled.drawn * per)
 
 
 def _per(base: Figures) -> float:
@@ -218,7 +219,7 @@ def _per(base: Figures) -> float:
     return 1 / base.nll_per_byte if base.nll_per_byte > 0 else 0.0
 
 
-def _check(before: Mapping[str, Found], after: Mapping[str, Found], target: str | None) -> None:
+def _check(before: Mapping[str, Result], after: Mapping[str, Result], target: str | None) -> None:
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())
         raise UserError(
@@ -244,13 +245,13 @@ def _check(before: Mapping[str, Found], after: Mapping[str, Found], target: str 
         )
 
 
-def _text(found: Found) -> str:
-    size = found.bytes if isinstance(found, Figures) else int(found.bytes.sum())
-    documents = found.documents if isinstance(found, Figures) else len(found)
+def _text(result: Result) -> str:
+    size = result.bytes if isinstance(result, Figures) else int(result.bytes.sum())
+    documents = result.documents if isinstance(result, Figures) else len(result)
     return f"{size} bytes" if documents is None else f"{size} bytes in {documents} documents"
 
 
-def _same(before: Found, after: Found, count: str) -> bool:
+def _same(before: Result, after: Result, count: str) -> bool:
     """Whether both have as many ``tokens`` or ``bytes``: in each document, where that is known."""
     if isinstance(before, DocumentSums) and isinstance(after, DocumentSums):
         return bool(np.array_equal(getattr(before, count), getattr(after, count)))

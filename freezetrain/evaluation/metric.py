@@ -142,13 +142,13 @@ class DocumentNLL(Metric):
 
         Raises ``CheckError`` naming the language whose NLL is not finite.
         """
-        found = {name: values.reshape(-1).cpu() for name, values in self.compute().items()}
+        sums = {name: values.reshape(-1).cpu() for name, values in self.compute().items()}
         result, first = {}, 0
         for language, size in self.sizes.items():
             these = slice(first, first + size)
-            nll = found["nll"][these].numpy()
+            nll = sums["nll"][these].numpy()
             _check_finite(language, math.fsum(nll))
-            counts = (self.tokens[these], self.bytes[these], found["correct"][these])
+            counts = (self.tokens[these], self.bytes[these], sums["correct"][these])
             result[language] = DocumentSums(nll, *(values.numpy() for values in counts))
             first += size
         return result

@@ -60,7 +60,7 @@ def evaluate(
     progress: Progress | None = None,
 ) -> dict[str, Figures]:
     """Return the figures of each language of ``documents``; see :func:`evaluate_documents`."""
-    found = evaluate_documents(
+    results = evaluate_documents(
         model,
         documents,
         max_length=max_length,
@@ -68,7 +68,7 @@ def evaluate(
         batch_tokens=batch_tokens,
         progress=progress,
     )
-    return {language: sums.figures() for language, sums in found.items()}
+    return {language: sums.figures() for language, sums in results.items()}
 
 
 def evaluate_documents(

@@ -28,7 +28,7 @@ def standard_error(values: ArrayLike, sizes: ArrayLike) -> float | None:
     if len(values) < 2:
         return None
     moments = (
-        float(one @ other) for one, other in ((values, values), (values, sizes), (sizes, sizes))
+        float(left @ right) for left, right in ((values, values), (values, sizes), (sizes, sizes))
     )
     return standard_error_of_moments(len(values), values.sum(), sizes.sum(), *moments)
 
@@ -68,7 +68,7 @@ class Resampled(NamedTuple):
     drawn: NDArray[np.float64]  # bootstrap ratios [resamples]
 
 
-def interval(of_each: Sequence[Resampled], level: float = LEVEL) -> tuple[float, float]:
+def interval(languages: Sequence[Resampled], level: float = LEVEL) -> tuple[float, float]:
     """Interval of a ratio, or of the mean of several languages', whose documents are drawn apart.
 
     The percentile interval of the bootstrap, widened about the ratio, as it is too narrow for few
@@ -77,16 +77,20 @@ def interval(of_each: Sequence[Resampled], level: float = LEVEL) -> tuple[float,
     (Hesterberg, What Teachers Should Know About the Bootstrap, 2015, arXiv 1411.5279, narrowness
     bias). Several languages have the degrees of freedom of Welch and Satterthwaite.
     """
-    free = np.array([one.documents - 1 for one in of_each])
+    free = np.array([language.documents - 1 for language in languages])
     spread = np.array(
-        [(one.drawn - one.ratio) * np.sqrt(one.documents / (one.documents - 1)) for one in of_each]
+        [
+            (language.drawn - language.ratio)
+            * np.sqrt(language.documents / (language.documents - 1))
+            for language in languages
+        ]
     )  # [languages, resamples]
     variances = (spread**2).mean(1)
     degrees = variances.sum() ** 2 / (variances**2 / free).sum() if variances.any() else free.sum()
     upper = (1 + level) / 2
     widening = students_t(upper, float(degrees)) / NormalDist().inv_cdf(upper)
     low, high = np.quantile(spread.mean(0), [1 - upper, upper]) * widening
-    centre = fmean(one.ratio for one in of_each)
+    centre = fmean(language.ratio for language in languages)
     return centre + float(low), centre + float(high)
 
 

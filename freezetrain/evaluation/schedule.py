@@ -116,7 +116,9 @@ class TimeShare:
         allowed = self.share * trained / (1 if last else 2)
         part = 1.0 if self.base_seconds <= allowed else allowed / self.base_seconds
         self.chosen = subsample(documents, part)
-        taken = sum(documents[name][n].tokens for name, found in self.chosen.items() for n in found)
+        taken = sum(
+            documents[name][n].tokens for name, numbers in self.chosen.items() for n in numbers
+        )
         every = sum(document.tokens for texts in documents.values() for document in texts)
         self.cost = self.base_seconds * taken / every
 

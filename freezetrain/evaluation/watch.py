@@ -149,9 +149,9 @@ class ForgettingWatch:
     def evaluate(self, model: nn.Module) -> dict[str, Figures]:
         """The figures of all documents now, on every rank, without keeping what is found."""
         start = time.perf_counter()
-        found = self._document_sums(model, self.documents)
+        sums_by_language = self._document_sums(model, self.documents)
         self.seconds += time.perf_counter() - start
-        return {language: sums.figures() for language, sums in found.items()}
+        return {language: sums.figures() for language, sums in sums_by_language.items()}
 
     def base_of(self, evaluation: Evaluation) -> dict[str, Figures]:
         """The base's figures of the documents that ``evaluation`` is of."""
@@ -234,10 +234,10 @@ class ForgettingWatch:
             documents = {
                 name: [texts[n] for n in chosen[name]] for name, texts in documents.items()
             }
-        found = self._document_sums(model, documents)
+        sums = self._document_sums(model, documents)
         evaluation = self.history.add(
             self.trained.step,
-            found,
+            sums,
             tokens=self.trained.tokens,
             samples=self.trained.samples,
             chosen=chosen,
@@ -275,7 +275,7 @@ class ForgettingWatch:
             "overlap": self.overlap,
             **asdict(self.schedule),
             "time_share": self.time_share,
-            "subsample": chosen and {name: len(found) for name, found in chosen.items()},
+            "subsample": chosen and {name: len(numbers) for name, numbers in chosen.items()},
         }
 
     def _write_results(self, begins: bool = False) -> None:
@@ -291,9 +291,9 @@ class ForgettingWatch:
         taken, every = (sum(f.documents or 0 for f in e.figures.values()) for e in (last, base))
         if taken < every:  # or perplexities would not fit those of the table of the base
             title += f", both of {taken} of {every} documents"
-        found = None if last is base else last.forgetting
+        result = None if last is base else last.forgetting
         before, after = self.base_of(last), last.figures
-        return forgetting_table(before, after, self.target, found=found, title=title, rows=rows)
+        return forgetting_table(before, after, self.target, result=result, title=title, rows=rows)
 
     def _table(self) -> str:
         console = Console(file=sys.stdout)

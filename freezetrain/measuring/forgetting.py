@@ -78,7 +78,7 @@ def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
                 history.base.figures,
                 history.last.figures,
                 recipe.target,
-                found=history.last.forgetting,
+                result=history.last.forgetting,
                 title=name,
             )
         )

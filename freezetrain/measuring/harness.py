@@ -98,12 +98,12 @@ class Harness:
 def scores_of(results: Mapping[str, Any]) -> Scores:
     """The scores in what ``lm_eval.simple_evaluate`` returns, by the rule of Harness.scores."""
     inside = results["group_subtasks"]
-    found: Scores = {}
+    taken: Scores = {}
 
     def take(name: str) -> None:
         scores = _scores(name, results)
         if scores or name not in inside:
-            found[name] = scores
+            taken[name] = scores
             return
         for child in inside[name]:
             take(child)
@@ -111,19 +111,19 @@ def scores_of(results: Mapping[str, Any]) -> Scores:
     nested = {child for children in inside.values() for child in children}
     for name in (name for name in [*inside, *results["results"]] if name not in nested):
         take(name)
-    return found
+    return taken
 
 
 def _scores(name: str, results: Mapping[str, Any]) -> dict[str, Score]:
     """Numbers of one task or group; the harness spells a key ``metric,filter``."""
-    found = results["results"].get(name, {})
+    values = results["results"].get(name, {})
     direction = results["higher_is_better"].get(name, {})
     scores = {}
-    for key, value in found.items():
+    for key, value in values.items():
         metric, comma, kept = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
-        error = found.get(f"{metric}_stderr,{kept}")
+        error = values.get(f"{metric}_stderr,{kept}")
         scores[metric if kept == "none" else key] = Score(
             finite_or_none(float(value)),
             finite_or_none(float(error)) if isinstance(error, int | float) else None,
@@ -135,13 +135,13 @@ def _scores(name: str, results: Mapping[str, Any]) -> dict[str, Score]:
 def _own_tasks(folder: Path) -> "TaskManager":
     from lm_eval.tasks import TaskManager
 
-    found = TaskManager(include_path=folder, include_defaults=False)
-    if not found.all_tasks:
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    if not manager.all_tasks:
         raise UserError(
             f"expected task files (YAML) of lm-evaluation-harness in benchmarks.folder {folder}, "
             f"{'found none' if folder.is_dir() else 'there is no such folder'}"
         )
-    return found
+    return manager
 
 
 @contextmanager

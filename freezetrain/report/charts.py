@@ -106,8 +106,8 @@ def heat_maps(
     All have one scale, from 0 (or the lowest value below it) to ``highest``, None for the highest
     value. ``label`` and ``percent`` are for the bar of colours, ``write`` for numbers in cells.
     """
-    margin = 24 + LETTER * max(len(row) for one in maps for row in one.rows)
-    columns = max(len(one.columns) for one in maps)
+    margin = 24 + LETTER * max(len(row) for heat_map in maps for row in heat_map.rows)
+    columns = max(len(heat_map.columns) for heat_map in maps)
     beside = width > WIDE and len(maps) * columns * _BESIDE + margin <= width
     panel = (width - margin - 16) / (len(maps) if beside else 1)
     cell = min(_BROAD, panel / columns)
@@ -118,44 +118,45 @@ def heat_maps(
     shape = (1, len(maps)) if beside else (len(maps), 1)
     panels = list(figure.subplots(*shape, sharey=beside, squeeze=False).flat)
     scale = _scale(maps, highest)
-    for axes, one in zip(panels, maps, strict=True):
-        _draw(axes, one, scale, cell)
+    for axes, heat_map in zip(panels, maps, strict=True):
+        _draw(axes, heat_map, scale, cell)
         # Few columns keep their width; the rest of the panel stays empty.
         axes.set_xlim(0, max(columns, panel / _BROAD))
-        axes.set_xlabel(one.across, loc="left" if columns < panel / _BROAD else "center")
+        axes.set_xlabel(heat_map.across, loc="left" if columns < panel / _BROAD else "center")
         if cell >= _ROOM:
-            _write_values(axes, one.values, scale, write)
+            _write_values(axes, heat_map.values, scale, write)
     _bar(figure, panels, scale, label, percent, 14 / height)
     return figure
 
 
 def _scale(maps: Sequence[HeatMap], highest: float | None) -> Normalize:
-    found = np.concatenate([one.values[~np.isnan(one.values)] for one in maps])
-    low = min(0.0, float(found.min())) if found.size else 0.0
-    high = highest if highest is not None else float(found.max()) if found.size else 0.0
+    values = np.concatenate([heat_map.values.ravel() for heat_map in maps])
+    values = values[~np.isnan(values)]
+    low = min(0.0, float(values.min())) if values.size else 0.0
+    high = highest if highest is not None else float(values.max()) if values.size else 0.0
     return Normalize(low, high if high > low else low + 1.0)
 
 
-def _draw(axes: Axes, one: HeatMap, scale: Normalize, cell: float) -> None:
+def _draw(axes: Axes, heat_map: HeatMap, scale: Normalize, cell: float) -> None:
     dress(axes, grid="both")
     axes.grid(False)
     apart = cell >= 8
     axes.pcolormesh(
-        np.ma.masked_invalid(one.values),
+        np.ma.masked_invalid(heat_map.values),
         cmap=COLOURS,
         norm=scale,
         edgecolors=CARD if apart else "none",
         linewidth=min(1.5, cell / 14) if apart else 0,
     )
-    for row, column in one.ringed:
+    for row, column in heat_map.ringed:
         corner = (column + 0.06, row + 0.06)
         ring = Rectangle(corner, 0.88, 0.88, fill=False, edgecolor=VERMILLION, linewidth=1.3)
         axes.add_patch(ring)
-    axes.set_title(one.title, loc="left", size=FONT, color=INK)
-    axes.set_ylim(len(one.rows), 0)
-    axes.set_yticks(np.arange(len(one.rows)) + 0.5, list(one.rows))
+    axes.set_title(heat_map.title, loc="left", size=FONT, color=INK)
+    axes.set_ylim(len(heat_map.rows), 0)
+    axes.set_yticks(np.arange(len(heat_map.rows)) + 0.5, list(heat_map.rows))
     axes.tick_params(axis="y", labelcolor=INK)
-    _column_labels(axes, one.columns, cell)
+    _column_labels(axes, heat_map.columns, cell)
 
 
 def _upright(columns: Sequence[str], cell: float) -> bool:
@@ -167,7 +168,8 @@ def _upright(columns: Sequence[str], cell: float) -> bool:
 def _label_depth(maps: Sequence[HeatMap], cell: float) -> float:
     """px below a map that its columns' labels take."""
     return max(
-        LETTER * max(map(len, one.columns)) if _upright(one.columns, cell) else 14 for one in maps
+        LETTER * max(map(len, heat_map.columns)) if _upright(heat_map.columns, cell) else 14
+        for heat_map in maps
     )
 
 

@@ -65,10 +65,10 @@ def settings_table(settings: Mapping[str, Any]) -> Table:
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"model": {"path": "x"}}`` as ``{"model.path": "x"}``."""
-    found: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for name, value in nested.items():
         if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{name}.")
+            flattened |= flat(value, f"{prefix}{name}.")
         else:
-            found[prefix + name] = value
-    return found
+            flattened[prefix + name] = value
+    return flattened

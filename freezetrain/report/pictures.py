@@ -24,15 +24,15 @@ def save_pictures(figures: Mapping[str, Draw], folder: Path) -> list[Path]:
     Each file is whole or absent, and replaces an older one; the same figures give the same bytes.
     Raises ``UserError`` if the folder cannot be written to.
     """
-    found = []
+    paths = []
     with _writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, draw in figures.items():
             figure = _on_white(draw)
             for kind in ("png", "svg"):
-                found.append(folder / f"{name}.{kind}")
-                _save(figure, found[-1], kind)
-    return found
+                paths.append(folder / f"{name}.{kind}")
+                _save(figure, paths[-1], kind)
+    return paths
 
 
 def to_tensorboard(figures: Mapping[str, Draw], folder: Path) -> None:

@@ -129,9 +129,11 @@ def shared_measure(runs: Sequence[Run]) -> Measure:
     if len(measures) != 1:
         return "nats_per_byte"
     (measure,) = measures
-    changes = [evaluation.forgetting for run in runs for evaluation in run.evaluations]
-    languages = [language for change in changes for language in change.languages.values()]
-    if measure == "perplexity" and any(one.perplexity_ratio is None for one in languages):
+    forgettings = [evaluation.forgetting for run in runs for evaluation in run.evaluations]
+    languages = [
+        language for forgetting in forgettings for language in forgetting.languages.values()
+    ]
+    if measure == "perplexity" and any(change.perplexity_ratio is None for change in languages):
         return "nats_per_byte"
     return measure
 

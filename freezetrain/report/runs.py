@@ -35,7 +35,7 @@ def run(recipe: ReportRecipe, folder: Path) -> Outcome:
     for path, name in zip(recipe.runs, names, strict=True):
         held = read_runs(Path(path), name)
         if len(held) > 1 and len(recipe.runs) > 1:
-            held = [replace(one, name=f"{name}: {one.name}") for one in held]
+            held = [replace(run, name=f"{name}: {run.name}") for run in held]
         runs += held
     render_runs(runs, folder / PAGE)
     rows = language_rows(runs)

@@ -154,7 +154,7 @@ class Trained:
             if self.forgetting_of_average is not None and self.parts.export.figures is not None:
                 base = tracker.history.base.figures  # of all documents
                 figures, compared = self.parts.export.figures, self.forgetting_of_average
-            display.append(forgetting_table(base, figures, tracker.target, found=compared))
+            display.append(forgetting_table(base, figures, tracker.target, result=compared))
         if self.parts.brake is not None:
             display += self.parts.brake.sentences()
         return display

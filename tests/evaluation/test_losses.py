@@ -216,7 +216,7 @@ def test_the_table_marks_what_may_be_chance():
     after = {name: DocumentSums(base + rise, *counts) for name, rise in rises.items()}
     change = forgetting(before, after, "sw")
     figures = [{name: sums.figures() for name, sums in of.items()} for of in (before, after)]
-    table = forgetting_table(*figures, "sw", found=change)
+    table = forgetting_table(*figures, "sw", result=change)
     rows = {cells[0].text: cells[3].text for cells in [*table.cells(), table.foot_cells()]}
     assert rows == {
         "sw (target)": "−0.0900",
