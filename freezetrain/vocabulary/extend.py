@@ -159,9 +159,9 @@ def run(recipe: ExtendRecipe, folder: Path) -> Outcome:
         ("rows", before, rows),
     ]
     if language is not None:
-        per_token = [bytes_per_token(tokenizer, language) for tokenizer in (base, extended)]
-        results["bytes_per_token_before"], results["bytes_per_token"] = per_token
-        sizes.append((f"bytes per token, held-out {language.name}", *per_token))
+        old, new = bytes_per_token(base, language), bytes_per_token(extended, language)
+        results |= {"bytes_per_token_before": old, "bytes_per_token": new}
+        sizes.append((f"bytes per token, held-out {language.name}", old, new))
     columns = [Column("", 0, text=True), Column("before", 1), Column("after", 2)]
     return Outcome(results, [Table("", columns, sizes), f"model: {folder / 'model'}"])
 
