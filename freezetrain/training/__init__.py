@@ -1,1 +1,1 @@
-"""`freezetrain train`: further pre-training of one model in one folder."""
+"""`freezetrain train`: the recipe, the run in its folder, engines, checkpoints and the export."""

@@ -185,6 +185,8 @@ def _state(shapes: _Shapes, recipe: TrainRecipe) -> list[Part]:
     parts.append(Part("gradients", gradients, during))
     if recipe.optimization.ema_decay is not None:
         parts.append(Part("average of the weights", 4 * shapes.local))
+        copied = shapes.loaded * shapes.weights  # in CPU memory, before it is moved
+        parts.append(Part("the average, while it is made", 0, ("load",), host=copied))
     if recipe.penalty is not None:
         factors = 0 if recipe.penalty.fisher is None else 4 * shapes.weights
         parts.append(Part("the penalty's base and factors", held * shapes.weights + factors))

@@ -1,4 +1,4 @@
-"""The model that is trained, loaded as its engine wants it: whole, or split over ranks at once."""
+"""Loads the model to be trained: whole, or split over the ranks tensor by tensor."""
 
 from collections.abc import Callable
 from pathlib import Path

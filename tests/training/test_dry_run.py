@@ -2,11 +2,11 @@
 
 import os
 import re
-import subprocess
-import sys
+import resource
 from pathlib import Path
 
 import pytest
+from forked_ranks import run_ranks
 from transformers import LlamaConfig
 
 from freezetrain.cli import main
@@ -58,23 +58,28 @@ def test_large_models_from_their_configuration(name, kind, tmp_path):
     assert os.listdir(tmp_path) == ["config.json"]
 
 
-def test_nothing_of_the_model_is_allocated(tmp_path):
+def dry_run_in_28_gib(rank: int, world: int, arguments: list[str]) -> None:
+    del os.environ["LOCAL_WORLD_SIZE"]  # as started by hand, not by torchrun
+    resource.setrlimit(resource.RLIMIT_AS, (28 << 30, 28 << 30))
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert not stopped.value.code
+
+
+def test_nothing_of_the_model_is_allocated(tmp_path, monkeypatch):
     """70B weights are 282 GB; the process may address a tenth of that."""
+    monkeypatch.setenv("COLUMNS", "120")
     configuration("70B", tmp_path)
-    code = (
-        "import resource; resource.setrlimit(resource.RLIMIT_AS, (28 << 30, 28 << 30))\n"
-        "from freezetrain.cli import main; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "train", "--model", str(tmp_path), "--dry-run",
-         "--engine.kind", "fsdp2", "--engine.devices", "64", "--optimization.batch_tokens",
-         str(8 * 512 * 64), "--optimization.max_steps", "10"],
-        env={**os.environ, "COLUMNS": "120"}, cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "70,553,706,496 weights" in done.stdout
-    assert "8 sequences x 1 accumulated x 64 devices x 512 tokens = 262,144 tokens" in done.stdout
-    assert os.listdir(tmp_path) == ["config.json"]
+    arguments = [
+        "train", "--model", str(tmp_path), "--dry-run", "--engine.kind", "fsdp2",
+        "--engine.devices", "64", "--optimization.batch_tokens", str(8 * 512 * 64),
+        "--optimization.max_steps", "10",
+    ]  # fmt: skip
+    run_ranks(dry_run_in_28_gib, arguments, world=1, group=False, logs=tmp_path / "logs")
+    said = (tmp_path / "logs" / "0.out").read_text()
+    assert "70,553,706,496 weights" in said
+    assert "8 sequences x 1 accumulated x 64 devices x 512 tokens = 262,144 tokens" in said
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "logs"]
 
 
 def test_the_regions_share(model_folder, model, tmp_path, capsys, monkeypatch):

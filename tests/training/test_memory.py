@@ -191,3 +191,11 @@ def test_what_is_kept_of_the_base(model, weights):
     without = estimate(model, told, WORLD)
     assert with_base.host - without.host == 4 * weights
     assert with_base.peak == without.peak
+
+
+def test_the_average_is_kept_in_fp32_and_made_in_cpu_memory(model, weights):
+    settings = recipe("ddp", "bf16-true")
+    averaged = replace(settings, optimization=replace(settings.optimization, ema_decay=0.9))
+    without, memory = (estimate(model, told, WORLD) for told in (settings, averaged))
+    assert parts(memory)["average of the weights"] == 4 * weights
+    assert memory.host - without.host == 4 * weights  # a second copy of the model, as it is loaded

@@ -199,7 +199,7 @@ def test_trains_as_a_plain_loop(case, told, plain, parameters, model_folder, tok
     assert (unlike > 1e-3) == (case != "plain")
 
 
-@pytest.mark.parametrize("case", ["EWC", "averaged", "LoRA"])
+@pytest.mark.parametrize("case", ["EWC", "EMA", "averaged", "LoRA"])
 def test_resumes_exactly(case, told, tmp_path, monkeypatch):
     more = {"checkpoint_every": 2}
     if case == "LoRA":
