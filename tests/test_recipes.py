@@ -328,7 +328,7 @@ def test_compare_recipe_runs(tmp_path, tokenizer):
     assert results["variants"].keys() == asked.variants.keys()
     assert len(results["runs"]) == 2 * len(asked.variants)
     for name, variant in results["variants"].items():
-        assert (variant["frozen"] is not None) == (asked.variant(name).region is not None)
+        assert (variant["frozen"] is not None) == (asked.variants[name].region is not None)
         assert variant["trained_on_old"] == (0.05 if "replay" in name else 0)
     assert {*results["languages"]} == {"sw", *kept}
 

@@ -7,14 +7,13 @@ from typing import Any
 
 from rich.console import Console
 
-from freezetrain.compare.curves import RunResult
 from freezetrain.compare.figures import compare_figures
 from freezetrain.compare.findings import findings, recommendations
-from freezetrain.compare.frontier import Choice, VariantFacts, compare_variants
+from freezetrain.compare.frontier import compare_variants
 from freezetrain.compare.page import render_compare, variants_markdown
 from freezetrain.compare.prepare import Prepared, check_variants, prepare
 from freezetrain.compare.recipe import REFERENCE, CompareRecipe, replayed_share
-from freezetrain.compare.results import CompareResults
+from freezetrain.compare.results import Choice, CompareResults, RunResult, VariantFacts
 from freezetrain.compare.runs import Run, grid, missing_runs, run_all, runs_together
 from freezetrain.compare.tables import csv_columns, terminal_table
 from freezetrain.errors import CheckError, UserError

@@ -1,63 +1,12 @@
-"""What each run gave, and the curves of gain against loss through the runs of a variant."""
+"""Curves of gain against loss through the runs of a variant and seed."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from statistics import fmean
-from typing import Any
 
+from freezetrain.compare.results import RunResult
 from freezetrain.evaluation.equal_gain import loss_at_gain
-
-MEASURES = ("mean", "worst")
-"""The losses of a run: of the held-out languages on average, of the one that lost most."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What the model of one run gained and lost against the base, in nats per byte.
-
-    None is what is not known, as where a run ``failed``, which says why.
-    """
-
-    variant: str
-    learning_rate: float
-    seed: int
-    gain: float | None = None  # of the target language: base minus adapted
-    mean: float | None = None  # loss of the held-out languages: adapted minus base
-    worst: float | None = None  # of the one that lost most
-    worst_language: str | None = None
-    languages: Mapping[str, float] | None = None  # held-out language → loss
-    seconds: float | None = None  # of training
-    tokens: int | None = None  # trained on
-    failed: str | None = None
-    machine: str | None = None
-
-    @property
-    def problem(self) -> str | None:
-        """Why the run is not on a curve; None if it is."""
-        if self.failed:
-            return self.failed
-        for name in ("gain", *MEASURES):
-            value = getattr(self, name)
-            if value is None or not math.isfinite(value):
-                return f"its {name} is not a finite number"
-        return None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As in results.json: ``worst`` with its language."""
-        values = asdict(self) | {"languages": dict(self.languages or {})}
-        language = values.pop("worst_language")
-        if language is not None:
-            values["worst"] = {"language": language, "delta_nll_per_byte": self.worst}
-        return values
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "RunResult":
-        """The inverse of :meth:`to_dict`."""
-        worst = values["worst"] or {"language": None, "delta_nll_per_byte": None}
-        flat = {"worst": worst["delta_nll_per_byte"], "worst_language": worst["language"]}
-        return cls(**{**values, **flat})
-
 
 Curve = list[RunResult]
 """Runs of one variant and seed that did not fail, in order of learning rate."""

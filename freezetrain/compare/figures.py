@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from freezetrain.compare.curves import MEASURES, Curve, RunResult, curves_of
-from freezetrain.compare.results import CompareResults
+from freezetrain.compare.curves import Curve, curves_of
+from freezetrain.compare.results import MEASURES, CompareResults, RunResult
 from freezetrain.formats import language_name
 from freezetrain.report.page import Draw
 from freezetrain.report.style import (

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from freezetrain.compare.frontier import CHOICES, Choice, Interval, LossAtGain
-from freezetrain.compare.results import CompareResults
+from freezetrain.compare.results import CHOICES, Choice, CompareResults, Interval, LossAtGain
 from freezetrain.formats import fixed, signed
 
 _NAMED = 8  # variants that a line names

@@ -2,162 +2,33 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from statistics import fmean, median, stdev
-from typing import Any, Literal
+from typing import Any
 
-from freezetrain.compare.curves import (
+from freezetrain.compare.curves import Curve, common_range, curves_of, gain_range, read_curve
+from freezetrain.compare.results import (
+    CHOICES,
     MEASURES,
-    Curve,
+    AtGain,
+    Choice,
+    CompareResults,
+    Comparison,
+    Counts,
+    FailedRun,
+    Interval,
+    LossAtGain,
+    ModelFacts,
     RunResult,
-    common_range,
-    curves_of,
-    gain_range,
-    read_curve,
+    SeedLoss,
+    Unreached,
+    VariantFacts,
+    VariantRuns,
+    Verdict,
 )
 from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation.ratio import LEVEL, students_t
 
-Interval = tuple[float, float]
-
-Verdict = Literal["better", "worse", "no difference", "one seed", "not reached", "reference"]
-
 BY_CHANCE = (1 - LEVEL) / 2  # of variants that are as good as the reference, found better
-
-
-@dataclass(frozen=True)
-class VariantFacts:
-    """What a variant is, beside its runs."""
-
-    region: str | None  # the region frozen, as the recipe names it
-    frozen: float | None  # share of all weights
-    changes: Mapping[str, Any]  # other fields of the training's recipe
-    trained_on_old: float  # share of its sequences that are replayed ones
-    reads_old: bool  # whether held-out languages' texts made its region or penalty
-
-
-@dataclass(frozen=True)
-class SeedLoss:
-    seed: int
-    loss: float
-
-
-@dataclass(frozen=True)
-class Unreached:
-    """A seed that does not have the gain, and the lowest and highest that it has, None for none."""
-
-    seed: int
-    gains: Interval | None
-
-
-@dataclass(frozen=True)
-class LossAtGain:
-    """What a variant loses at one gain, nats per byte, and against the reference.
-
-    Means over the seeds that reach the gain, differences over those that the reference reaches
-    too, paired by seed; 95% intervals by Student's t over seeds, that of ``relative`` by Fieller.
-    """
-
-    loss: float | None
-    interval: Interval | None
-    by_seed: list[SeedLoss]
-    learning_rate: float | None  # at which the curves have the gain, geometric mean
-    unreached: list[Unreached]
-    difference: float | None
-    difference_interval: Interval | None
-    relative: float | None  # difference / loss of the reference, None where that is not above 0
-    relative_interval: Interval | None
-    verdict: Verdict
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How many variants were compared with the reference over seeds, and with what verdict."""
-
-    tested: int
-    better: int
-    worse: int
-    better_by_chance: float  # expected where all variants are as good as the reference
-
-
-@dataclass(frozen=True)
-class AtGain:
-    gain: float
-    variants: dict[str, dict[str, LossAtGain]]  # variant → measure →
-    comparisons: dict[str, Counts]  # measure →
-
-    def ranked(self) -> list[str]:
-        """Variants by mean loss against the reference's, those that are not reached last.
-
-        Not by the loss itself, which is of other seeds where a variant was run with fewer.
-        """
-
-        def key(name: str) -> tuple[bool, float]:
-            entry = self.variants[name]["mean"]
-            unreached = entry.verdict == "not reached"
-            return unreached, 0.0 if unreached else entry.difference or 0.0
-
-        return sorted(self.variants, key=key)
-
-
-@dataclass(frozen=True)
-class VariantRuns:
-    """Of a variant: its runs, the gains that all its seeds reach, its time of training."""
-
-    runs: int
-    seeds: int
-    failed: int
-    range: Interval | None
-    relative_seconds: float | None  # median over the reference's, on one machine
-
-
-@dataclass(frozen=True)
-class FailedRun:
-    variant: str
-    learning_rate: float
-    seed: int
-    failed: str  # why
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The variant with the least mean loss among those that are better than the reference."""
-
-    variant: str
-    learning_rate: float
-    loss: float
-    relative: float | None
-    worst: Verdict  # of the language that loses most
-    alike: list[str]  # other better ones whose difference to it, paired by seed, holds 0
-
-
-CHOICES = ("no_old_texts", "no_replay", "any")
-"""What a user may have of the held-out languages' texts: none, to choose weights, to train on."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Mean and worst loss of each variant at equal gains, against the reference."""
-
-    reference: str
-    level: float  # of the intervals
-    gain: float | None  # the main one; None where the reference has no gain in common
-    gains: list[float]
-    range: Interval | None  # of gains that all seeds of the reference reach
-    why_none: str | None
-    at: list[AtGain]
-    variants: dict[str, VariantRuns]
-    failed: list[FailedRun]
-    recommendation: dict[str, Choice | None] = field(default_factory=dict)  # of CHOICES
-
-    @property
-    def main(self) -> AtGain | None:
-        """The comparison at the main gain."""
-        return next((at for at in self.at if at.gain == self.gain), None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As in results.json."""
-        return asdict(self)
 
 
 def compare_variants(
@@ -220,6 +91,23 @@ def compare_variants(
             if run.problem is not None
         ],
         recommendation={} if variants is None else _recommend(at_main, variants),
+    )
+
+
+def stored_results(values: Mapping[str, Any]) -> CompareResults:
+    """The results of a results.json, its runs compared anew at its main gain."""
+    variants = {name: VariantFacts(**facts) for name, facts in values["variants"].items()}
+    runs = [RunResult.from_dict(run) for run in values["runs"]]
+    before = values["comparison"]
+    same = ("target", "languages", "learning_rates", "seeds", "base", "settings")
+    return CompareResults(
+        model=ModelFacts(**values["model"]),
+        variants=variants,
+        runs=runs,
+        comparison=compare_variants(
+            runs, reference=before["reference"], gain=before["gain"], variants=variants
+        ),
+        **{name: values[name] for name in same},
     )
 
 

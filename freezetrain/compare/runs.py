@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from freezetrain.compare.curves import RunResult
 from freezetrain.compare.prepare import Prepared
 from freezetrain.compare.recipe import CompareRecipe
+from freezetrain.compare.results import RunResult
 from freezetrain.errors import CheckError, DivergedError, Preempted, UserError
 from freezetrain.evaluation import Forgetting, evaluate_documents, forgetting
 from freezetrain.files import write_json

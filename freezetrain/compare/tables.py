@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from freezetrain.compare.curves import MEASURES, RunResult, language_losses
+from freezetrain.compare.curves import language_losses
 from freezetrain.compare.findings import (
     change_interval,
     change_text,
@@ -10,8 +10,14 @@ from freezetrain.compare.findings import (
     precise,
     rate_text,
 )
-from freezetrain.compare.frontier import AtGain, LossAtGain, VariantFacts
-from freezetrain.compare.results import CompareResults
+from freezetrain.compare.results import (
+    MEASURES,
+    AtGain,
+    CompareResults,
+    LossAtGain,
+    RunResult,
+    VariantFacts,
+)
 from freezetrain.formats import count, fixed, language_and_code, percent, seconds, signed
 from freezetrain.report.page import flat
 from freezetrain.tables import Column, Table

@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 from made_comparison import RATES, SEEDS, failed_run, grid, made_run
 
-from freezetrain.compare.curves import RunResult, language_losses
-from freezetrain.compare.frontier import (
-    Counts,
-    Unreached,
-    VariantFacts,
-    compare_variants,
-    ratio_interval,
-    t_interval,
-)
+from freezetrain.compare.curves import language_losses
+from freezetrain.compare.frontier import compare_variants, ratio_interval, t_interval
+from freezetrain.compare.results import Counts, RunResult, Unreached, VariantFacts
 from freezetrain.errors import UserError
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from freezetrain.compare.curves import RunResult
-from freezetrain.compare.frontier import VariantFacts, compare_variants
-from freezetrain.compare.results import CompareResults, ModelFacts
+from freezetrain.compare.frontier import compare_variants
+from freezetrain.compare.results import CompareResults, ModelFacts, RunResult, VariantFacts
 
 RATES = (3e-4, 1e-3, 2e-3)
 SEEDS = (0, 1, 2)
