@@ -17,11 +17,7 @@ def build(kind: type[Recipe], values: Mapping[str, Any], where: str) -> Recipe:
     ``where``: what the values are, for messages. Raises UserError, one sentence that begins with
     it, for an unknown field, a value of another type, or one that the recipe refuses.
     """
-    plain = check_types(kind, values, where)
-    try:
-        return construct(kind, plain)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+    return _construct_named(where, kind, check_types(kind, values, where), None)
 
 
 def change(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
@@ -29,11 +25,21 @@ def change(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
 
     What is not named is shared with ``recipe``. Raises UserError as :func:`build`.
     """
-    plain = check_types(type(recipe), changes, where)
+    kind = type(recipe)
+    return _construct_named(where, kind, check_types(kind, changes, where), recipe)
+
+
+def _construct_named(
+    where: str, kind: type[Recipe], values: Mapping[str, Any], base: Recipe | None
+) -> Recipe:
     try:
-        return construct(type(recipe), plain, base=recipe)
+        return construct(kind, values, base)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise _refusal(where, str(error)) from error
+
+
+def _refusal(where: str, complaint: str) -> UserError:
+    return UserError(f"{where}: {complaint}" if where else complaint)
 
 
 def check_types(
@@ -48,8 +54,7 @@ def check_types(
     for name in values:
         if name not in types:
             misses = near_misses(f"{prefix}{name}", field_names(kind, prefix))
-            where = f"{where}: " if where else ""
-            raise UserError(f"{where}unknown field '{prefix}{name}'{misses}")
+            raise _refusal(where, f"unknown field '{prefix}{name}'{misses}")
     return {
         name: check_type(types[name], value, f"{prefix}{name}", where)
         for name, value in values.items()
@@ -82,12 +87,10 @@ def check_type(hint: Any, value: Any, name: str, where: str = "") -> Any:
         return float(value)
     if type(value) is kind:
         return value
-    where = f"{where}: " if where else ""
-    raise UserError(
-        f"{where}{name}: expected {_expected(kind, arguments)}, got {value!r}"
-        f"{near_misses(str(value), arguments) if kind is Literal else ''}"
-        f"{'; put it in quotes' if kind is str else ''}"
-    )
+    advice = "; put it in quotes" if kind is str else ""
+    if kind is Literal:
+        advice = near_misses(str(value), arguments)
+    raise _refusal(where, f"{name}: expected {_expected(kind, arguments)}, got {value!r}{advice}")
 
 
 def _expected(kind: Any, arguments: tuple[Any, ...]) -> str:
