@@ -222,7 +222,11 @@ def removal_tables(ablation: Ablation) -> list[Table]:
     for effect in ablation.summary:
         by_title.setdefault(effect.removed, {})[effect.label] = effect
     return [
-        effects_table(f"{removed} set to zero", ablation.figures[NOTHING], effects)
+        effects_table(
+            f"{removed} set to zero; rise of the loss in nats per byte",
+            ablation.figures[NOTHING],
+            effects,
+        )
         for removed, effects in by_title.items()
     ]
 

@@ -140,7 +140,7 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def effects_table(title: str, before: LanguageFigures, effects: Mapping[str, Effect]) -> Table:
-    """A row a language: as the model is, then with each of ``effects``; losses in nats per byte."""
+    """A row a language: with nothing changed, then with each of ``effects``; nats per byte."""
     columns = [
         Column("language", str, language_and_code, text=True),
         Column("tokens", lambda language: before[language].tokens),
@@ -148,17 +148,17 @@ def effects_table(title: str, before: LanguageFigures, effects: Mapping[str, Eff
             "perplexity",
             lambda language: before[language].perplexity,
             perplexity,
-            group=f"{NOTHING} zeroed",
+            group=NOTHING,
         ),
         Column(
             "nats/byte",
             lambda language: before[language].nll_per_byte,
             fixed,
-            group=f"{NOTHING} zeroed",
+            group=NOTHING,
         ),
     ]
     for name, effect in effects.items():
-        columns += _effect_columns(f"{name} zeroed", effect)
+        columns += _effect_columns(name, effect)
     return Table(title, columns, list(before), foot="mean", sortable=True)
 
 

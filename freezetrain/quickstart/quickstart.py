@@ -99,7 +99,11 @@ def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
     page = folder / "report.html"
     render_quickstart(results, page)
     display = [
-        effects_table("a region set to zero", ablation[NOTHING], results.effects),
+        effects_table(
+            "a region set to zero; rise of the loss in nats per byte",
+            ablation[NOTHING],
+            results.effects,
+        ),
         *(f"{'✓' if seen.holds else '✗'} {seen.claim}: {seen.seen}" for seen in observations),
         f"report: {page}",
     ]
