@@ -95,7 +95,7 @@ def _options(name: str, arguments: Sequence[str]) -> argparse.Namespace:
         for word in arguments:  # a name in a group that has any names: --brake.limits.es 0.05
             field = word.removeprefix("--").partition("=")[0]
             if word.startswith("--") and field not in field_names(kind) and _type_of(kind, field):
-                asked.add_argument(f"--{field}", default=argparse.SUPPRESS)
+                asked.add_argument(f"--{field}", dest=field, default=argparse.SUPPRESS)
     options, strays = parser.parse_known_args(arguments)
     if strays and strays[0].startswith("--"):
         field = strays[0][2:].partition("=")[0]

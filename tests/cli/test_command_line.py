@@ -48,8 +48,8 @@ def test_groups_are_given_field_by_field_or_as_yaml_or_as_a_file(tmp_path):
     assert told.replay == Replay(until=0.5)  # of an option given twice the last one counts
     told = recipe(*TRAIN, "--replay", tmp_path / "replay.yaml", "--replay.until", 0.5)
     assert told.replay == Replay(TextSource("old"), share=0.2, until=0.5)
-    told = recipe(*TRAIN, "--brake.limits.es", 0.05, "--brake.limits.mean", 0.01)
-    assert told.brake.limits == {"es": 0.05, "mean": 0.01}
+    told = recipe(*TRAIN, "--brake.limits.zh-Hans", 0.05, "--brake.limits.mean=0.01")
+    assert told.brake.limits == {"zh-Hans": 0.05, "mean": 0.01}
     told = recipe(*TRAIN, "--engine.kind", "zero-2", "--engine.deepspeed.zero_optimization.x", 2)
     assert told.engine.deepspeed == {"zero_optimization": {"x": 2}}
 
