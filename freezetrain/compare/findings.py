@@ -2,7 +2,15 @@
 
 from collections.abc import Callable, Sequence
 
-from freezetrain.compare.results import CHOICES, Choice, CompareResults, Interval, LossAtGain
+from freezetrain.compare.results import (
+    CHOICES,
+    AtGain,
+    Choice,
+    CompareResults,
+    Interval,
+    LossAtGain,
+    Verdict,
+)
 from freezetrain.formats import fixed, signed
 
 _NAMED = 8  # variants that a line names
@@ -18,48 +26,46 @@ def findings(results: CompareResults) -> list[str]:
     """Variants that lose less on average than the reference, beyond noise or not, or more."""
     comparison = results.comparison
     reference, at = comparison.reference, comparison.main
-    failed = [f"{one.variant}, {rate_text(one.learning_rate)}" for one in comparison.failed]
+    failed = [f"{run.variant}, {rate_text(run.learning_rate)}" for run in comparison.failed]
     left_out = [f"Failed runs, left out: {len(failed)} ({_some(failed)})."] if failed else []
     if at is None:
         return [f"Nothing can be compared at equal gain: {comparison.why_none}.", *left_out]
-    ranked = {name: at.variants[name] for name in at.ranked()}
-
-    def line(head: str, measure: str, chosen: Callable[[str], bool]) -> list[str]:
-        names = [f"{name} {change(ranked[name][measure])}" for name in ranked if chosen(name)]
-        return [f"{head}: {_some(names)}."] if names else []
-
-    def verdict(name: str) -> str:
-        return ranked[name]["mean"].verdict
-
     counts = at.comparisons["mean"]
-    tested = (
-        f"{counts.better} of {counts.tested} variants, {fixed(counts.better_by_chance, 1)} "
-        "expected by chance"
-    )
-    lines = line(f"Less loss than {reference} ({tested})", "mean", lambda n: verdict(n) == "better")
-    if counts.tested and not lines:
-        lines = [f"Less loss than {reference}: {tested}."]
-    return [
-        *lines,
-        *line(f"No difference to {reference}", "mean", lambda n: verdict(n) == "no difference"),
-        *line(f"More loss than {reference}", "mean", lambda n: verdict(n) == "worse"),
-        *line("One seed, noise not known", "mean", lambda n: verdict(n) == "one seed"),
-        *line(
-            "Less loss on average, more of the worst language",
-            "worst",
-            lambda n: verdict(n) == "better" and ranked[n]["worst"].verdict == "worse",
-        ),
-        *_unreached(results, [name for name in ranked if verdict(name) == "not reached"]),
-        *left_out,
+    chance = fixed(counts.better_by_chance, 1)
+    tested = f"{counts.better} of {counts.tested} variants, {chance} expected by chance"
+    heads: dict[Verdict, str] = {
+        "better": f"Less loss than {reference} ({tested})",
+        "no difference": f"No difference to {reference}",
+        "worse": f"More loss than {reference}",
+        "one seed": "One seed, noise not known",
+    }
+    lines = [] if counts.better or not counts.tested else [f"Less loss than {reference}: {tested}."]
+    for verdict, head in heads.items():
+        names = [name for name in at.ranked() if at.variants[name]["mean"].verdict == verdict]
+        lines += _changes(head, at, names, "mean")
+    uneven = [
+        name
+        for name in at.ranked()
+        if at.variants[name]["mean"].verdict == "better"
+        and at.variants[name]["worst"].verdict == "worse"
     ]
+    lines += _changes("Less loss on average, more of the worst language", at, uneven, "worst")
+    return [*lines, *_unreached(at), *left_out]
 
 
-def _unreached(results: CompareResults, names: Sequence[str]) -> list[str]:
+def _changes(head: str, at: AtGain, names: Sequence[str], measure: str) -> list[str]:
+    changes = [f"{name} {change(at.variants[name][measure])}" for name in names]
+    return [f"{head}: {_some(changes)}."] if names else []
+
+
+def _unreached(at: AtGain) -> list[str]:
     """Variants that a seed has no value of at the gain, by what would help."""
-    at = results.main
     by_reason: dict[str, list[str]] = {}
-    for name in names:
-        ends = [seed.gains for seed in at.variants[name]["mean"].unreached]
+    for name in at.ranked():
+        entry = at.variants[name]["mean"]
+        if entry.verdict != "not reached":
+            continue
+        ends = [seed.gains for seed in entry.unreached]
         if not ends or None in ends:
             reason = "a seed without a result"
         elif all(end is not None and end[1] < at.gain for end in ends):
@@ -67,7 +73,7 @@ def _unreached(results: CompareResults, names: Sequence[str]) -> list[str]:
         else:
             reason = "a seed gains more; try lower learning rates"
         by_reason.setdefault(reason, []).append(name)
-    return [f"Not compared ({reason}): {_some(found)}." for reason, found in by_reason.items()]
+    return [f"Not compared ({reason}): {_some(names)}." for reason, names in by_reason.items()]
 
 
 def recommendations(results: CompareResults) -> list[str]:

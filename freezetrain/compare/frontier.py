@@ -72,8 +72,8 @@ def compare_variants(
             )
         main, gains = gain, sorted({*gains, gain})
     seeds = {name: sorted({run.seed for run in runs if run.variant == name}) for name in names}
-    at = [_at_gain(curves, seeds, reference, one) for one in gains]
-    at_main = next((one for one in at if one.gain == main), None)
+    at = [_at_gain(curves, seeds, reference, each) for each in gains]
+    at_main = next((each for each in at if each.gain == main), None)
     return Comparison(
         reference=reference,
         level=LEVEL,
