@@ -22,6 +22,7 @@ from freezetrain.training.recipe import Lora, TrainRecipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 TEXTS = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in [
@@ -195,6 +196,14 @@ def _exists(name: str) -> bool:
             place = getattr(place, part)
         return True
     return False
+
+
+def test_changelog_names_where_things_are_now():
+    rows = re.findall(r"^\| `freezetrain.*\| (.*) \|$", CHANGELOG, re.MULTILINE)
+    assert rows
+    for now in rows:
+        for name in re.findall(r"`(freezetrain[\w.]+)`", now):
+            assert _exists(name), name
 
 
 @pytest.mark.parametrize("page", TEXTS)
