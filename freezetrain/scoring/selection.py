@@ -1,11 +1,12 @@
 """From scores to a region: which entries, rows, columns or tensors score highest or lowest."""
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import partial
 from math import prod
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -14,6 +15,10 @@ from freezetrain.errors import UserError, near_misses
 from freezetrain.regions import Entries, Region
 from freezetrain.regions.parameters import layer_of
 from freezetrain.scoring.scores import FOR_SELECTION, Scores, check_alike
+
+Item = TypeVar("Item")
+
+Fetched = TypeVar("Fetched")
 
 Which = Literal["top", "bottom"]
 
@@ -45,8 +50,9 @@ def select(
 
     Of n units, ``int(ratio * n + 0.5)`` are taken. Ties go to the lower flat index, across tensors
     to the name that sorts first, so that the same scores give the same region on every machine.
-    Memory: the region and a few copies of the scores of one tensor. Where entries compete beyond
-    their tensor, each tensor is read three times, and 6 bytes are held for each entry to be taken.
+    Memory: the region, a few copies of the scores of one tensor, and those of the next. Where
+    entries compete beyond their tensor, each tensor is read three times, and 6 bytes are held for
+    each entry to be taken.
 
     Args:
         ratio: more than 0, at most 1. 0.01, 0.03 and 0.05 in Zhang et al. 2024 (arXiv 2402.14700).
@@ -85,9 +91,11 @@ def select(
             f"nothing to select from: no scored parameter is left with {parameters=}, {norms=} "
             f"and {unit=}"
         )
+    groups = [{name: dims[name] for name in group} for group in _groups(dims, per)]
     entries: dict[str, Entries] = {}
-    for group in _groups(dims, per):
-        entries |= _compete(scores, {name: dims[name] for name in group}, ratio, which)
+    readers = read_ahead(partial(_reader, scores), groups)  # from the disk while others compete
+    for group in groups:
+        entries |= _compete(scores, group, next(readers), ratio, which)
     made = {
         "operation": "select",
         "ratio": ratio,
@@ -149,7 +157,7 @@ def monolingual(
     entries: dict[str, dict[str, Entries]] = {language: {} for language in wanted}
     for name in _candidates(first, None, norms):
         tops = {
-            language: _compete(part, {name: ()}, ratio, "top")[name]
+            language: _compete(part, {name: ()}, _reader(part, {name: ()}), ratio, "top")[name]
             for language, part in scores.items()
         }
         holders = torch.zeros(prod(first.shape(name)), dtype=torch.int16)  # languages, per entry
@@ -220,24 +228,43 @@ def unit_dims(
     return (ndim - 2,) if (unit == "row") == transposed else (ndim - 1,)
 
 
+def read_ahead(fetch: Callable[[Item], Fetched], items: Iterable[Item]) -> Iterator[Fetched]:
+    """``fetch(item)`` for each item in order, as :func:`map`, but one ahead, in a thread.
+
+    No more than two results are held here. An exception is raised where its item would have come.
+    """
+    waiting: deque[Future[Fetched]] = deque()
+    with ThreadPoolExecutor(1) as pool:
+        for item in items:
+            waiting.append(pool.submit(fetch, item))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _reader(scores: Scores, dims: Mapping[str, tuple[int, ...]]) -> Read:
+    """Reads the scores of units; what is small enough to be kept is read at once, and only once.
+
+    ``dims``: parameter -> the dimensions that make up a unit.
+    """
+    if len(dims) == 1 or any(dims.values()):
+        return {name: _unit_scores(scores, name, own) for name, own in dims.items()}.__getitem__
+    return lambda name: _unit_scores(scores, name, dims[name])
+
+
 def _compete(
-    scores: Scores, dims: Mapping[str, tuple[int, ...]], ratio: float, which: Which
+    scores: Scores, dims: Mapping[str, tuple[int, ...]], read: Read, ratio: float, which: Which
 ) -> dict[str, Entries]:
     """The entries of the ``ratio`` of units with the largest (smallest) scores in some parameters.
 
-    ``dims``: parameter -> the dimensions that make up a unit.
+    ``dims`` as for :func:`_reader`, which gives ``read``.
     """
     grids = {  # shapes with the dimensions of a unit of size 1
         name: torch.Size(1 if dim in own else size for dim, size in enumerate(scores.shape(name)))
         for name, own in dims.items()
     }
     count = int(ratio * sum(grid.numel() for grid in grids.values()) + 0.5)
-
-    def read(name: str) -> Values:
-        return _unit_scores(scores, name, dims[name])
-
-    if len(dims) == 1 or any(dims.values()):  # small enough to be kept, so that it is read once
-        read = cache(read)
     limit, ties = _limit(read, {name: grid.numel() for name, grid in grids.items()}, count, which)
     entries = {}
     for name, grid in grids.items():

@@ -1,6 +1,7 @@
 """Selection against numpy's stable sort, on scores full of ties."""
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from freezetrain.errors import UserError
 from freezetrain.regions import Base, Region
 from freezetrain.scoring import Scores, core, monolingual, select, selection
+from freezetrain.scoring.selection import read_ahead
 
 SHAPES = {  # not in the order of the names, which decides ties
     "blocks.1.up.weight": (6, 5),
@@ -152,6 +154,27 @@ def test_selects_what_a_stable_sort_selects_whatever_the_values(
         expected = {f"part{n}": torch.from_numpy(mask) for n, mask in enumerate(masks)}
         region = select(scores, count / total, which=which, per="model")
         assert region == Region.from_masks(expected), count
+
+
+def test_the_next_tensor_is_read_while_one_competes_and_no_other() -> None:
+    fetched, changed = [], threading.Condition()
+
+    def fetch(item: int) -> int:
+        with changed:
+            fetched.append(item)
+            changed.notify()
+        return 1 // (4 - item)
+
+    before = threading.active_count()
+    results = read_ahead(fetch, range(9))
+    for item in range(4):
+        assert next(results) == 1 // (4 - item)
+        with changed:
+            assert changed.wait_for(lambda: len(fetched) >= item + 2, timeout=60)  # noqa: B023
+            assert fetched == list(range(item + 2))
+    with pytest.raises(ZeroDivisionError):  # in its place
+        next(results)
+    assert threading.active_count() == before
 
 
 def test_ties_go_to_the_first_index_of_the_first_name_whatever_the_order() -> None:
