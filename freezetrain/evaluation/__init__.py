@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte of many languages, and how much of them a model forgot.
+"""NLL and perplexity of many languages, and how much of them a model forgot.
 
 The public names stand in ``__init__.pyi``; each is loaded on first use.
 """

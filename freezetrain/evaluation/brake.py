@@ -192,8 +192,10 @@ class Brake:
             first.setdefault(breach.name, breach)
         said = [self.say(breach) for breach in first.values()] or ["no limit was exceeded"]
         step, last = self.model(evaluations).step, evaluations[-1].step
-        of = f"step {step:,}" if step == last else f"step {step:,}, and training came to {last:,}"
-        return [*said, f"the model is that of {of}"]
+        model = f"step {step:,}"
+        if step != last:
+            model += f", and training came to {last:,}"
+        return [*said, f"the model is that of {model}"]
 
     def to_dict(self, evaluations: Sequence["Evaluation"]) -> dict[str, Any]:
         """Settings and what they led to, ready for JSON (an infinite loss becomes None)."""

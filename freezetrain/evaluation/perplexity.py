@@ -94,7 +94,7 @@ def evaluate_documents(
     torch.distributed each process takes every world-th window and the sums are reduced: all
     processes must call this and all get the same. They make as many forward passes each, so that
     ``model`` may be one that they hold together (under FSDP2 or DeepSpeed ZeRO).
-    ``progress(done, total)`` is told this process's predicted tokens.
+    ``progress(done, total)`` is called with this process's predicted tokens.
 
     Dropout is off and no random number is drawn; the train/eval mode of every submodule is put
     back. Raises ``UserError`` for a language without documents or a ``max_length`` that the model

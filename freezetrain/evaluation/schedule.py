@@ -87,7 +87,7 @@ class Schedule:
 class TimeShare:
     """Keeps the evaluations after the base's within ``share`` of the training time.
 
-    Training time is wall time in which nothing is evaluated. Knows no clock: it is told how long
+    Training time is wall time in which nothing is evaluated. It has no clock: callers say how long
     the base took, how long training has and how long each later evaluation took, in seconds.
 
     The first time one is due, the documents of all later ones are chosen, so that an evaluation

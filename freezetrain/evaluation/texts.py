@@ -82,7 +82,7 @@ def texts_table(facts: Sequence[TextFacts], title: str) -> Table:
 def _byte_pieces(tokenizer: "PreTrainedTokenizerBase") -> set[int] | None:
     """Ids of the tokens that are pieces of a character; None where the tokenizer has no such kind.
 
-    The kind is told by its vocabulary, which holds either all 256 bytes as SentencePiece spells
+    The kind shows in its vocabulary, which holds either all 256 bytes as SentencePiece spells
     them, or all 256 characters that byte-level BPE writes bytes with.
     """
     vocabulary = tokenizer.get_vocab()

@@ -81,7 +81,7 @@ class ForgettingWatch:
     show: Callable[[str], None] = field(init=False, default=print)  # puts a table on the terminal
     history: History = field(init=False)
     seconds: float = field(init=False, default=0.0)
-    trained: Trained = field(init=False, default=Trained(0, 0, 0))  # so far, as far as was told
+    trained: Trained = field(init=False, default=Trained(0, 0, 0))  # so far
 
     def __post_init__(self) -> None:
         self.schedule = Schedule(self.every_n_steps, self.every_n_tokens, self.at_samples)

@@ -61,7 +61,7 @@ class Harness:
         with _quiet():
             try:
                 results = simple_evaluate(
-                    HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch),  # type: ignore[arg-type]
+                    HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch),
                     tasks=list(settings.tasks),
                     num_fewshot=settings.num_fewshot,
                     limit=settings.limit,

@@ -212,7 +212,7 @@ def _bar(
         pad=pad,
     )
     bar.solids.set_edgecolor("face")  # type: ignore[union-attr]  # no seams between its steps
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.xaxis.set_major_locator(ticks(5))
     if percent:
         percents(bar.ax.xaxis)

@@ -60,7 +60,7 @@ def _on_white(draw: Draw) -> Figure:
     figure = draw(WIDTHS["wide"])
     figure.patch.set(facecolor="white", alpha=1)
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # type: ignore[attr-defined]  # a name may hold dollar signs
+        text.set_parse_math(False)  # a name may hold dollar signs
     return figure
 
 

@@ -1,4 +1,4 @@
-"""The look of the plots: colours that are told apart by every eye, and SVG that obeys the page.
+"""The look of the plots, and SVG whose colours follow the page: light or dark.
 
 Colours are those of Okabe and Ito ("Color Universal Design", 2008); every series has a marker of
 its own as well, so that nothing depends on colour alone.
@@ -168,7 +168,7 @@ def to_svg(figure: Figure, prefix: str) -> str:
     with ``prefix``, so that several fit in one page. The same figure gives the same string.
     """
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # type: ignore[attr-defined]  # a name may hold dollar signs
+        text.set_parse_math(False)  # a name may hold dollar signs
     written = StringIO()
     with warnings.catch_warnings():
         # The reader's browser finds the glyphs, whatever this machine's font lacks.
