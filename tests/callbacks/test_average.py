@@ -55,22 +55,22 @@ def test_against_torch(decay):
     average, course = WeightAverage(decay), Course()
     module = fit(average, course)
     assert len(course.weights) == 7
-    expected, found = reference(course.weights, decay), inside(average, module)
-    assert found.keys() == expected.keys()
+    expected, actual = reference(course.weights, decay), inside(average, module)
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8)
-        assert not torch.equal(found[name], course.weights[-1][name]), name
-        assert not torch.equal(found[name], course.weights[0][name]), name
+        torch.testing.assert_close(actual[name], value, rtol=1e-6, atol=1e-8)
+        assert not torch.equal(actual[name], course.weights[-1][name]), name
+        assert not torch.equal(actual[name], course.weights[0][name]), name
 
 
 def test_of_sixteen_bit_weights_is_kept_in_32():
     average, course = WeightAverage(0.99), Course()
     module = fit(average, course, precision="bf16-true")
     expected = reference(course.weights, 0.99)
-    found = inside(average, module)
+    actual = inside(average, module)
     for name, value in expected.items():
         assert course.weights[-1][name].dtype == torch.bfloat16
-        assert torch.equal(found[name], value.bfloat16()), name
+        assert torch.equal(actual[name], value.bfloat16()), name
         kept = average._average_model.module.wrapped.get_parameter(name)
         torch.testing.assert_close(kept.detach(), value)
 
@@ -97,9 +97,9 @@ def test_frozen_entries_are_exact(tmp_path, dtype, decay):
         {name.removeprefix("wrapped."): value for name, value in checkpoint[key].items()}
         for key in ("state_dict", "current_model_state")
     )
-    for found in (inside(average, module), averaged, weights, module.weights()):
+    for actual in (inside(average, module), averaged, weights, module.weights()):
         for frozen in region.resolve(module.wrapped):
-            mask, values = frozen.entries.mask(), found[frozen.name].to(dtype)
+            mask, values = frozen.entries.mask(), actual[frozen.name].to(dtype)
             assert torch.equal(bits(values[mask]), bits(start[frozen.name][mask]))
             assert mask.all() or not torch.equal(values, start[frozen.name])
 
@@ -111,13 +111,13 @@ def test_entries_frozen_later_or_clamped_are_what_they_are_frozen_at(clamp, firs
     region, average = mixed_region(TinyLM()), WeightAverage(0.9)
     freeze = RegionFreeze(region, check_base=False, clamp=clamp, first_step=first)
     module = fit(*[freeze, average][::order])
-    now, found = module.weights(), inside(average, module)
+    now, actual = module.weights(), inside(average, module)
     for frozen in region.resolve(module.wrapped):
         mask = frozen.entries.mask()
-        assert torch.equal(found[frozen.name][mask], now[frozen.name][mask]), frozen.name
+        assert torch.equal(actual[frozen.name][mask], now[frozen.name][mask]), frozen.name
         if clamp is not None:
-            assert (found[frozen.name][mask] == clamp).all()
-        assert mask.all() or not torch.equal(found[frozen.name], now[frozen.name])
+            assert (actual[frozen.name][mask] == clamp).all()
+        assert mask.all() or not torch.equal(actual[frozen.name], now[frozen.name])
 
 
 def test_what_is_not_trained_stays():
@@ -149,8 +149,8 @@ def test_resumes_exactly(tmp_path):
     fit(WeightAverage(0.9), EachStep(tmp_path, every=2), max_steps=2)
     average = WeightAverage(0.9)
     again = fit(average, EachStep(tmp_path), ckpt_path=tmp_path / "step=2.ckpt")
-    expected, found = inside(whole, module), inside(average, again)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    expected, actual = inside(whole, module), inside(average, again)
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 def test_resumes_a_checkpoint_of_before_the_average_was_lightnings(tmp_path):
@@ -168,8 +168,8 @@ def test_resumes_a_checkpoint_of_before_the_average_was_lightnings(tmp_path):
     torch.save(checkpoint, path)
     average = WeightAverage(0.9)
     again = fit(average, ckpt_path=path)
-    expected, found = inside(whole, module), inside(average, again)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    expected, actual = inside(whole, module), inside(average, again)
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 def test_is_there_where_nothing_was_left_to_train(tmp_path):
@@ -179,8 +179,8 @@ def test_is_there_where_nothing_was_left_to_train(tmp_path):
     average = WeightAverage(0.9)
     again = fit(average, EachStep(tmp_path), ckpt_path=tmp_path / "step=6.ckpt")
     assert again.seen == []
-    expected, found = inside(whole, module), inside(average, again)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    expected, actual = inside(whole, module), inside(average, again)
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 def test_a_second_fit_begins_anew():

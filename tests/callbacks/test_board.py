@@ -71,7 +71,7 @@ def test_all_languages_are_in_one_chart_of_what_is_logged(fitted):
     charts = layout(fitted)
     tags = fitted.events.Tags()["scalars"]
     drawn = {
-        title: sorted(tag for tag in tags if any(re.search(one, tag) for one in patterns))
+        title: sorted(tag for tag in tags if any(re.search(pattern, tag) for pattern in patterns))
         for title, patterns in charts.items()
     }
     assert drawn == {
@@ -118,11 +118,11 @@ def test_settings_stand_beside_the_final_figures(fitted):
     values, metrics = hparams(fitted)
     assert values == {"rate": 0.004, "deep/layers": 2, "deep/name": "tiny", "nothing": "None"}
     assert metrics == ["final/mean", "final/target_gain", "final/worst"]
-    found = fitted.tracker.history.last.forgetting
+    forgetting = fitted.tracker.history.last.forgetting
     assert fitted.final() == {
-        "final/mean": [(6, pytest.approx(found.mean, rel=1e-6))],
-        "final/worst": [(6, pytest.approx(found.worst[1], rel=1e-6))],
-        "final/target_gain": [(6, pytest.approx(found.target_gain, rel=1e-6))],
+        "final/mean": [(6, pytest.approx(forgetting.mean, rel=1e-6))],
+        "final/worst": [(6, pytest.approx(forgetting.worst[1], rel=1e-6))],
+        "final/target_gain": [(6, pytest.approx(forgetting.target_gain, rel=1e-6))],
     }
 
 

@@ -77,8 +77,8 @@ class Brakes:
     def lost(self) -> dict[int, float]:
         """Step -> what the old language has lost."""
         return {
-            one.step: one.forgetting.languages["old"].relative
-            for one in self.tracker.history.evaluations
+            evaluation.step: evaluation.forgetting.languages["old"].relative
+            for evaluation in self.tracker.history.evaluations
         }
 
     def kept(self) -> list[str]:
@@ -101,9 +101,9 @@ def limit(make_model, base, tmp_path_factory) -> float:
     return (lost[4] + lost[6]) / 2
 
 
-def same(one: dict, other: dict) -> bool:
-    assert one.keys() == other.keys()
-    return all(torch.equal(value, other[name]) for name, value in one.items())
+def same(weights: dict, other: dict) -> bool:
+    assert weights.keys() == other.keys()
+    return all(torch.equal(value, other[name]) for name, value in weights.items())
 
 
 def test_rolls_back_to_the_last_step_within_the_limit(brakes, limit, capsys):
@@ -113,8 +113,8 @@ def test_rolls_back_to_the_last_step_within_the_limit(brakes, limit, capsys):
     assert int(module.count) == 4
     assert not same(module.course[4], module.course[6])
     assert brakes.kept() == ["step=4.ckpt"]
-    told = brakes.brake.results()
-    assert (told["ended_at_step"], told["model_step"]) == (6, 4)
+    results = brakes.brake.results()
+    assert (results["ended_at_step"], results["model_step"]) == (6, 4)
     assert brakes.brake.model.step == 4
     said = capsys.readouterr().out
     assert "old has lost" in said
@@ -140,7 +140,10 @@ def test_warns_and_goes_on(brakes, limit, capsys):
 def test_selects_the_step_that_gained_most_within_the_limit(brakes, limit):
     module, trainer = brakes.fit({"limits": {"old": limit}, "action": "select"})
     assert trainer.global_step == STEPS
-    gains = {one.step: one.forgetting.target_gain for one in brakes.tracker.history.evaluations}
+    gains = {
+        evaluation.step: evaluation.forgetting.target_gain
+        for evaluation in brakes.tracker.history.evaluations
+    }
     best = max((step for step in gains if brakes.lost()[step] <= limit), key=gains.__getitem__)
     assert best != max(gains, key=gains.__getitem__)
     assert same(module.weights(), module.course[best])
@@ -164,12 +167,12 @@ def test_an_evaluation_after_the_last_step_counts(brakes, limit, capsys):
         def on_train_batch_end(self, trainer, *_):
             trainer.should_stop = trainer.global_step == 5
 
-    told = {"limits": {"old": 1e-6 + limit}, "action": "roll_back"}
-    brakes.fit(told, StopsAt5())
+    braking = {"limits": {"old": 1e-6 + limit}, "action": "roll_back"}
+    brakes.fit(braking, StopsAt5())
     lost = brakes.lost()
     assert list(lost) == [0, 2, 4, 5]
-    told["limits"]["old"] = (lost[4] + lost[5]) / 2
-    module, _ = brakes.fit({**told, "overwrite": True}, StopsAt5())
+    braking["limits"]["old"] = (lost[4] + lost[5]) / 2
+    module, _ = brakes.fit({**braking, "overwrite": True}, StopsAt5())
     assert brakes.brake.results()["ended_at_step"] == 5
     assert "at step 5, more than the limit" in capsys.readouterr().out
     assert same(module.weights(), module.course[4])
@@ -236,15 +239,15 @@ def test_killed_at_any_point_it_comes_to_the_same(
 
     def run(name: str):
         brakes = Brakes(make_model, base, tmp_path / name)
-        told = {"limits": {"old": limit}, "action": action, "overwrite": True}
+        braking = {"limits": {"old": limit}, "action": action, "overwrite": True}
         checkpoint = latest_checkpoint(brakes.folder)
         saver = StepCheckpoint(brakes.folder, every)
-        module, trainer = brakes.fit(told, saver, ckpt_path=checkpoint)
+        module, trainer = brakes.fit(braking, saver, ckpt_path=checkpoint)
         brakes.brake.ensure(trainer)
         return module.weights(), brakes.brake.results()
 
-    expected, told = run("whole")
-    assert told["model_step"] == 4
+    expected, results = run("whole")
+    assert results["model_step"] == 4
     kills = 0
     for number, point in enumerate(range(first, 200, 3), start=1):
         with monkeypatch.context() as patched:
@@ -255,7 +258,7 @@ def test_killed_at_any_point_it_comes_to_the_same(
                 kills += 1
         weights, again = run(str(point))
         assert same(weights, expected), point
-        assert again == told
+        assert again == results
         assert len(list((tmp_path / str(point) / "kept").iterdir())) <= 2
         if kills < number:
             break
@@ -274,40 +277,40 @@ class Dies(L.Callback):
 
 
 def test_killed_twice_it_still_has_what_its_checkpoint_goes_back_to(brakes, limit):
-    told = {"limits": {"old": limit}, "action": "roll_back", "overwrite": True}
+    braking = {"limits": {"old": limit}, "action": "roll_back", "overwrite": True}
     for _ in range(2):  # after step 3's checkpoint, and after step 4 was kept in the place of 2
         checkpoint = latest_checkpoint(brakes.folder)
         with pytest.raises(Killed):
-            brakes.fit(told, Dies(5), StepCheckpoint(brakes.folder, 3), ckpt_path=checkpoint)
+            brakes.fit(braking, Dies(5), StepCheckpoint(brakes.folder, 3), ckpt_path=checkpoint)
         assert brakes.kept() == ["step=2.ckpt", "step=4.ckpt"]
     saver = StepCheckpoint(brakes.folder, 3)
-    module, _ = brakes.fit(told, saver, ckpt_path=latest_checkpoint(brakes.folder))
+    module, _ = brakes.fit(braking, saver, ckpt_path=latest_checkpoint(brakes.folder))
     assert brakes.brake.results()["model_step"] == 4
     assert same(module.weights(), module.course[4])
     assert brakes.kept() == ["step=4.ckpt"]
 
 
 def test_a_step_that_was_kept_and_is_gone_is_missed_before_training(brakes, limit):
-    told = {"limits": {"old": limit}, "action": "roll_back"}
+    braking = {"limits": {"old": limit}, "action": "roll_back"}
     with pytest.raises(Killed):
-        brakes.fit(told, Dies(5), StepCheckpoint(brakes.folder, 1))
+        brakes.fit(braking, Dies(5), StepCheckpoint(brakes.folder, 1))
     path = brakes.folder / "kept" / "step=4.ckpt"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"back to step 4, whose weights in .* or damaged"):
-        brakes.fit(told, ckpt_path=latest_checkpoint(brakes.folder))
+        brakes.fit(braking, ckpt_path=latest_checkpoint(brakes.folder))
     path.unlink()
     with pytest.raises(UserError, match="back to step 4, whose weights"):
-        brakes.fit(told, ckpt_path=latest_checkpoint(brakes.folder))
+        brakes.fit(braking, ckpt_path=latest_checkpoint(brakes.folder))
 
 
 def test_what_comes_back_is_verified_by_a_freeze(brakes, limit):
     region = Region.random(brakes.module().model, 0.1, seed=1)
-    told = {"limits": {"old": limit}, "action": "roll_back"}
+    braking = {"limits": {"old": limit}, "action": "roll_back"}
 
     def freeze():
         return RegionFreeze(region, check_base=False)
 
-    module, _ = brakes.fit(told, freeze())
+    module, _ = brakes.fit(braking, freeze())
     step = brakes.brake.results()["model_step"]
     assert same(module.weights(), module.course[step])
 
@@ -324,7 +327,7 @@ def test_what_comes_back_is_verified_by_a_freeze(brakes, limit):
                 torch.save(held, path)
 
     with pytest.raises(CheckError, match="is frozen and changed"):
-        brakes.fit({**told, "overwrite": True}, freeze(), Harms())
+        brakes.fit({**braking, "overwrite": True}, freeze(), Harms())
 
 
 def test_weights_are_verified_before_they_are_kept(brakes, limit):
@@ -337,24 +340,24 @@ def test_weights_are_verified_before_they_are_kept(brakes, limit):
                     for frozen in region.resolve(pl_module.model):
                         frozen.parameter.add_(1)
 
-    told = {"limits": {"old": 1e6}, "action": "roll_back"}
+    braking = {"limits": {"old": 1e6}, "action": "roll_back"}
     with pytest.raises(CheckError, match=r"step 4: .* is frozen and changed"):
-        brakes.fit(told, RegionFreeze(region, check_base=False), Moves())
+        brakes.fit(braking, RegionFreeze(region, check_base=False), Moves())
     assert "step=4.ckpt" not in brakes.kept()
 
 
 def test_what_another_run_has_kept_is_not_overwritten(brakes, limit):
-    told = {"limits": {"old": limit}, "action": "roll_back"}
-    brakes.fit(told)
+    braking = {"limits": {"old": limit}, "action": "roll_back"}
+    brakes.fit(braking)
     with pytest.raises(UserError, match="holds weights that another run has kept"):
-        brakes.fit(told)
+        brakes.fit(braking)
     assert brakes.kept() == ["step=4.ckpt"]
-    module, _ = brakes.fit({**told, "overwrite": True})
+    module, _ = brakes.fit({**braking, "overwrite": True})
     assert same(module.weights(), module.course[4])
 
 
 def test_refuses_what_cannot_go_back(brakes):
-    told = {"limits": {"old": 0.1}, "action": "select"}
+    braking = {"limits": {"old": 0.1}, "action": "select"}
     region = Region.random(brakes.module().model, 0.1, seed=1)
     for more, said in (
         (WeightAverage(0.9), "the average of the weights"),
@@ -363,17 +366,17 @@ def test_refuses_what_cannot_go_back(brakes):
         (RegionFreeze(region, check_base=False, first_step=2), "not frozen as it is in the base"),
     ):
         with pytest.raises(UserError, match=f"cannot roll back or select: .*{said}"):
-            brakes.fit(told, more)
-        brakes.fit({**told, "action": "warn"}, more, steps=3)  # needs no way back
+            brakes.fit(braking, more)
+        brakes.fit({**braking, "action": "warn"}, more, steps=3)  # needs no way back
     with pytest.raises(UserError, match="does not say when a checkpoint is written"):
-        brakes.fit(told, plugins=[AsyncCheckpointIO(TorchCheckpointIO())])
+        brakes.fit(braking, plugins=[AsyncCheckpointIO(TorchCheckpointIO())])
     with pytest.raises(UserError, match="the brake's action select keeps weights on the way"):
-        brakes.fit({**told, "folder": None})
+        brakes.fit({**braking, "folder": None})
     (brakes.folder / "file").touch()
     with pytest.raises(UserError, match=r"a folder that can be written to, got .*file"):
-        brakes.fit({**told, "folder": brakes.folder / "file"})
+        brakes.fit({**braking, "folder": brakes.folder / "file"})
     with pytest.raises(UserError, match=r"limits 'ol'.*did you mean 'old'"):
-        brakes.fit({**told, "limits": {"ol": 0.1}})
+        brakes.fit({**braking, "limits": {"ol": 0.1}})
 
 
 def test_stands_after_its_tracker(brakes):

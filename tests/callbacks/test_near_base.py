@@ -44,8 +44,8 @@ def test_is_on_the_line_and_frozen_entries_are_exact(dtype, share):
     start, region = module.weights(), mixed_region(module.wrapped)
     precision = {torch.bfloat16: "bf16-true", torch.float64: "64-true"}.get(dtype, "32-true")
     fit(RegionFreeze(region, check_base=False), average, module=module, precision=precision)
-    end, found = module.weights(), inside(average, module)
-    for name, value in found.items():
+    end, actual = module.weights(), inside(average, module)
+    for name, value in actual.items():
         expected = (1 - share) * start[name].double() + share * end[name].double()
         tolerance = {torch.bfloat16: 4e-3}.get(dtype, 1e-6)
         torch.testing.assert_close(value.double(), expected, rtol=tolerance, atol=1e-7)
@@ -54,7 +54,7 @@ def test_is_on_the_line_and_frozen_entries_are_exact(dtype, share):
         assert still.all() or not torch.equal(value, end[name])
     for frozen in region.resolve(module.wrapped):
         mask = frozen.entries.mask()
-        assert torch.equal(bits(found[frozen.name])[mask], bits(start[frozen.name])[mask])
+        assert torch.equal(bits(actual[frozen.name])[mask], bits(start[frozen.name])[mask])
 
 
 def test_weights_come_back_also_after_an_exception():
@@ -83,8 +83,8 @@ def test_the_base_is_that_of_the_whole_run(tmp_path):
     idle = BaseAverage(0.5)
     done = fit(idle, EachStep(tmp_path), ckpt_path=tmp_path / "step=6.ckpt")
     assert done.seen == []
-    for found in (inside(average, again), inside(idle, done)):
-        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    for actual in (inside(average, again), inside(idle, done)):
+        assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 def test_an_average_refuses_what_cannot_work():
@@ -110,8 +110,8 @@ class Gradients(L.Callback):
         self.kept = kept
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        found = {n: p.grad.clone() for n, p in module.wrapped.named_parameters()}
-        self.kept.append((module.weights(), found))
+        gradients = {n: p.grad.clone() for n, p in module.wrapped.named_parameters()}
+        self.kept.append((module.weights(), gradients))
 
 
 class Values(L.Callback):

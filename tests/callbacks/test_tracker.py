@@ -141,16 +141,16 @@ def test_batches_that_cannot_be_counted():
 
 
 def test_it_evaluates_in_the_trainers_precision():
-    def found(module):
+    def expected(module):
         with torch.autocast("cpu", torch.bfloat16):
             return evaluate(module.net, documents(), max_length=16)
 
     watched, module = tracker(), Trained()
-    base = found(module)
+    base = expected(module)
     assert base != evaluate(module.net, documents(), max_length=16)
     trainer = fit(module, watched, max_steps=1, precision="bf16-mixed")
     assert watched.history.base.figures == base
-    assert watched.history.last.figures == found(module) == watched.figures(trainer, module)
+    assert watched.history.last.figures == expected(module) == watched.figures(trainer, module)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -169,13 +169,13 @@ def test_training_is_bit_identical_with_and_without_it(accumulate):
 
 
 def test_it_adds_no_warning():
-    found = []
+    warned = []
     for callbacks in ([], [tracker()]):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             fit(Trained(), *callbacks)
-        found.append({str(warning.message) for warning in caught})
-    assert found[1] == found[0]
+        warned.append({str(warning.message) for warning in caught})
+    assert warned[1] == warned[0]
 
 
 def test_the_base_survives_a_resumed_run(tmp_path):
@@ -199,9 +199,9 @@ def test_the_base_survives_a_resumed_run(tmp_path):
 
 @pytest.mark.parametrize("time_share", [None, 1.0])
 def test_a_resumed_run_goes_on_counting_and_with_the_same_subsample(tmp_path, time_share):
-    told = {"every_n_steps": None, "at_samples": [4, 8, 12], "time_share": time_share}
+    schedule = {"every_n_steps": None, "at_samples": [4, 8, 12], "time_share": time_share}
     save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
-    first, resumed = tracker(**told), tracker(**told)
+    first, resumed = tracker(**schedule), tracker(**schedule)
     fit(Trained(), save, first, max_steps=3, enable_checkpointing=True)
     fit(Trained(), resumed, max_steps=7, ckpt_path=tmp_path / "step=3.ckpt")
     last = resumed.history.last

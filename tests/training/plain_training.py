@@ -35,16 +35,16 @@ class Variant:
     scale: float = 1.0
 
 
-def train(model: nn.Module, batches: Iterable[dict], told: Variant) -> dict[str, Tensor]:
+def train(model: nn.Module, batches: Iterable[dict], variant: Variant) -> dict[str, Tensor]:
     """The weights that ``STEPS`` steps leave."""
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     base = {name: value.clone() for name, value in weights.items()}
-    if told.clamp is not None:
-        for name, mask in told.frozen.items():
-            weights[name][mask] = told.clamp
-    if told.adapters:
-        steps = {f"{name}.A": a.clone() for name, a in told.adapters.items()}
-        for name, a in told.adapters.items():
+    if variant.clamp is not None:
+        for name, mask in variant.frozen.items():
+            weights[name][mask] = variant.clamp
+    if variant.adapters:
+        steps = {f"{name}.A": a.clone() for name, a in variant.adapters.items()}
+        for name, a in variant.adapters.items():
             steps[f"{name}.B"] = torch.zeros(len(weights[name]), len(a))
     else:
         steps = weights
@@ -52,22 +52,22 @@ def train(model: nn.Module, batches: Iterable[dict], told: Variant) -> dict[str,
     average = {name: value.clone() for name, value in weights.items()}
     batches = iter(batches)
     for step in range(STEPS):
-        frozen = told.frozen if step >= told.first else {}
+        frozen = variant.frozen if step >= variant.first else {}
         gradients = {name: torch.zeros_like(value) for name, value in steps.items()}
         for _ in range(ACCUMULATE):
             batch = next(batches)
             leaves = {name: value.clone().requires_grad_() for name, value in steps.items()}
-            used = _adapted(weights, leaves, told) if told.adapters else leaves
+            used = _adapted(weights, leaves, variant) if variant.adapters else leaves
             logits = functional_call(model, used, (batch["input_ids"],)).logits
             loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
-            found = torch.autograd.grad(loss / ACCUMULATE, list(leaves.values()))
-            for name, gradient in zip(leaves, found, strict=True):
+            computed = torch.autograd.grad(loss / ACCUMULATE, list(leaves.values()))
+            for name, gradient in zip(leaves, computed, strict=True):
                 gradients[name] += gradient
         for name, gradient in gradients.items():
-            if told.strength:
+            if variant.strength:
                 ones = torch.ones_like(gradient)
-                importance = ones if told.fisher is None else told.fisher.get(name, 0 * ones)
-                gradient += told.strength * importance * (weights[name] - base[name])
+                importance = ones if variant.fisher is None else variant.fisher.get(name, 0 * ones)
+                gradient += variant.strength * importance * (weights[name] - base[name])
             if name in frozen:
                 gradient[frozen[name]] = 0.0
         norm = math.sqrt(sum(g.double().square().sum().item() for g in gradients.values()))
@@ -75,21 +75,21 @@ def train(model: nn.Module, batches: Iterable[dict], told: Variant) -> dict[str,
         for name, gradient in gradients.items():
             gradient *= min(1.0, CLIP / (norm + 1e-6))
             _adamw(name, steps[name], gradient, moments[name], step, rate, frozen.get(name))
-        if told.ema is not None:
+        if variant.ema is not None:
             for name, value in weights.items():
-                average[name] = told.ema * average[name] + (1 - told.ema) * value
-    if told.adapters:
-        return _adapted(weights, steps, told)
-    if told.share is not None:
-        return {n: base[n] + told.share * (value - base[n]) for n, value in weights.items()}
-    return weights if told.ema is None else average
+                average[name] = variant.ema * average[name] + (1 - variant.ema) * value
+    if variant.adapters:
+        return _adapted(weights, steps, variant)
+    if variant.share is not None:
+        return {n: base[n] + variant.share * (value - base[n]) for n, value in weights.items()}
+    return weights if variant.ema is None else average
 
 
-def _adapted(weights, pairs, told):
+def _adapted(weights, pairs, variant):
     """W + scale · B A."""
     return {
-        name: value + told.scale * pairs[f"{name}.B"] @ pairs[f"{name}.A"]
-        if name in told.adapters
+        name: value + variant.scale * pairs[f"{name}.B"] @ pairs[f"{name}.A"]
+        if name in variant.adapters
         else value
         for name, value in weights.items()
     }

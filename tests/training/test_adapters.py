@@ -52,9 +52,11 @@ def test_merged_is_the_same_model_without_adapters(make, make_model, tokenizer, 
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert not list((tmp_path / "out").glob("adapter*"))
-    plain, told = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
+    plain, loading = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
     torch.testing.assert_close(plain(IDS).logits, expected, rtol=1e-4, atol=1e-5)
     linear = [n for n, m in base.named_modules() if isinstance(m, nn.Linear) or "Conv1D" in str(m)]
     for name, value in base.named_parameters():
@@ -75,17 +77,17 @@ def test_targets_by_the_end_of_their_name(make_model):
 
 
 def test_is_drawn_by_seed_alone(make_model):
-    found = []
+    by_seed = []
     for noise, seed in enumerate((5, 5, 6)):
         model = make_model()
         torch.rand(noise)
         state = torch.get_rng_state()
         add_adapters(model, Lora(4), seed)
         assert torch.equal(torch.get_rng_state(), state)
-        found.append(trained(model))
-    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
-    drawn = {name: value for name, value in found[0].items() if "lora_A" in name}
-    assert not any(torch.equal(value, found[2][name]) for name, value in drawn.items())
+        by_seed.append(trained(model))
+    assert all(torch.equal(value, by_seed[1][name]) for name, value in by_seed[0].items())
+    drawn = {name: value for name, value in by_seed[0].items() if "lora_A" in name}
+    assert not any(torch.equal(value, by_seed[2][name]) for name, value in drawn.items())
     for value in drawn.values():  # uniform up to 1 / sqrt(inputs), as nn.Linear
         bound = 1 / math.sqrt(value.shape[1])
         assert 0.8 * bound < value.abs().max() <= bound

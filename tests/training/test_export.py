@@ -65,18 +65,18 @@ def test_equals_what_transformers_writes(tmp_path, make_model, tokenizer, name, 
     model = MODELS[name](make_model)
     export(model, tokenizer, tmp_path / "model", shard_bytes)
     model.save_pretrained(tmp_path / "expected")
-    expected, found = stored(tmp_path / "expected"), stored(tmp_path / "model")
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    expected, actual = stored(tmp_path / "expected"), stored(tmp_path / "model")
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[key], value) for key, value in expected.items())
     for file in ("config.json", "generation_config.json"):
         assert (tmp_path / "model" / file).read_text() == (tmp_path / "expected" / file).read_text()
     shards = list((tmp_path / "model").glob("*.safetensors"))
     assert (len(shards) == 1) == (shard_bytes > 10**6)
-    loaded, told = AutoModelForCausalLM.from_pretrained(
+    loaded, loading = AutoModelForCausalLM.from_pretrained(
         tmp_path / "model", output_loading_info=True
     )
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
     text = "人人生而自由"
@@ -156,10 +156,10 @@ def test_what_else_rank_0_cannot_write_is_refused_on_all_ranks(
     def fails(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    told = []
-    monkeypatch.setattr(ranks, "from_all_ranks", lambda error, group: told.append(error) or [error])
+    sent = []
+    monkeypatch.setattr(ranks, "from_all_ranks", lambda error, group: sent.append(error) or [error])
     monkeypatch.setattr(f"freezetrain.{call}", fails)
     with pytest.raises(UserError, match="could not write the trained model: No space left"):
         export(model, tokenizer, tmp_path / "model")
-    assert "No space left" in str(told[-1])
+    assert "No space left" in str(sent[-1])
     assert not (tmp_path / "model").exists()

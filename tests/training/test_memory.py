@@ -64,18 +64,18 @@ def parts(memory):
 def test_what_an_engine_keeps_of_each_weight(
     model, weights, kind, precision, held, masters, gradients, moments
 ):
-    found = parts(estimate(model, recipe(kind, precision), WORLD))
-    assert found["weights"] == held * weights
-    assert found.get("fp32 masters", 0) == masters * weights
-    assert found["gradients"] == gradients * weights
-    assert found["AdamW's moments"] == moments * weights
+    sizes = parts(estimate(model, recipe(kind, precision), WORLD))
+    assert sizes["weights"] == held * weights
+    assert sizes.get("fp32 masters", 0) == masters * weights
+    assert sizes["gradients"] == gradients * weights
+    assert sizes["AdamW's moments"] == moments * weights
 
 
 def test_more_ranks_take_less_each(model):
     def peak(kind, world):
-        told = recipe(kind, "bf16-mixed", deepspeed=_small_buckets(kind))
-        told.optimization.batch_tokens = 64 * 2 * world
-        return estimate(model, told, world).peak
+        training = recipe(kind, "bf16-mixed", deepspeed=_small_buckets(kind))
+        training.optimization.batch_tokens = 64 * 2 * world
+        return estimate(model, training, world).peak
 
     for kind in ("zero-1", "zero-2", "zero-3", "fsdp2"):
         assert peak(kind, 8) < peak(kind, 4) < peak(kind, 2)
@@ -90,9 +90,9 @@ def _small_buckets(kind):
 
 
 def test_checkpointing_batch_and_mask_change_the_activations(model):
-    def activations(told):
-        found = parts(estimate(model, told, WORLD))
-        return found["activations of the blocks"], found.get("document mask", 0)
+    def activations(training):
+        sizes = parts(estimate(model, training, WORLD))
+        return sizes["activations of the blocks"], sizes.get("document mask", 0)
 
     plain = recipe("ddp")
     with_less = recipe("ddp", gradient_checkpointing=True)
@@ -116,9 +116,9 @@ def test_the_region_adds_its_entries_and_values(model, weights):
         ("zero-3", 4 + 4 / WORLD, 8 / WORLD),
         ("fsdp2", 4 / WORLD, 8 / WORLD),
     ):
-        found = parts(estimate(model, recipe(kind), WORLD, region))
-        assert found["region: entries"] == entries * region.count
-        assert found["region: values, and gradients when audited"] == values * region.count
+        sizes = parts(estimate(model, recipe(kind), WORLD, region))
+        assert sizes["region: entries"] == entries * region.count
+        assert sizes["region: values, and gradients when audited"] == values * region.count
     without = estimate(model, recipe("ddp"), WORLD)
     frozen = estimate(model, recipe("ddp"), WORLD, region)
     assert frozen.peak - without.peak == frozen.region > 0
@@ -132,8 +132,8 @@ def test_bits_count_as_what_training_holds_of_them(model, weights):
         indices = 4 * region.count
         on_gpu = indices if held == "indices" else region.nbytes
         for gpu, entries in ((True, on_gpu), (False, indices)):
-            found = parts(estimate(model, recipe("ddp"), 1, region, on_gpu=gpu))
-            assert found["region: entries"] == entries
+            sizes = parts(estimate(model, recipe("ddp"), 1, region, on_gpu=gpu))
+            assert sizes["region: entries"] == entries
 
 
 def test_offloaded_state_is_in_cpu_memory(model, weights):
@@ -153,12 +153,14 @@ def test_gradients_of_the_last_step_are_there_in_the_forward_pass(model):
         ("zero-2", False, False),
         ("ddp", True, True),
     ):
-        (found,) = (p for p in estimate(model, recipe(kind), WORLD).parts if p.name == "gradients")
-        assert ("forward" in found.during, "loss" in found.during) == (forward, loss)
-        told = recipe(kind)
-        told.optimization.batch_tokens *= 2
-        (found,) = (p for p in estimate(model, told, WORLD).parts if p.name == "gradients")
-        assert {"forward", "loss"} <= set(found.during)
+        (gradients,) = (
+            p for p in estimate(model, recipe(kind), WORLD).parts if p.name == "gradients"
+        )
+        assert ("forward" in gradients.during, "loss" in gradients.during) == (forward, loss)
+        training = recipe(kind)
+        training.optimization.batch_tokens *= 2
+        (gradients,) = (p for p in estimate(model, training, WORLD).parts if p.name == "gradients")
+        assert {"forward", "loss"} <= set(gradients.during)
 
 
 def test_the_peak_is_the_moment_that_takes_most(model):
@@ -175,20 +177,20 @@ def test_adapters_alone_have_gradients_and_moments(weights):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32)
     add_adapters(model, Lora(4, targets=["q_proj"]), seed=0)
-    found = parts(estimate(model, recipe("ddp"), WORLD))
+    sizes = parts(estimate(model, recipe("ddp"), WORLD))
     trained = 4 * 4 * (64 + 64)  # four layers of A [4, 64] and B [64, 4]
-    assert found["weights"] == 4 * (weights + trained)
-    assert found["gradients"] == 4 * trained
-    assert found["AdamW's moments"] == 8 * trained
+    assert sizes["weights"] == 4 * (weights + trained)
+    assert sizes["gradients"] == 4 * trained
+    assert sizes["AdamW's moments"] == 8 * trained
 
 
 def test_what_is_kept_of_the_base(model, weights):
-    told = recipe("ddp", "bf16-true")
+    training = recipe("ddp", "bf16-true")
     for penalty, kept in ((Penalty(1.0), 2), (Penalty(1.0, "scores"), 6)):
-        found = parts(estimate(model, replace(told, penalty=penalty), WORLD))
-        assert found["the penalty's base and factors"] == kept * weights
-    with_base = estimate(model, replace(told, average_with_base=0.5), WORLD)
-    without = estimate(model, told, WORLD)
+        sizes = parts(estimate(model, replace(training, penalty=penalty), WORLD))
+        assert sizes["the penalty's base and factors"] == kept * weights
+    with_base = estimate(model, replace(training, average_with_base=0.5), WORLD)
+    without = estimate(model, training, WORLD)
     assert with_base.host - without.host == 4 * weights
     assert with_base.peak == without.peak
 
@@ -196,6 +198,6 @@ def test_what_is_kept_of_the_base(model, weights):
 def test_the_average_is_kept_in_fp32_and_made_in_cpu_memory(model, weights):
     settings = recipe("ddp", "bf16-true")
     averaged = replace(settings, optimization=replace(settings.optimization, ema_decay=0.9))
-    without, memory = (estimate(model, told, WORLD) for told in (settings, averaged))
+    without, memory = (estimate(model, training, WORLD) for training in (settings, averaged))
     assert parts(memory)["average of the weights"] == 4 * weights
     assert memory.host - without.host == 4 * weights  # a second copy of the model, as it is loaded

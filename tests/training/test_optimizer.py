@@ -32,12 +32,12 @@ def course(steps, **settings):
 def factors(schedule, steps):
     """What a schedule of transformers multiplies the learning rate with at each step."""
     optimizer = schedule.optimizer
-    found = []
+    rates = []
     for _ in range(steps):
-        found.append(schedule.get_last_lr()[0])
+        rates.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
-    return found
+    return rates
 
 
 @pytest.fixture
@@ -231,14 +231,14 @@ def test_skipped_steps_are_counted_until_ten_in_a_row():
 def test_spikes_against_a_plain_loop():
     generator = np.random.default_rng(0)
     norms = np.exp(generator.normal(size=600)).tolist()
-    bad, good, expected, found = BadSteps("skip", spike_factor=3.0), [], [], []
+    bad, good, expected, judged = BadSteps("skip", spike_factor=3.0), [], [], []
     for step, norm in enumerate(norms, 1):
         spike = len(good) >= 20 and norm > 3.0 * median(good[-100:])
         expected.append(spike)
-        found.append(bad.is_bad(2.0, norm, step))
+        judged.append(bad.is_bad(2.0, norm, step))
         if not spike:
             good.append(norm)
-    assert found == expected
+    assert judged == expected
     assert 20 < sum(expected) < 200
     assert bad.skipped == sum(expected)
 
@@ -258,14 +258,14 @@ def test_a_resumed_run_decides_as_an_uninterrupted_one():
     norms = np.exp(generator.normal(size=300)).tolist()
 
     def decisions(cuts):
-        bad, found = BadSteps("skip", spike_factor=2.5), []
+        bad, judged = BadSteps("skip", spike_factor=2.5), []
         for step, norm in enumerate(norms):
             if step in cuts:
                 state = bad.state_dict()
                 bad = BadSteps("skip", spike_factor=2.5)
                 bad.load_state_dict(state)
-            found.append(bad.is_bad(math.nan if step % 50 == 7 else 2.0, norm, step))
-        return found, bad.skipped
+            judged.append(bad.is_bad(math.nan if step % 50 == 7 else 2.0, norm, step))
+        return judged, bad.skipped
 
     assert decisions({10, 57, 58, 200}) == decisions(set())
 

@@ -17,10 +17,10 @@ from freezetrain.training.recipe import Freezing, Penalty, TrainRecipe
 from freezetrain.training.train import run
 
 
-def save(model, folder, dtype, told=True):
-    """A model folder whose config.json says its type if ``told`` (GPT-2's on the hub does not)."""
+def save(model, folder, dtype, says_type=True):
+    """A model folder whose config.json says its type if ``says_type``; GPT-2's does not."""
     model.to(dtype).save_pretrained(folder, max_shard_size="20KB")
-    if not told:
+    if not says_type:
         config = json.loads((folder / "config.json").read_text())
         del config["dtype"]
         (folder / "config.json").write_text(json.dumps(config))
@@ -29,13 +29,13 @@ def save(model, folder, dtype, told=True):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_files_say_the_type_where_the_configuration_does_not(tmp_path, make_model, dtype):
-    assert stored_dtype(ModelSource(save(make_model(), tmp_path, dtype, told=False))) == dtype
+    assert stored_dtype(ModelSource(save(make_model(), tmp_path, dtype, says_type=False))) == dtype
 
 
 def test_files_of_several_types_are_of_the_one_that_holds_all(tmp_path, make_model):
     model = make_model().bfloat16()
     model.model.norm.to(torch.float16)
-    path = save(model, tmp_path, None, told=False)
+    path = save(model, tmp_path, None, says_type=False)
     assert stored_dtype(ModelSource(path)) == torch.float32
 
 
@@ -46,16 +46,16 @@ def test_files_of_several_types_are_of_the_one_that_holds_all(tmp_path, make_mod
         {"optimization": Optimization(precision="bf16-true")},
     ],
 )
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("says_type", [True, False])
 def test_rounding_is_refused_also_where_the_configuration_has_no_type(
-    tmp_path, make_model, more, told
+    tmp_path, make_model, more, says_type
 ):
-    path = save(make_model(), tmp_path / "32", torch.float32, told)
+    path = save(make_model(), tmp_path / "32", torch.float32, says_type)
     with pytest.raises(UserError, match="would round the entries that are to be frozen"):
         refuse_types(TrainRecipe(ModelSource(path), region="r", **more))
     refuse_types(TrainRecipe(ModelSource(path), region="r", freeze=Freezing(clamp=0.0), **more))
     refuse_types(TrainRecipe(ModelSource(path), **more))
-    path = save(make_model(), tmp_path / "16", torch.bfloat16, told)
+    path = save(make_model(), tmp_path / "16", torch.bfloat16, says_type)
     refuse_types(TrainRecipe(ModelSource(path), region="r", **more))
 
 

@@ -69,18 +69,18 @@ def folder(tmp_path_factory, make_model, tokenizer) -> Path:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
+    model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
     return model.state_dict()
 
 
 def assert_equal(folder: Path, source: Path) -> None:
     expected = weights(source)
-    found = weights(folder)
-    assert found.keys() == expected.keys()
+    actual = weights(folder)
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert torch.equal(found[name], value), name
+        assert torch.equal(actual[name], value), name
 
 
 @pytest.mark.parametrize("name", IN_PARTS)
@@ -101,8 +101,8 @@ def test_zero_3_holds_what_the_files_do(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("engine", ["fsdp", "zero"])
 def test_files_of_a_model_without_a_head(folder: Path, engine: str) -> None:
     expected = weights(folder / "model-headless")
-    found = weights(folder / f"{engine}-model-headless")
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    actual = weights(folder / f"{engine}-model-headless")
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("engine", ["fsdp", "zero"])
@@ -127,9 +127,9 @@ def test_new_weights_are_drawn_as_transformers_does(
 ) -> None:
     torch.manual_seed(0)
     expected = MAKE[name](make_model).state_dict()
-    found = weights(folder / f"{engine}-random-{name}")
-    assert found.keys() == expected.keys()
+    actual = weights(folder / f"{engine}-random-{name}")
+    assert actual.keys() == expected.keys()
     for key, value in expected.items():  # of at least 384 draws, or constant
-        torch.testing.assert_close(found[key].std(), value.std(), rtol=0.2, atol=0, msg=key)
+        torch.testing.assert_close(actual[key].std(), value.std(), rtol=0.2, atol=0, msg=key)
         if value.std() == 0:
-            assert torch.equal(found[key], value), key
+            assert torch.equal(actual[key], value), key

@@ -138,7 +138,7 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def told(model_folder, region_files, masks, fisher):
+def filled(model_folder, region_files, masks, fisher):
     """A case's recipe and variant, with what they name filled in."""
 
     def fill(case, **more):
@@ -169,8 +169,8 @@ def reference(recipe, variant, model_folder, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def plain(told, model_folder, tokenizer):
-    return reference(*told("plain"), model_folder, tokenizer)
+def plain(filled, model_folder, tokenizer):
+    return reference(*filled("plain"), model_folder, tokenizer)
 
 
 def exported(folder):
@@ -179,32 +179,32 @@ def exported(folder):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_trains_as_a_plain_loop(case, told, plain, parameters, model_folder, tokenizer, tmp_path):
-    recipe, variant = told(case)
+def test_trains_as_a_plain_loop(case, filled, plain, parameters, model_folder, tokenizer, tmp_path):
+    recipe, variant = filled(case)
     run(recipe, tmp_path / "run", table=False, progress=False)
-    found, expected = (
+    actual, expected = (
         exported(tmp_path / "run"),
         reference(recipe, variant, model_folder, tokenizer),
     )
-    assert found.keys() == expected.keys() == parameters.keys()
+    assert actual.keys() == expected.keys() == parameters.keys()
     for name, value in expected.items():
         torch.testing.assert_close(
-            found[name], value, atol=2e-6, rtol=1e-5, msg=lambda m, n=name: n + m
+            actual[name], value, atol=2e-6, rtol=1e-5, msg=lambda m, n=name: n + m
         )
     for name, mask in variant.frozen.items() if not variant.first else ():
         start = torch.full_like(parameters[name], variant.clamp or 0.0)
         start = parameters[name] if variant.clamp is None else start
-        assert torch.equal(found[name][mask].view(torch.int32), start[mask].view(torch.int32))
+        assert torch.equal(actual[name][mask].view(torch.int32), start[mask].view(torch.int32))
     unlike = max((expected[name] - value).abs().max().item() for name, value in plain.items())
     assert (unlike > 1e-3) == (case != "plain")
 
 
 @pytest.mark.parametrize("case", ["EWC", "EMA", "averaged", "LoRA"])
-def test_resumes_exactly(case, told, tmp_path, monkeypatch):
+def test_resumes_exactly(case, filled, tmp_path, monkeypatch):
     more = {"checkpoint_every": 2}
     if case == "LoRA":
         more["lora"] = Lora(4, dropout=0.2)
-    recipe = replace(told(case)[0], **more)
+    recipe = replace(filled(case)[0], **more)
     run(recipe, tmp_path / "whole", table=False, progress=False)
     before = CausalLM.on_train_batch_start
 
@@ -219,19 +219,19 @@ def test_resumes_exactly(case, told, tmp_path, monkeypatch):
     monkeypatch.setattr(CausalLM, "on_train_batch_start", before)
     results = run(recipe, tmp_path / "run", table=False, progress=False).results
     assert results["resumed_from"] == "step=2.ckpt"
-    expected, found = exported(tmp_path / "whole"), exported(tmp_path / "run")
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    expected, actual = exported(tmp_path / "whole"), exported(tmp_path / "run")
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
     shutil.rmtree(tmp_path / "run" / "model")  # killed as it was to be exported
     run(recipe, tmp_path / "run", table=False, progress=False)
     again = exported(tmp_path / "run")
     assert all(torch.equal(again[name], value) for name, value in expected.items())
 
 
-def test_replay_is_where_it_is_told(told, tokenizer):
+def test_replay_is_where_it_is_told(filled, tokenizer):
     """In the batches that all compare: half of them, and half of the first step's alone."""
     counts = {}
     for case in ("plain", "replay", "replay first"):
-        data = read_data(told(case)[0], tokenizer)
+        data = read_data(filled(case)[0], tokenizer)
         languages = data.order.places(0, data.order.length)[0]
         zh = data.order.languages.index("zh")
         counts[case] = [int((part != zh).sum()) for part in np.split(languages, STEPS)]
@@ -240,7 +240,7 @@ def test_replay_is_where_it_is_told(told, tokenizer):
     assert min(counts["replay"]) > 0
 
 
-def test_says_nothing_where_no_progress_is_asked_for(told, tmp_path, capfd):
-    run(told("plain")[0], tmp_path / "run", table=False, progress=False)
+def test_says_nothing_where_no_progress_is_asked_for(filled, tmp_path, capfd):
+    run(filled("plain")[0], tmp_path / "run", table=False, progress=False)
     said = capfd.readouterr()
     assert (said.out, said.err) == ("", "")
