@@ -10,22 +10,11 @@ import yaml
 from plain_loss import plain_documents, plain_figures
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from verbs import freezetrain, results
 
-from freezetrain.cli import main
 from freezetrain.data.texts import read_languages
 from freezetrain.recipe.sources import TextSource
 from freezetrain.regions import Region
-
-
-def freezetrain(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return stopped.value.code
-
-
-def results(folder) -> dict:
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
-
 
 RECIPE = {
     "languages": ["zh"],

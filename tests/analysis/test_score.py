@@ -10,20 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from forked_ranks import RanksError, run_ranks
+from verbs import freezetrain, results
 
-import freezetrain.scoring.compute
-from freezetrain.cli import main
-from freezetrain.scoring import Scores, select
+from freezetrain.scoring import Scores, compute, select
 from freezetrain.scoring.compute import Scoring
 from freezetrain.scoring.methods import METHODS
 
 ENGINES = ("ddp", "fsdp2", "zero-3")
-
-
-def status(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return stopped.value.code
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +41,7 @@ SEVERAL = ["--languages", "[zh,en]", "--methods", json.dumps(METHODS), "--embedd
 THREE = ["--languages", "[en,zh,es]"]
 
 
-def work(rank: int, world: int, words: list[str], fault: str | None) -> int | None:
+def work(rank: int, world: int, words: list[str], fault: str | None) -> int:
     """A rank of the verb; its exit status. ``fault``: what goes wrong, "kill", "full" or "nan"."""
     folder = Path(words[-1])
     count_languages(folder.with_name(f"{folder.name}-{rank}-languages"))
@@ -57,13 +50,9 @@ def work(rank: int, world: int, words: list[str], fault: str | None) -> int | No
     if fault == "full":
         Scores.save = disk_is_full
     if fault == "nan" and rank == 1:
-        token_nll = freezetrain.scoring.compute.token_nll
-        freezetrain.scoring.compute.token_nll = lambda *args: token_nll(*args) * float("nan")
-    try:
-        main(words)
-    except SystemExit as stopped:
-        return stopped.code
-    raise AssertionError("a verb ends with an exit status")
+        token_nll = compute.token_nll
+        compute.token_nll = lambda *args: token_nll(*args) * float("nan")
+    return freezetrain(*words)
 
 
 def count_languages(file: Path) -> None:
@@ -111,13 +100,9 @@ def two_ranks(tmp_path_factory, words):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, words) -> Path:
     folder = tmp_path_factory.mktemp("alone")
-    assert status(*words, *SEVERAL, "--out", folder / "several") == 0
-    assert status(*words, *THREE, "--out", folder / "three") == 0
+    assert freezetrain(*words, *SEVERAL, "--out", folder / "several") == 0
+    assert freezetrain(*words, *THREE, "--out", folder / "three") == 0
     return folder
-
-
-def results(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text())["scores"]
 
 
 def files(folder: Path) -> list[str]:
@@ -207,7 +192,7 @@ def test_killed_in_the_third_language_and_repeated(alone, two_ranks):
         for name in one:
             scale = one[name].max().item()
             torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=2e-6 * scale)
-    whole, resumed = results(alone / "three"), results(again)
+    whole, resumed = results(alone / "three")["scores"], results(again)["scores"]
     assert whole.keys() == resumed.keys() == {"en", "zh", "es"}
     for name, facts in resumed.items():
         assert facts["files"] == [f"{name}.safetensors", f"at-7/{name}.safetensors"]
@@ -218,7 +203,7 @@ def test_a_snapshot_equals_a_run_of_so_many_sequences(alone, words, tmp_path, mo
     """And a repeated run clears away what a killed one left unfinished, and no more."""
     words = [*words, "--languages", "[zh]", "--sequences", "7", "--snapshots", "[]"]
     words += ["--embeddings", "true"]
-    assert status(*words, "--out", tmp_path / "seven") == 0
+    assert freezetrain(*words, "--out", tmp_path / "seven") == 0
     assert files(tmp_path / "seven") == ["zh.safetensors"]
     expected = Scores.load(tmp_path / "seven" / "zh.safetensors")
     found = Scores.load(alone / "several" / "taylor" / "at-7" / "zh.safetensors")
@@ -229,7 +214,7 @@ def test_a_snapshot_equals_a_run_of_so_many_sequences(alone, words, tmp_path, mo
     (tmp_path / "seven" / ".en.safetensors.x.unfinished").mkdir()
     kept = (tmp_path / "seven" / "zh.safetensors").stat().st_mtime_ns
     monkeypatch.setattr("freezetrain.analysis.score.load_scored", None)  # nothing is left to score
-    assert status(*words, "--out", tmp_path / "seven") == 0
+    assert freezetrain(*words, "--out", tmp_path / "seven") == 0
     assert (tmp_path / "seven" / "zh.safetensors").stat().st_mtime_ns == kept
     assert sorted(os.listdir(tmp_path / "seven")) == [
         "recipe.yaml", "results.json", "zh.safetensors",
@@ -243,7 +228,7 @@ def test_the_rest_of_the_sequences_is_scored_apart(words, tmp_path):
         "all": ["--sequences", "14", "--snapshots", "[7]"],
         "second": ["--sequences", "7", "--snapshots", "[]", "--first", "7"],
     }.items():
-        assert status(*fisher, *more, "--out", tmp_path / name) == 0
+        assert freezetrain(*fisher, *more, "--out", tmp_path / name) == 0
     whole, first, second = (
         Scores.load(tmp_path / file / "zh.safetensors") for file in ("all", "all/at-7", "second")
     )
@@ -254,9 +239,9 @@ def test_the_rest_of_the_sequences_is_scored_apart(words, tmp_path):
 def test_magnitude_alone_reads_no_text(words, tmp_path, monkeypatch):
     monkeypatch.setattr("freezetrain.analysis.score.tokenize", None)
     words = [*words, "--methods", "[magnitude]"]
-    assert status(*words, "--languages", "[zh]", "--out", tmp_path / "run") == 0
+    assert freezetrain(*words, "--languages", "[zh]", "--out", tmp_path / "run") == 0
     assert files(tmp_path / "run") == ["zh.safetensors"]
-    said = results(tmp_path / "run")["zh"]
+    said = results(tmp_path / "run")["scores"]["zh"]
     assert (said["sequences"], said["loss"], said["files"]) == (0, None, ["zh.safetensors"])
 
 
@@ -278,7 +263,7 @@ def test_magnitude_alone_reads_no_text(words, tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_refusals(words, tmp_path, capsys, more, said):
-    assert status(*words, "--languages", "[zh]", *more, "--out", tmp_path / "run") == 2
+    assert freezetrain(*words, "--languages", "[zh]", *more, "--out", tmp_path / "run") == 2
     printed = capsys.readouterr().err
     assert said in printed
     assert printed.count("\n") == 1

@@ -1,29 +1,17 @@
 """What `freezetrain select` makes of scores, sets and weights, beside plain torch and sets."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
+from verbs import freezetrain, results
 
 from freezetrain.analysis import select as select_verb
-from freezetrain.cli import main
 from freezetrain.regions import Region, block_parameters, fingerprint
 from freezetrain.regions.base import base_of
 from freezetrain.scoring import Scores, select
 from freezetrain.scoring.without_text import random_scores
 
 LANGUAGES = ("en", "ja", "ko")
-
-
-def freezetrain(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return stopped.value.code
-
-
-def results(folder) -> dict:
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from forked_ranks import run_ranks
+from verbs import freezetrain, on_a_rank, results
 
-from freezetrain.cli import main
 from freezetrain.data.texts import read_languages
 from freezetrain.paper.experiments import PaperScores
 from freezetrain.paper.recipe import PaperRecipe
@@ -34,16 +34,6 @@ RECIPE = {
 }
 CHANGES = ["dimensions", "norms", "reinitialize", "scale", "zero"]
 PARTS = ["ablation", "dimensions", "overlap", "selectivity", *(f"weights-{n}" for n in CHANGES)]
-
-
-def freezetrain(*words: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in words])
-    return stopped.value.code
-
-
-def results(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -150,18 +140,10 @@ def test_goes_on_where_it_was(done, place, capsys, monkeypatch):
     assert "parts/ablation.json is not of this version" in " ".join(capsys.readouterr().err.split())
 
 
-def work(rank: int, world: int, words: list[str]) -> int | None:
-    try:
-        main(words)
-    except SystemExit as stopped:
-        return stopped.code
-    raise AssertionError("a verb ends with an exit status")
-
-
 @pytest.mark.exhaustive
 def test_two_ranks_find_the_same(done, place):
     words = ["paper", str(place / "recipe.yaml"), "--out", str(place / "two")]
-    assert run_ranks(work, words, timeout=250) == [0, 0]
+    assert run_ranks(on_a_rank, *words, timeout=250) == [0, 0]
     one, two = results(done), results(place / "two")
     # A tie of scores that rounding breaks may move an entry.
     cores = [

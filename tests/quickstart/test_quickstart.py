@@ -1,16 +1,16 @@
 """The whole main job on a tiny model and three languages: every file, every figure consistent."""
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+import verbs
 from plain_loss import plain_documents, plain_figures
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from verbs import freezetrain
 
-from freezetrain.cli import main
 from freezetrain.data.texts import BUILT_IN, read_languages
 from freezetrain.freezing import compare_checkpoints
 from freezetrain.quickstart.quickstart import BUILT_IN_BASE
@@ -30,15 +30,13 @@ def done(tmp_path_factory, model_folder):
         "--score_languages", "[en,es]", "--ratio", 0.05, "--steps", 6, "--learning_rate", 0.01,
         "--sequence_length", 64, "--seeds", 2, "--out", folder,
     ]  # fmt: skip
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    assert stopped.value.code == 0
+    assert freezetrain(*arguments) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def results(done):
-    return json.loads((done / "results.json").read_text(encoding="utf-8"))
+    return verbs.results(done)
 
 
 def test_it_leaves_all_that_it_promises(done):
@@ -119,17 +117,13 @@ def test_observations_follow_from_the_figures(results):
 
 def test_a_folder_with_something_in_it_is_refused(done, model_folder, capsys):
     before = sorted(path.name for path in done.iterdir())
-    with pytest.raises(SystemExit) as stopped:
-        main(["quickstart", "--model", str(model_folder), "--out", str(done)])
-    assert stopped.value.code == 2
+    assert freezetrain("quickstart", "--model", model_folder, "--out", done) == 2
     assert "is not empty" in capsys.readouterr().err
     assert sorted(path.name for path in done.iterdir()) == before
 
 
 def test_unknown_target_is_refused(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["quickstart", "--target", "zhh", "--out", str(tmp_path / "out")])
-    assert stopped.value.code == 2
+    assert freezetrain("quickstart", "--target", "zhh", "--out", tmp_path / "out") == 2
     assert "did you mean 'zh'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
