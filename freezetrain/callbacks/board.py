@@ -8,8 +8,7 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from freezetrain.callbacks.brake import ForgettingBrake
-from freezetrain.callbacks.tracker import ForgettingTracker
-from freezetrain.errors import UserError
+from freezetrain.callbacks.tracker import ForgettingTracker, require_before
 from freezetrain.report.run import Run
 from freezetrain.report.run_plots import plane_figure
 
@@ -48,16 +47,8 @@ class ForgettingBoard(L.Callback):
         self._drawn = -1  # step of the last plane
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        before = callbacks[: callbacks.index(self)]
-        for needed in (self.tracker, self.brake):
-            if needed is not None and not any(callback is needed for callback in before):
-                raise UserError(
-                    f"ForgettingBoard draws what {type(needed).__name__} has just found, and the "
-                    "trainer does not have it before; give callbacks=[tracker, brake, board]"
-                )
+        if stage == "fit":
+            require_before(trainer, self, self.tracker, self.brake)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._drawn = self.tracker.history.last.step

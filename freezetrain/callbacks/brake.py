@@ -14,7 +14,7 @@ from freezetrain.callbacks.average import WeightAverage
 from freezetrain.callbacks.near_base import BaseAverage
 from freezetrain.callbacks.region_freeze import RegionFreeze
 from freezetrain.callbacks.stopping import save_step, saver_of
-from freezetrain.callbacks.tracker import ForgettingTracker
+from freezetrain.callbacks.tracker import ForgettingTracker, require_before
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Evaluation
 from freezetrain.evaluation.brake import Action, Brake, Measure
@@ -102,13 +102,7 @@ class ForgettingBrake(L.Callback):
         if stage != "fit":
             return
         self._reset()
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        before = callbacks[: callbacks.index(self)]
-        if not any(callback is self.tracker for callback in before):
-            raise UserError(
-                "ForgettingBrake looks at what its tracker has just found, and the trainer does "
-                "not have that tracker before it; give callbacks=[tracker, brake, ...]"
-            )
+        require_before(trainer, self, self.tracker)
         if self.brake.goes_back:
             _require_way_back(trainer)
             checkpoint_files.require_shared(trainer, self.folder)

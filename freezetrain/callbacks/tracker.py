@@ -127,3 +127,16 @@ class ForgettingTracker(ForgettingWatch, L.Callback):
                 f"returns logits (its children: {children})"
             )
         return pl_module.get_submodule(self.module)
+
+
+def require_before(trainer: L.Trainer, callback: L.Callback, *needed: L.Callback | None) -> None:
+    """UserError unless the trainer has each of ``needed`` (None: left out) before ``callback``."""
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    before = callbacks[: callbacks.index(callback)]
+    for earlier in needed:
+        if earlier is not None and not any(other is earlier for other in before):
+            raise UserError(
+                f"{type(callback).__name__} looks at what {type(earlier).__name__} has just found, "
+                "and the trainer does not have that one before it; give callbacks in the order "
+                "tracker, brake, board"
+            )

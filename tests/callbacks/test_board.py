@@ -156,5 +156,5 @@ def test_stands_after_what_it_draws(make_model):
             accelerator="cpu", max_steps=1, callbacks=callbacks, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
-        with pytest.raises(UserError, match=f"draws what {name} has just found"):
+        with pytest.raises(UserError, match=f"looks at what {name} has just found"):
             trainer.fit(Module(make_model()))

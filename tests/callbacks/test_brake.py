@@ -387,5 +387,5 @@ def test_stands_after_its_tracker(brakes):
             accelerator="cpu", max_steps=1, callbacks=callbacks, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
-        with pytest.raises(UserError, match="does not have that tracker before it"):
+        with pytest.raises(UserError, match="does not have that one before it"):
             trainer.fit(brakes.module())
