@@ -187,30 +187,32 @@ def benchmarks_table(models: Sequence[BenchmarkDrops]) -> Table:
     return Table(title, columns, list(tasks.values()), foot="mean of tasks", sortable=True)
 
 
-def _any(by_model: Mapping[str, MetricDrop]) -> MetricDrop:
+ByModel = Mapping[str, MetricDrop]
+"""One task: model → its metric that counts."""
+
+
+def _any(by_model: ByModel) -> MetricDrop:
     return next(iter(by_model.values()))
 
 
 def _model_columns(drops: BenchmarkDrops) -> list[Column]:
     name = drops.model
+
+    def value(by_model: ByModel, field: str) -> Any:
+        return getattr(by_model[name], field) if name in by_model else None
+
     mean = MetricDrop("", "", True, None, name, None, None, None, None, drops.mean_relative_drop)
-
-    def score(by_model: Mapping[str, MetricDrop]) -> MetricDrop | None:
-        return by_model.get(name)
-
     return [
         Column(
             "value",
-            lambda by_model: None if (metric := score(by_model)) is None else metric.value,
+            lambda by_model: value(by_model, "value"),
             fixed,
-            note=lambda by_model: (
-                "" if (metric := score(by_model)) is None else _error(metric.standard_error)
-            ),
+            note=lambda by_model: _error(value(by_model, "standard_error")),
             group=name,
         ),
         Column(
             "relative drop",
-            lambda by_model: None if (metric := score(by_model)) is None else metric.relative_drop,
+            lambda by_model: value(by_model, "relative_drop"),
             signed_percent,
             group=name,
             foot={name: mean},

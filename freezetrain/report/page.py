@@ -21,14 +21,10 @@ WIDTHS = {"wide": 760, "narrow": 350}  # px; the page shows one of them, by the 
 
 
 def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> None:
-    """Fill in ``template`` and write it to ``path``. Raises what ``write_text`` raises."""
-    write_text(path, render_page(template, **values))
+    """Fill in ``template`` and write it to ``path``; all values are escaped but ``Markup``.
 
-
-def render_page(template: str, **values: Any) -> str:
-    """``template`` filled in, as HTML text; all values are escaped but ``Markup``.
-
-    ``template`` is named with the room that it lies in: ``"paper/page.html.j2"``.
+    ``template`` is named with the room that it lies in: ``"paper/page.html.j2"``. Raises what
+    ``write_text`` raises.
     """
     environment = Environment(
         loader=PackageLoader("freezetrain", ""),
@@ -39,7 +35,7 @@ def render_page(template: str, **values: Any) -> str:
     )
     environment.filters["language"] = language_name
     environment.globals["to_html"] = to_html
-    return environment.get_template(template).render(**values)
+    write_text(path, environment.get_template(template).render(**values))
 
 
 def drawn(name: str, draw: Callable[..., Figure], *values: Any) -> dict[str, Markup]:
