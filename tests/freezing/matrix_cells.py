@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from frozen_reference import TinyLM, mixed_region
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from freezetrain.regions import Region
+from freezetrain.regions.base import base_of
 
 PLAIN, DDP, FSDP2, HSDP = "one device", "DDP", "FSDP2", "FSDP2, 2-D mesh (HSDP)"
 STAGE_0 = "DeepSpeed stage 0"
@@ -179,3 +183,40 @@ def _is_matrix(name: str) -> bool:
 def own_rows(input_ids: Tensor, cell: Cell, rank: int) -> Tensor:
     """This rank's rows of a micro-batch; on one device each rank trains alone, on all of them."""
     return input_ids if cell.engine == PLAIN else input_ids[rank :: cell.world]
+
+
+NEGATIVE_ZERO = ("embedding.weight", 2, 0)
+"""A frozen entry that starts as -0.0, which is not bit for bit 0.0."""
+
+
+def start(cell: Cell) -> TinyLM:
+    """The model before training, in fp32, with values that the cell's dtype holds exactly.
+
+    But for a base that is stored in fp32, which the engine rounds.
+    """
+    model = TinyLM()
+    dtype = torch.float32 if cell.variant == STORED_BASE else DTYPES[cell.precision]
+    model.to(dtype).float()
+    name, row, column = NEGATIVE_ZERO
+    model.get_parameter(name).data[row, column] = -0.0
+    return model
+
+
+def region_of(cell: Cell) -> Region:
+    """The region, with the base that it belongs to, for the freeze to check."""
+    model = start(cell)
+    region = mixed_region(model)
+    return Region(region, base=base_of(model), made=region.made)
+
+
+def not_trained(cell: Cell) -> list[str]:
+    """Parameters that are set to need no gradient: one with frozen entries and one without."""
+    return ["down.weight", "norm.bias"] if cell.variant == NOT_TRAINED else []
+
+
+class Outcome(NamedTuple):
+    """Of one rank."""
+
+    facts: dict[str, Any]
+    weights: dict[str, dict[str, Tensor]]
+    """Kind of weights -> parameter name -> whole tensor."""

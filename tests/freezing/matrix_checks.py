@@ -1,28 +1,32 @@
-"""The checks that a cell of the engine matrix must pass, on the files that its ranks wrote."""
+"""What each cell of the matrix must come to, and the checks that it must pass."""
 
-import json
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from frozen_reference import Constants, steps_of_batches, train
 from matrix_cells import (
     BF16_OPTIMIZER,
+    CPU_ADAM,
     DTYPES,
     FSDP2,
     HSDP,
     NO_FREEZE,
-    PLAIN,
+    NOT_TRAINED,
     STAGE_0,
-    STORED_BASE,
     Cell,
-    cells,
+    Outcome,
+    not_trained,
+    optimizer_of,
+    region_of,
+    start,
 )
-from matrix_reference import Expected, expected, not_trained, region_of, start
-from safetensors.torch import load_file
 from torch import Tensor
+
+from freezetrain.freezing import freeze
+from freezetrain.regions import Region
 
 # Against the reference in fp64. "weights": error over change since the start, as vector norms,
 # for optimizers that divide by the gradient's size (a gradient near zero may change its sign)
@@ -33,63 +37,56 @@ KINDS = ("forward", "master", "checkpoint", "export")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Of one rank."""
+class Expected:
+    """Parameter name -> tensor of its shape, in fp64 or bool; and the gradient norms."""
 
-    facts: dict[str, Any]
-    weights: dict[str, dict[str, Tensor]]
-    """Kind of weights -> parameter name -> whole tensor."""
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """Of all cells."""
-
-    folder: Path
-
-    def of(self, cell: Cell) -> list[Outcome]:
-        """Each rank's; AssertionError with what it raised, or with its last words."""
-        return [self._of(self._folder(cell), rank) for rank in range(cell.world)]
-
-    def not_run(self, cell: Cell) -> str:
-        """Why this machine cannot run it; empty if it can."""
-        file = self._folder(cell) / "0.json"
-        facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        return facts.get("not run", "")
-
-    def refused(self, rank: int) -> dict[str, str]:
-        """What was tried -> the message that it gave."""
-        file = self.folder / "2" / f"refused-{rank}.json"
-        assert file.exists(), f"rank {rank} ended before the refusals: {_log(file.parent, rank)}"
-        return json.loads(file.read_text(encoding="utf-8"))
-
-    def _folder(self, cell: Cell) -> Path:
-        return self.folder / str(cell.world) / f"cell-{cells(cell.world).index(cell)}"
-
-    @staticmethod
-    @cache
-    def _of(folder: Path, rank: int) -> Outcome:
-        file = folder / f"{rank}.json"
-        assert file.exists(), f"rank {rank} ended before this cell: {_log(folder.parent, rank)}"
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        assert "error" not in facts, f"rank {rank}: {facts['error']}"
-        weights: dict[str, dict[str, Tensor]] = {}
-        for key, value in load_file(folder / f"{rank}.safetensors").items():
-            kind, name = key.split("/")
-            weights.setdefault(kind, {})[name] = value
-        return Outcome(facts, weights)
+    start: dict[str, Tensor]
+    frozen: dict[str, Tensor]
+    end: dict[str, Tensor]
+    norms: list[float]
+    """Before clipping, of each step, over trainable entries."""
 
 
-def _log(folder: Path, rank: int) -> str:
-    """The last words of a rank."""
-    return (folder / f"log-{rank}.txt").read_text(encoding="utf-8", errors="replace")[-3000:]
+def expected(cell: Cell, skipped: tuple[int, ...]) -> Expected:
+    """``skipped``: steps that loss scaling left out, and so does the reference."""
+    optimizer = "AdamW" if cell.variant == CPU_ADAM else cell.optimizer
+    variant = cell.variant if cell.variant in (NO_FREEZE, NOT_TRAINED) else ""
+    # The start's dtype is what counts; with a stored base trainable entries start rounded.
+    return _expected(Cell("", cell.precision, optimizer, variant, cell.world), skipped)
 
 
-def check(cell: Cell, outcomes: Outcomes) -> None:
+@cache
+def _expected(cell: Cell, skipped: tuple[int, ...]) -> Expected:
+    region = region_of(cell)
+    model = start(cell).double()
+    if cell.variant == NO_FREEZE:
+        constants = Constants(model, Region({}))
+    else:
+        constants = Constants(model, region | Region.tensors(model, not_trained(cell) or []))
+    free = {name: value for name, value in constants.free.items() if value.numel()}
+    steps = [
+        batches
+        for number, batches in enumerate(steps_of_batches(cell.steps, rows=cell.rows))
+        if number not in skipped
+    ]
+    optimizer = optimizer_of(cell.optimizer, free)
+    norms = train(constants, list(free.values()), optimizer, steps)
+    frozen = {name: torch.zeros_like(mask) for name, mask in constants.masks.items()}
+    frozen.update({name: entries.mask() for name, entries in region.items()})
+    for name in not_trained(cell):
+        frozen[name] = torch.ones_like(frozen[name])
+    return Expected(
+        constants.constants,
+        frozen,
+        {name: value.detach() for name, value in constants.weights().items()},
+        [float(norm) for norm in norms],
+    )
+
+
+def check(cell: Cell, ranks: list[Outcome]) -> None:
     """All checks that a tick stands for; AssertionError from the first that fails."""
-    ranks = outcomes.of(cell)
     facts = ranks[0].facts
-    assert len({json.dumps(rank.facts) for rank in ranks}) == 1, "ranks report different things"
+    assert all(rank.facts == facts for rank in ranks), "ranks report different things"
     should = expected(cell, tuple(facts["skipped"]))
     if cell.precision == "fp16":
         assert facts["skipped"], "loss scaling skipped no step"
@@ -106,7 +103,7 @@ def check(cell: Cell, outcomes: Outcomes) -> None:
     check_trained(cell, ranks[0].weights["master"], should)
     check_norms(cell, facts, should)
     if cell.variant != NO_FREEZE:
-        check_handle(cell, facts, outcomes)
+        check_handle(cell, facts)
 
 
 def check_frozen(cell: Cell, kind: str, weights: dict[str, Tensor], should: Expected) -> None:
@@ -172,16 +169,16 @@ def check_norms(cell: Cell, facts: dict[str, Any], should: Expected) -> None:
     assert taken == pytest.approx(should.norms, rel=NORM[cell.precision])
 
 
-def check_handle(cell: Cell, facts: dict[str, Any], outcomes: Outcomes) -> None:
+def check_handle(cell: Cell, facts: dict[str, Any]) -> None:
     """The engine was recognized; counts and digest are those of the region on one device."""
     region = region_of(cell)
     assert facts["verified"] == facts["count"] == region.count
     name = cell.engine.split(",")[0]
     assert cell.engine == STAGE_0 or name in facts["engine"], facts["engine"]
     assert ("BF16_Optimizer" in facts["engine"]) == (cell.engine == BF16_OPTIMIZER)
-    precision = "fp32" if cell.variant == STORED_BASE else cell.precision
-    (alone, *_) = outcomes.of(Cell(PLAIN, precision))
-    assert facts["digest"] == alone.facts["digest"]
+    alone = start(cell)
+    optimizer = torch.optim.AdamW(alone.parameters())
+    assert facts["digest"] == freeze(alone, optimizer, region).digest
 
 
 def bits(values: Tensor) -> Tensor:

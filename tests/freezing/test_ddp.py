@@ -1,44 +1,90 @@
 """Two gloo processes under DDP against one process in which frozen entries are constants."""
 
-from pathlib import Path
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from forked_ranks import run_ranks
 from frozen_reference import (
+    MAX_NORM,
     Constants,
     TinyLM,
     adamw,
     assert_same_training,
+    loss_of,
     mixed_region,
     steps_of_batches,
     train,
 )
-from safetensors.torch import load_file
-from two_ranks import WORLD, launch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from freezetrain.errors import UserError
+from freezetrain.freezing import freeze
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("ddp")
-    launch(folder, Path(__file__).with_name("ddp_worker.py"), folder)
-    return folder
+def train_rank(rank: int, world: int, options: dict[str, Any]) -> dict[str, Tensor]:
+    """This rank's rows of every micro-batch, reduced only in the last micro-step.
+
+    In every one with a static graph, which no_sync breaks on its first iteration.
+    """
+    model = DistributedDataParallel(TinyLM(), **options)
+    optimizer = adamw(model.parameters())
+    with freeze(model, optimizer, mixed_region(model.module)):
+        for batches in steps_of_batches():
+            optimizer.zero_grad()
+            for number, input_ids in enumerate(batches, start=1):
+                mine = input_ids[rank::world]
+                reduce = number == len(batches) or model.static_graph
+                with nullcontext() if reduce else model.no_sync():
+                    (loss_of(model(mine), mine) / len(batches)).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+            optimizer.step()
+    return {name: value.detach() for name, value in model.module.named_parameters()}
 
 
-@pytest.mark.parametrize("options", ["plain", "views", "static"])
-def test_ranks_follow_the_single_process(folder: Path, options: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gradient_as_bucket_view": True}, {"static_graph": True}],
+    ids=["plain", "views", "static"],
+)
+def test_ranks_follow_the_single_process(options: dict[str, Any]) -> None:
     model = TinyLM()
     reference = Constants(TinyLM(), mixed_region(model))
     train(reference, reference.parameters(), adamw(reference.parameters()), steps_of_batches())
-    ranks = [load_file(folder / f"{options}-{rank}.safetensors") for rank in range(WORLD)]
-    for name, value in ranks[0].items():
-        assert torch.equal(value, ranks[1][name])
-    model.load_state_dict(ranks[0], strict=False)  # the tied head is stored once
+    first, second = run_ranks(train_rank, options)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    model.load_state_dict(first, strict=False)  # the tied head is stored once
     assert_same_training(model, reference)
 
 
-def test_gradients_are_masked_before_they_are_reduced(folder: Path) -> None:
+def reduced_gradients(rank: int, world: int) -> dict[str, Tensor]:
+    """What this rank hands to the reduction, as a communication hook sees it."""
+    model = DistributedDataParallel(TinyLM())
+    handle = freeze(model, adamw(model.parameters()), mixed_region(model.module))
+    seen: dict[str, Tensor] = {}
+    names = {parameter: name for name, parameter in model.module.named_parameters()}
+
+    def record(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            seen[names[parameter]] = gradient.clone()
+        future: torch.futures.Future[Tensor] = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    model.register_comm_hook(None, record)
+    mine = steps_of_batches(1, 1)[0][0][rank::world]
+    loss_of(model(mine), mine).backward()
+    with pytest.raises(UserError, match="communication hook"):  # it may write anything
+        handle.verify()
+    return seen
+
+
+def test_gradients_are_masked_before_they_are_reduced() -> None:
     model = TinyLM()
-    first, second = (load_file(folder / f"reduced-{rank}.safetensors") for rank in range(WORLD))
+    first, second = run_ranks(reduced_gradients)
     for frozen in mixed_region(model).resolve(model):
         mask = frozen.entries.mask()
         assert not first[frozen.name][mask].any()

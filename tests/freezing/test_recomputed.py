@@ -1,38 +1,87 @@
 """Compiled and checkpointed models under sharding engines, against one plain process."""
 
-import json
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
-from forked_workers import run_worker
+from forked_ranks import run_ranks
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from freezetrain.freezing import freeze
 from freezetrain.regions import Region
 
 pytest.importorskip("deepspeed")
 
-from recomputed_worker import (
-    ENGINES,
-    RATIO,
-    STEPS,
-    WAYS,
-    adamw,
-    batch,
-    tiny_llama,
-)
+STEPS, RATIO = 3, 0.1
+ENGINES = ("fsdp2", "zero-2", "zero-3")
+WAYS = ("checkpointed", "checkpointed-reentrant", "compiled", "compiled-checkpointed")
 
 
-@pytest.fixture(scope="module")
-def losses(tmp_path_factory) -> dict[str, list[float]]:
-    """Mean over the two ranks, whose halves of the batch are of one size."""
-    folder = tmp_path_factory.mktemp("recomputed")
-    run_worker("recomputed_worker.py", folder)
-    first, second = (json.loads((folder / f"losses-{rank}.json").read_text()) for rank in range(2))
-    return {
-        cell: [(a + b) / 2 for a, b in zip(first[cell], second[cell], strict=True)]
-        for cell in first
-    }
+def tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        use_cache=False,
+        attn_implementation="eager",
+    )
+    return LlamaForCausalLM(config).train()
+
+
+def batch() -> torch.Tensor:
+    return torch.randint(40, (4, 12), generator=torch.Generator().manual_seed(1))
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+
+
+def losses_of(rank: int, world: int, engine: str, way: str) -> list[float]:
+    import deepspeed
+
+    model = tiny_llama()
+    region = Region.random(model, RATIO, seed=0)
+    if "checkpointed" in way:
+        model.gradient_checkpointing_enable({"use_reentrant": "reentrant" in way})
+    optimizer = adamw(model)
+    if engine == "fsdp2":
+        for layer in model.model.layers:
+            if "compiled" in way:
+                layer.compile(backend="aot_eager")
+            fully_shard(layer)
+        fully_shard(model)
+        optimizer = adamw(model)
+    else:
+        config = {
+            "train_micro_batch_size_per_gpu": 2,
+            "gradient_clipping": 1.0,
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": {"stage": int(engine[-1])},
+        }
+        model, optimizer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        if "compiled" in way:
+            model.compile(backend="aot_eager")
+    mine = batch()[rank::world]
+    losses = []
+    with freeze(model, optimizer, region, audit_every=1):
+        for _ in range(STEPS):
+            loss = model(input_ids=mine, labels=mine).loss
+            losses.append(loss.item())
+            if engine == "fsdp2":
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            else:
+                model.backward(loss)
+                model.step()
+    return losses
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +91,10 @@ def expected() -> list[float]:
     masks = Region.random(model, RATIO, seed=0).masks()
     optimizer = adamw(model)
     kept = {name: p.detach().clone() for name, p in model.named_parameters()}
-    found = []
+    losses = []
     for _ in range(STEPS):
         loss = model(input_ids=batch(), labels=batch()).loss
-        found.append(loss.item())
+        losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         for name, parameter in model.named_parameters():
@@ -55,11 +104,19 @@ def expected() -> list[float]:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(torch.where(masks[name], kept[name], parameter))
-    return found
+    return losses
 
 
-@pytest.mark.parametrize("cell", [f"{engine}-{way}" for engine, way in product(ENGINES, WAYS)])
-def test_losses_are_those_of_a_plain_loop(
-    losses: dict[str, list[float]], expected: list[float], cell: str
-) -> None:
-    assert losses[cell] == pytest.approx(expected, rel=1e-5)
+def marked(engine: str, way: str) -> Any:
+    default = ("zero-2", "checkpointed"), ("fsdp2", "checkpointed"), ("zero-3", "checkpointed")
+    marks = () if (engine, way) in default else (pytest.mark.exhaustive,)
+    return pytest.param(engine, way, marks=marks)
+
+
+@pytest.mark.parametrize(
+    ("engine", "way"), [marked(engine, way) for engine, way in product(ENGINES, WAYS)]
+)
+def test_losses_are_those_of_a_plain_loop(expected: list[float], engine: str, way: str) -> None:
+    first, second = run_ranks(losses_of, engine, way)  # halves of the batch, of one size
+    mean = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+    assert mean == pytest.approx(expected, rel=1e-5)

@@ -61,6 +61,11 @@ def mixed_region(model: nn.Module) -> Region:
     return region
 
 
+def uneven_region(model: nn.Module) -> Region:
+    """Also some of a parameter of 10 entries, of which 3 ranks hold 4, 4 and 2."""
+    return mixed_region(model) | Region.random(model, 0.5, seed=2, parameters=["up.bias"])
+
+
 def adamw(parameters, **options):
     return torch.optim.AdamW(
         parameters, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1, **{"foreach": False, **options}

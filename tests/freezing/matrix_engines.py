@@ -1,16 +1,27 @@
-"""The matrix under DeepSpeed, by ``deepspeed.initialize``."""
+"""One training run of the matrix under each engine; only ranks import this."""
 
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from deepspeed.accelerator import get_accelerator
+from deepspeed.checkpoint.constants import PARAM_SLICE_MAPPINGS, SINGLE_PARTITION_OF_FP32_GROUPS
+from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from frozen_reference import MAX_NORM, TinyLM, loss_of
 from matrix_cells import (
     BF16_OPTIMIZER,
     CPU_ADAM,
+    DDP,
+    DTYPES,
+    HSDP,
+    LAST_MICRO_STEP,
     OFFLOAD_PARAMETERS,
     OVERLAP,
     SCATTERED,
@@ -22,16 +33,136 @@ from matrix_cells import (
     optimizer_of,
     own_rows,
 )
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.cpp_extension import get_default_build_root
 
-os.environ["DS_ACCELERATOR"] = "cpu"
-import deepspeed
-from deepspeed.checkpoint.constants import PARAM_SLICE_MAPPINGS, SINGLE_PARTITION_OF_FP32_GROUPS
-from deepspeed.utils import safe_get_full_fp32_param
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+class Plain:
+    """One device or DDP. bf16: autocast. bf16-true: its own weights. fp16: and a GradScaler."""
+
+    def __init__(self, cell: Cell, module: TinyLM, folder: Path) -> None:
+        self.cell = cell
+        self.module = module.bfloat16() if cell.precision == "bf16-true" else module
+        self.model: nn.Module = self.module
+        if cell.engine == DDP:
+            self.model = DistributedDataParallel(self.module)
+        self.optimizer = optimizer_of(cell.optimizer, dict(self.module.named_parameters()))
+        self.folder = folder
+        # So high that the first steps overflow.
+        self.scaler = torch.amp.GradScaler("cpu", 2.0**20, enabled=cell.precision == "fp16")
+
+    def step(self, batches: list[Tensor]) -> tuple[float, bool]:
+        """The gradient's norm before clipping, and whether loss scaling skipped the step."""
+        self.optimizer.zero_grad()
+        mixed = self.cell.precision in ("bf16", "fp16")
+        for number, input_ids in enumerate(batches, start=1):
+            mine = own_rows(input_ids, self.cell, dist.get_rank())
+            ddp = self.model if isinstance(self.model, DistributedDataParallel) else None
+            with ddp.no_sync() if ddp and number < len(batches) else nullcontext():
+                with torch.autocast("cpu", DTYPES[self.cell.precision], enabled=mixed):
+                    logits = self.model(mine)
+                self.scaler.scale(loss_of(logits.float(), mine) / len(batches)).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), MAX_NORM)
+        self.scaler.step(self.optimizer)
+        before = self.scaler.get_scale()
+        self.scaler.update()
+        return float(norm), self.scaler.get_scale() < before
+
+    def masters(self) -> dict[str, Tensor]:
+        """The parameters are what the optimizer steps."""
+        return {name: value.detach() for name, value in self.module.named_parameters()}
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        file = self.folder / "checkpoint.pt"
+        if not dist.get_rank():
+            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            torch.save(state, file)
+        dist.barrier()
+        model = torch.load(file, weights_only=True)["model"]
+        return {name.removeprefix("module."): value for name, value in model.items()}
+
+    def export(self) -> dict[str, Tensor]:
+        file = self.folder / "model.safetensors"
+        if not dist.get_rank():
+            save_file(self.masters(), file)
+        dist.barrier()
+        return load_file(file)
+
+    def close(self) -> None:
+        pass
+
+
+class Sharded:
+    """FSDP2. bf16 and fp16: MixedPrecisionPolicy over fp32 shards. bf16-true: shards in bf16."""
+
+    def __init__(self, cell: Cell, module: TinyLM, folder: Path) -> None:
+        self.cell = cell
+        self.model: Any = module.bfloat16() if cell.precision == "bf16-true" else module
+        self.folder = folder
+        options: dict[str, Any] = {}
+        if cell.precision in ("bf16", "fp16"):
+            options["mp_policy"] = MixedPrecisionPolicy(
+                param_dtype=DTYPES[cell.precision], reduce_dtype=torch.float32
+            )
+        if cell.variant == OFFLOAD_PARAMETERS:
+            options["offload_policy"] = CPUOffloadPolicy(pin_memory=False)
+        if cell.engine == HSDP:
+            shape = (2, cell.world // 2)
+            options["mesh"] = init_device_mesh("cpu", shape, mesh_dim_names=("copy", "shard"))
+        for part in (module.up, module.down, module):
+            fully_shard(part, **options)
+        self.optimizer = optimizer_of(cell.optimizer, dict(module.named_parameters()))
+        # So high that the first steps overflow.
+        self.scaler = torch.amp.GradScaler("cpu", 2.0**18, enabled=cell.precision == "fp16")
+
+    def step(self, batches: list[Tensor]) -> tuple[float, bool]:
+        """The gradient's norm before clipping, and whether loss scaling skipped the step."""
+        self.optimizer.zero_grad()
+        for number, input_ids in enumerate(batches, start=1):
+            if self.cell.variant == LAST_MICRO_STEP:
+                self.model.set_requires_gradient_sync(number == len(batches))
+            mine = own_rows(input_ids, self.cell, dist.get_rank())
+            loss = loss_of(self.model(mine).float(), mine) / len(batches)
+            self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm: Any = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
+        self.scaler.step(self.optimizer)
+        before = self.scaler.get_scale()
+        self.scaler.update()
+        return float(norm.full_tensor()), self.scaler.get_scale() < before
+
+    def masters(self) -> dict[str, Tensor]:
+        """The shards are what the optimizer steps."""
+        return {name: value.full_tensor().detach() for name, value in self.model.named_parameters()}
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=self.folder / "dcp")
+        file = self.folder / "checkpoint.pt"
+        if not dist.get_rank():
+            dcp_to_torch_save(self.folder / "dcp", file)
+        dist.barrier()
+        return torch.load(file, weights_only=True)["model"]
+
+    def export(self) -> dict[str, Any]:
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return dict(get_model_state_dict(self.model, options=options))  # empty but on rank 0
+
+    def close(self) -> None:
+        pass
 
 
 def configuration(cell: Cell) -> dict[str, Any]:
@@ -74,6 +205,8 @@ def configuration(cell: Cell) -> dict[str, Any]:
 
 def cannot_run(cell: Cell) -> str:
     """Why; empty if it can."""
+    if cell.deepspeed and cell.precision == "fp16" and not get_accelerator().is_fp16_supported():
+        return "DeepSpeed finds that this processor does not compute in fp16"
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
     if cell.variant != CPU_ADAM or any(Path(root).glob("**/cpu_adam.so")):
         return ""
