@@ -101,8 +101,8 @@ def _chain(optimizer: Any) -> list[Any]:
     chain = [optimizer]
     while (inner := _within(chain[-1])) is not None:
         chain.append(inner)
-    for one in chain:
-        _refuse(one, _OPTIMIZERS, _OPTIMIZER)
+    for link in chain:
+        _refuse(link, _OPTIMIZERS, _OPTIMIZER)
     if not isinstance(chain[-1], Optimizer):
         raise UserError(
             f"expected a torch.optim.Optimizer, got {type(chain[-1]).__name__}, which has no step "
@@ -122,8 +122,16 @@ def _within(optimizer: Any) -> Any:
 
 
 def _hooked(chain: Sequence[Any]) -> list[Optimizer]:
-    """Those with step hooks; a trainer's wrapper has none, and no step of its own."""
-    return [one for one in chain if hasattr(one, "_optimizer_step_pre_hooks")]
+    """Those with step hooks of their own.
+
+    A trainer's wrapper has none, or holds those of the optimizer within it, as Fabric's does.
+    """
+    by_hooks = {
+        id(optimizer._optimizer_step_pre_hooks): optimizer
+        for optimizer in chain
+        if hasattr(optimizer, "_optimizer_step_pre_hooks")
+    }
+    return list(by_hooks.values())
 
 
 def refuse_unsupported(model: nn.Module) -> None:

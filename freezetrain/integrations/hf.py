@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
@@ -112,14 +112,19 @@ class RegionFreezeCallback(FreezeOptions, TrainerCallback):
             self._verified = state.global_step
 
     def _record(self, state: TrainerState) -> None:
-        """Put digests where the Trainer saves them with the state of callbacks.
-
-        Not as an ExportableState: to restore one, the Trainer builds the callback anew from JSON,
-        and only if a flag is set.
-        """
+        """Put the digests where checkpoints hold them."""
         own = self._run.state
-        saved: Any = state.stateful_callbacks  # a dict by now, whatever its annotation
-        saved.setdefault(_KEY, {})[own["region"]] = own
+        callback_states(state).setdefault(_KEY, {})[own["region"]] = own
+
+
+def callback_states(state: TrainerState) -> dict[str, Any]:
+    """Name -> what a callback keeps in checkpoints, in trainer_state.json.
+
+    Not as an ExportableState: to restore one, the Trainer builds the callback anew from JSON, and
+    only if a flag is set.
+    """
+    states: Any = state.stateful_callbacks  # annotated as a list, and a dict by now
+    return cast(dict[str, Any], states)
 
 
 def _stored(state: Any) -> dict[str | None, dict[str, str | None]]:
@@ -129,5 +134,6 @@ def _stored(state: Any) -> dict[str | None, dict[str, str | None]]:
     about its own regions.
     """
     if not hasattr(state, "_freezetrain"):
-        state._freezetrain = state.stateful_callbacks.pop(_KEY, {})
-    return state._freezetrain
+        state._freezetrain = callback_states(state).pop(_KEY, {})
+    stored: dict[str | None, dict[str, str | None]] = state._freezetrain
+    return stored

@@ -14,7 +14,7 @@ from freezetrain.evaluation import Evaluation
 from freezetrain.evaluation.brake import Action, Brake, Measure
 from freezetrain.files import remove_unfinished, whole
 from freezetrain.integrations.hf_forgetting import ForgettingTrackerCallback
-from freezetrain.ranks import from_first_rank
+from freezetrain.ranks import on_first_rank, together
 
 _BASE = "brake-base"  # in the output folder
 
@@ -97,11 +97,16 @@ class ForgettingBrakeCallback(TrainerCallback):
         args.load_best_model_at_end = True
         step = self.model.step
         if state.global_step == 0 and not _split():
-            if args.should_save:
-                _save(model, self._path(args, 0))
+            with together():
+                if args.should_save:
+                    base = self._path(args, 0)
+                    base.parent.mkdir(parents=True, exist_ok=True)
+                    remove_unfinished(base)
+                    with whole(base, replace_folder=True) as folder:
+                        model.save_pretrained(folder)
         elif step > 0 or not _split():
             path = self._path(args, step)
-            if from_first_rank(not path.is_dir()):
+            if not on_first_rank(path.is_dir):
                 raise UserError(
                     f"the run would go back to step {step:,}, and {path} is not there; resume a "
                     "checkpoint that was written later, or start anew"
@@ -132,8 +137,8 @@ class ForgettingBrakeCallback(TrainerCallback):
         ended = self.brake.ended_at(evaluations) is not None
         for breach in self.brake.breaches([last]):
             if state.is_world_process_zero:
-                then = "training ends" if ended else "training goes on"
-                tqdm.write(f"{self.brake.say(breach)}: {then}")
+                consequence = "training ends" if ended else "training goes on"
+                tqdm.write(f"{self.brake.say(breach)}: {consequence}")
         if self.brake.goes_back and self.model is last:
             self._choose(args, state, last.step)
             control.should_save = True
@@ -170,19 +175,14 @@ def _split() -> bool:
 
 
 def _require_way_back(args: TrainingArguments, model: Any) -> None:
-    why = None
+    advice = None
     if args.metric_for_best_model is not None:
-        why = "leave out load_best_model_at_end and metric_for_best_model, which choose another one"
+        advice = (
+            "leave out load_best_model_at_end and metric_for_best_model, which choose another one"
+        )
     elif args.save_only_model and _split():
-        why = "leave out save_only_model, which DeepSpeed and FSDP load nothing from"
+        advice = "leave out save_only_model, which DeepSpeed and FSDP load nothing from"
     elif not hasattr(model, "save_pretrained"):
-        why = f"give a model that has save_pretrained, which {type(model).__name__} has not"
-    if why is not None:
-        raise UserError(f"the brake has the Trainer load the model of its choice; {why}")
-
-
-def _save(model: Any, folder: Path) -> None:
-    """Write the model, whole or not at all, in the place of one that is there."""
-    remove_unfinished(folder)
-    with whole(folder, replace_folder=True) as new:
-        model.save_pretrained(new)
+        advice = f"give a model that has save_pretrained, which {type(model).__name__} has not"
+    if advice is not None:
+        raise UserError(f"the brake has the Trainer load the model of its choice; {advice}")

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Evaluation, ForgettingWatch
+from freezetrain.integrations.hf import callback_states
 
 _KEY = "freezetrain.forgetting"  # in trainer_state.json, among the states of callbacks
 
@@ -41,22 +42,22 @@ class ForgettingTrackerCallback(ForgettingWatch, TrainerCallback):
     ) -> None:
         self._check(args, kwargs["model"])
         self.show = tqdm.write  # above the progress bar, if there is one
-        stored: Any = state.stateful_callbacks  # a dict by now, whatever its annotation
-        if _KEY in stored:
-            self.load_state_dict(stored[_KEY])
-        self._tell(state, control, self.start(kwargs["model"], state.global_step))
+        states = callback_states(state)
+        if _KEY in states:
+            self.load_state_dict(states[_KEY])
+        self._report(state, control, self.start(kwargs["model"], state.global_step))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         last = control.should_training_stop or state.global_step >= state.max_steps
-        self._look(self.end if last else self.after_step, args, state, control, kwargs["model"])
+        self._evaluate_with(self.end if last else self.after_step, args, state, control, kwargs["model"])
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if control.should_training_stop:  # perhaps by a callback whose turn came after this one's
-            self._look(self.end, args, state, control, kwargs["model"])
+            self._evaluate_with(self.end, args, state, control, kwargs["model"])
         elif control.should_save:
             self._record(state)
 
@@ -64,11 +65,11 @@ class ForgettingTrackerCallback(ForgettingWatch, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if not (args.load_best_model_at_end and state.best_model_checkpoint):
-            self._look(self.end, args, state, control, kwargs["model"])
+            self._evaluate_with(self.end, args, state, control, kwargs["model"])
 
-    def _look(
+    def _evaluate_with(
         self,
-        look: Callable[..., Evaluation | None],
+        evaluate: Callable[..., Evaluation | None],
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
@@ -76,18 +77,20 @@ class ForgettingTrackerCallback(ForgettingWatch, TrainerCallback):
     ) -> None:
         _, _, samples = self.trained
         batch = (state.train_batch_size or 0) * args.gradient_accumulation_steps * args.world_size
-        found = look(
+        evaluation = evaluate(
             model,
             state.global_step,
             tokens=state.num_input_tokens_seen if _counts_tokens(args) else None,
             samples=(samples or 0) + (state.global_step - self.trained.step) * batch,
         )
-        self._tell(state, control, found)
+        self._report(state, control, evaluation)
         if control.should_save:
             self._record(state)
 
-    def _tell(self, state: TrainerState, control: TrainerControl, found: Evaluation | None) -> None:
-        if found is None:
+    def _report(
+        self, state: TrainerState, control: TrainerControl, evaluation: Evaluation | None
+    ) -> None:
+        if evaluation is None:
             return
         self._record(state)  # now, as whether a step is saved may only be decided after it
         scalars = self.history.scalars()
@@ -100,13 +103,8 @@ class ForgettingTrackerCallback(ForgettingWatch, TrainerCallback):
         control.should_log = should_log
 
     def _record(self, state: TrainerState) -> None:
-        """Put the state where the Trainer saves those of callbacks.
-
-        Not as an ExportableState: to restore one, the Trainer builds the callback anew from JSON,
-        and only if a flag is set.
-        """
-        saved: Any = state.stateful_callbacks
-        saved[_KEY] = self.state_dict()
+        """Put the state where checkpoints hold it."""
+        callback_states(state)[_KEY] = self.state_dict()
 
     def _check(self, args: TrainingArguments, model: nn.Module) -> None:
         if self.schedule.unit == "tokens" and not _counts_tokens(args):

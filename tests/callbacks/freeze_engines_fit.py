@@ -1,8 +1,5 @@
-"""One rank of the runs in test_freeze_engines.py: ``python freeze_engines_fit.py FOLDER``."""
+"""RegionFreeze under Lightning's strategies for several ranks; only ranks import this."""
 
-import os
-import sys
-import traceback
 from pathlib import Path
 
 import lightning as L
@@ -13,7 +10,6 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from frozen_reference import MAX_NORM, TinyLM, adamw, loss_of, mixed_region, steps_of_batches
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.fsdp import fully_shard
@@ -64,7 +60,9 @@ class Module(L.LightningModule):
         return adamw(self.parameters())
 
 
-def strategy(engine: str) -> L.pytorch.strategies.Strategy:
+def strategy(engine: str) -> L.pytorch.strategies.Strategy | str:
+    if engine == "ddp":
+        return "ddp"
     if engine == "fsdp2":
         return ModelParallelStrategy(
             data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"
@@ -114,8 +112,8 @@ def whole_weights(engine: str, folder: Path) -> dict[str, Tensor]:
     return {name.partition("wrapped.")[2]: value.clone() for name, value in state.items()}
 
 
-def run(engine: str, precision: str, folder: Path) -> None:
-    rank = int(os.environ["RANK"])
+def run(rank: int, world: int, engine: str, precision: str, folder: Path) -> dict[str, Tensor]:
+    """A run, one that goes on from its middle, and with another region; the first's weights."""
     region = mixed_region(TinyLM())
     half = ModelCheckpoint(dirpath=folder / "epochs", save_top_k=-1)
     trainer = fit(engine, precision, RegionFreeze(region, audit_every=2), half)
@@ -130,26 +128,7 @@ def run(engine: str, precision: str, folder: Path) -> None:
     with pytest.raises(UserError, match="resume with the same region"):
         fit(engine, precision, RegionFreeze(other), ckpt_path=middle)
     fit(engine, precision, RegionFreeze(other, other_region=True), ckpt_path=middle)
-    if rank == 0:
-        save_file(whole_weights(engine, folder / "last.ckpt"), folder / "whole.safetensors")
-    dist.barrier()  # before the next cell writes
-
-
-def main(folder: Path, cells: list[str]) -> None:
-    torch.set_num_threads(1)
-    for cell in cells:
-        engine, precision = cell.split(":")
-        place = folder / cell.replace(":", "-")
-        place.mkdir(exist_ok=True)
-        try:
-            run(engine, precision, place)
-        except BaseException:
-            (place / f"error-{os.environ['RANK']}.txt").write_text(traceback.format_exc())
-            if dist.is_initialized():
-                dist.barrier()
     dist.barrier()
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if engine == "ddp":
+        return {name: p.detach() for name, p in trainer.lightning_module.wrapped.named_parameters()}
+    return whole_weights(engine, folder / "last.ckpt") if rank == 0 else {}

@@ -1,8 +1,5 @@
 """RegionFreeze in a LightningModule of one's own, against the model with constants."""
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,11 +20,9 @@ from frozen_reference import (
 )
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-import freezetrain
 from freezetrain.callbacks import RegionFreeze
 from freezetrain.errors import CheckError, UserError
 from freezetrain.regions import Base, Region, fingerprint
@@ -121,30 +116,6 @@ def test_sixteen_bit(precision: str) -> None:
         mask = frozen.entries.mask()
         assert torch.equal(frozen.parameter[mask], start[frozen.name][mask])
         assert mask.all() or not torch.equal(frozen.parameter, start[frozen.name])
-
-
-def test_two_processes(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("freeze_ddp_fit.py")
-    paths = [Path(freezetrain.__file__).parents[1], Path(__file__).parents[1] / "support"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "OMP_NUM_THREADS": "1",
-    }
-    run = subprocess.run(
-        [sys.executable, script, tmp_path],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    ranks = [load_file(tmp_path / f"rank-{rank}.safetensors") for rank in range(2)]
-    model = TinyLM()
-    model.load_state_dict(ranks[0], strict=False)
-    assert_same_training(model, reference_run()[0])
-    assert all(torch.equal(value, ranks[1][name]) for name, value in ranks[0].items())
 
 
 def saved_run(folder: Path, *callbacks: L.Callback) -> Path:

@@ -1,9 +1,10 @@
-"""RegionFreeze under Lightning's sharded strategies, two gloo processes, and resumed."""
+"""RegionFreeze under Lightning's strategies for several ranks: two gloo processes, and resumed."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import run_ranks
 from frozen_reference import (
     Constants,
     TinyLM,
@@ -12,29 +13,29 @@ from frozen_reference import (
     steps_of_batches,
     train,
 )
-from safetensors.torch import load_file
 from torch import Tensor
-from two_ranks import launch
 
 CELLS = [
-    "zero-1:32-true",
-    "zero-2:32-true",
-    "zero-3:32-true",
-    "zero-2-offload:32-true",
-    "zero-3-offload:32-true",
-    "zero-2:bf16-mixed",
-    "zero-2:bf16-true",
-    "zero-3:bf16-true",
-    "fsdp2:32-true",
+    ("ddp", "32-true"),
+    ("zero-1", "32-true"),
+    ("zero-2", "32-true"),
+    ("zero-3", "32-true"),
+    ("zero-2-offload", "32-true"),
+    ("zero-3-offload", "32-true"),
+    ("zero-2", "bf16-mixed"),
+    ("zero-2", "bf16-true"),
+    ("zero-3", "bf16-true"),
+    ("fsdp2", "32-true"),
+]
+DEFAULT = [
+    ("ddp", "32-true"),
+    ("zero-2", "bf16-mixed"),
+    ("zero-3", "32-true"),
+    ("fsdp2", "32-true"),
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """What the two ranks of all cells left."""
-    folder = tmp_path_factory.mktemp("engines")
-    launch(folder, Path(__file__).with_name("freeze_engines_fit.py"), folder, *CELLS)
-    return folder
+pytest.importorskip("deepspeed")
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +46,18 @@ def reference() -> Constants:
     return reference
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [
+        pytest.param(*cell, marks=() if cell in DEFAULT else pytest.mark.exhaustive)
+        for cell in CELLS
+    ],
+)
 def test_checkpoint_holds_the_constants_and_the_rest_is_trained(
-    folder: Path, reference: Constants, cell: str
+    tmp_path: Path, reference: Constants, engine: str, precision: str
 ) -> None:
-    place = folder / cell.replace(":", "-")
-    for error in place.glob("error-*.txt"):
-        pytest.fail(error.read_text())
-    whole = load_file(place / "whole.safetensors")
-    rounds = cell.endswith("bf16-true") or (cell.startswith("zero") and "bf16" in cell)
+    whole, *_ = run_ranks("freeze_engines_fit:run", engine, precision, tmp_path)
+    rounds = precision == "bf16-true" or (engine.startswith("zero") and "bf16" in precision)
     for name, expected in reference.weights().items():
         mask, start = reference.masks[name], reference.constants[name]
         frozen: Tensor = start.bfloat16().float() if rounds else start

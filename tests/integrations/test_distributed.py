@@ -1,16 +1,21 @@
 """Trainers on two gloo processes under each engine, against one process with constants."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from forked_ranks import run_ranks
 from safetensors.torch import load_file
 from trainer_reference import ACCUMULATE, EPS, ROWS, Reference, llama, llama_region
-from two_ranks import launch
 from watched_texts import STEPS, check_history
 
 from freezetrain.evaluation import History
+
+pytest.importorskip("deepspeed")
 
 ENGINES = {
     "ddp": "DDP",
@@ -18,13 +23,34 @@ ENGINES = {
     "zero3": "DeepSpeed ZeRO-3",
     "fsdp2": "FSDP2",
 }
+DEFAULT = [
+    ("hf-watched", "zero2"),
+    ("hf-resumed", "zero2"),
+    ("hf", "fsdp2"),
+    ("accelerate", "zero3"),
+    ("fabric", "fsdp2"),
+]
+
+Trained = Callable[[str, str], list[Any]]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("distributed")
-    launch(folder, Path(__file__).with_name("distributed_worker.py"), folder)
-    return folder
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Trained:
+    """Run and engine -> what each rank saw (``distributed_runs.Seen``)."""
+
+    @cache
+    def train(run: str, engine: str) -> list[Any]:
+        if run == "hf-resumed":
+            train("hf-watched", engine)
+        here = folder / f"{run.replace('resumed', 'watched')}-{engine}"
+        return run_ranks("distributed_runs:train", run, engine, here)
+
+    return train
 
 
 @pytest.fixture(scope="module")
@@ -34,57 +60,81 @@ def references() -> dict[bool, Reference]:
     return {decays: Reference(llama(), region, EPS, decays).train() for decays in (False, True)}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("run", ["hf", "hf-watched", "hf-resumed", "accelerate", "fabric"])
+def cells(*runs: str) -> list[Any]:
+    return [
+        pytest.param(
+            run, engine, marks=() if (run, engine) in DEFAULT else (pytest.mark.exhaustive,)
+        )
+        for run in runs
+        for engine in ENGINES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("run", "engine"), cells("hf", "hf-watched", "hf-resumed", "accelerate", "fabric")
+)
 def test_trains_as_if_frozen_entries_were_constants(
-    folder: Path, references: dict[bool, Reference], run: str, engine: str
+    trained: Trained, references: dict[bool, Reference], run: str, engine: str
 ) -> None:
     reference = references[not run.startswith("hf")]
-    here = folder / f"{run}-{engine}"
-    reference.compare(load_file(here / "weights.safetensors"), rtol=1e-4, atol=1e-5)
-    seen = json.loads((here / "seen.json").read_text())
+    seen = trained(run, engine)[0]
+    reference.compare(seen.weights, rtol=1e-4, atol=1e-5)
     # What is clipped is the norm over trainable entries.
-    assert seen["norms"] == pytest.approx(reference.norms, rel=1e-5)
-    assert seen["verified"] == f"{llama_region(llama()).count} under {ENGINES[engine]}"
+    assert seen.norms == pytest.approx(reference.norms, rel=1e-5)
+    assert seen.verified == f"{llama_region(llama()).count} under {ENGINES[engine]}"
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("run", "engine"), cells("hf-resumed"))
 def test_checkpoints_are_frozen_and_resume_as_if_uninterrupted(
-    folder: Path, references: dict[bool, Reference], engine: str
+    trained: Trained, folder: Path, references: dict[bool, Reference], run: str, engine: str
 ) -> None:
     reference = references[False]
+    uninterrupted, resumed = trained("hf-watched", engine)[0], trained(run, engine)[0]
     for step in (2, 4, 6):
-        saved = load_file(folder / f"hf-{engine}" / f"checkpoint-{step}" / "model.safetensors")
-        for name, value in saved.items():
+        checkpoint = folder / f"hf-watched-{engine}" / f"checkpoint-{step}"
+        for name, value in load_file(checkpoint / "model.safetensors").items():
             mask = reference.masks[name]
             assert torch.equal(value[mask], reference.constants[name][mask]), (step, name)
-    whole, *others = (weights(folder, run, engine) for run in ("hf", "hf-watched", "hf-resumed"))
-    for other in others:
-        for name, value in whole.items():
-            assert torch.equal(value, other[name]), name
+    for name, value in uninterrupted.weights.items():
+        assert torch.equal(value, resumed.weights[name]), name
+    assert uninterrupted.history == resumed.history
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("run", ["hf-watched", "accelerate", "fabric"])
-def test_languages_are_watched_as_on_one_process(folder: Path, run: str, engine: str) -> None:
-    kept = [(folder / f"{run}-{engine}" / f"history-{r}.json").read_text() for r in (0, 1)]
-    assert kept[0] == kept[1]
+@pytest.mark.parametrize(("run", "engine"), cells("hf-watched", "accelerate", "fabric"))
+def test_languages_are_watched_as_on_one_process(
+    trained: Trained, folder: Path, run: str, engine: str
+) -> None:
+    first, second = trained(run, engine)
+    assert first.history == second.history
     adapted = llama()
-    adapted.load_state_dict(weights(folder, run, engine))
-    history = History.from_dict(json.loads(kept[0]))
+    adapted.load_state_dict(first.weights)
+    history = History.from_dict(first.history)
     check_history(history, llama(), adapted)
     if run != "hf-watched":
         return
     assert [e.samples for e in history.evaluations] == [step * ACCUMULATE * ROWS for step in STEPS]
-    for rank in (0, 1):
-        resumed = (folder / f"hf-resumed-{engine}" / f"history-{rank}.json").read_text()
-        assert json.loads(resumed) == json.loads(kept[0])
     state = (folder / f"{run}-{engine}" / "checkpoint-6" / "trainer_state.json").read_text()
-    logged = [
-        line["step"] for line in json.loads(state)["log_history"] if "forgetting/mean" in line
-    ]
-    assert logged == [0, 3, 6]
+    lines = json.loads(state)["log_history"]
+    assert [line["step"] for line in lines if "forgetting/mean" in line] == [0, 3, 6]
 
 
-def weights(folder: Path, run: str, engine: str) -> dict[str, torch.Tensor]:
-    return load_file(folder / f"{run}-{engine}" / "weights.safetensors")
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(engine, marks=() if engine == "zero2" else (pytest.mark.exhaustive,))
+        for engine in ENGINES
+    ],
+)
+def test_rolls_back_to_what_free_training_had_at_that_step(tmp_path: Path, engine: str) -> None:
+    first, second = run_ranks("distributed_runs:braked", engine, tmp_path)
+    assert first == second
+    assert first["lost"][2] < first["limit"] < first["lost"][3]
+    assert (first["brake"]["ended_at_step"], first["brake"]["model_step"]) == (6, 4)
+    assert first["steps"] == [4]
+    # It goes back to the base or says that it cannot.
+    if engine == "ddp":
+        assert first["base"] is True
+    else:
+        assert first["base"].startswith(
+            "the base is the only model within the limits, and under DeepSpeed"
+        )

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from two_ranks import launch
+from forked_ranks import run_ranks
 
 PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
 EXAMPLE = re.compile(
@@ -13,7 +13,7 @@ EXAMPLE = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 EXAMPLES = {match["title"]: match for match in EXAMPLE.finditer(PAGE.read_text(encoding="utf-8"))}
-DISTRIBUTED = ("FSDP2", "DeepSpeed")  # in this order: the first makes the process group
+DISTRIBUTED = ("FSDP2", "DeepSpeed")
 
 
 def test_each_trainer_has_an_example() -> None:
@@ -43,18 +43,24 @@ def test_example_is_short(title: str) -> None:
     assert len(EXAMPLES[title]["code"].splitlines()) <= 25
 
 
+def run(title: str) -> None:
+    exec(compile(EXAMPLES[title]["code"], f"{title}.py", "exec"), {"__name__": "__main__"})
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("title", [title for title in EXAMPLES if title not in DISTRIBUTED])
 def test_example(title: str, capsys: pytest.CaptureFixture) -> None:
-    exec(compile(EXAMPLES[title]["code"], f"{title}.py", "exec"), {"__name__": "__main__"})
+    run(title)
     assert capsys.readouterr().out.splitlines()[-1] == EXAMPLES[title]["output"]
 
 
-def test_distributed_examples(tmp_path: Path) -> None:
-    files = [tmp_path / f"{title}.py" for title in DISTRIBUTED]
-    for title, file in zip(DISTRIBUTED, files, strict=True):
-        file.write_text(EXAMPLES[title]["code"], encoding="utf-8")
-    worker = Path(__file__).with_name("documented_worker.py")
-    for output in launch(tmp_path, worker, *files):
-        printed = [line for line in output.splitlines() if "frozen entries" in line]
-        assert printed == [EXAMPLES[title]["output"] for title in DISTRIBUTED]
+def run_example(rank: int, world: int, title: str) -> None:
+    run(title)
+
+
+@pytest.mark.parametrize("title", DISTRIBUTED)
+def test_distributed_example(title: str, tmp_path: Path) -> None:
+    run_ranks(run_example, title, logs=tmp_path, group=False)
+    for rank in (0, 1):
+        lines = (tmp_path / f"{rank}.out").read_text().splitlines()
+        assert [line for line in lines if "frozen entries" in line] == [EXAMPLES[title]["output"]]
