@@ -51,7 +51,8 @@ class ForgettingTrackerCallback(ForgettingWatch, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         last = control.should_training_stop or state.global_step >= state.max_steps
-        self._evaluate_with(self.end if last else self.after_step, args, state, control, kwargs["model"])
+        evaluate = self.end if last else self.after_step
+        self._evaluate_with(evaluate, args, state, control, kwargs["model"])
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

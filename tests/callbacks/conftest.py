@@ -1,7 +1,6 @@
-"""Lets the tests here, and the ranks that they start, import helpers here and in freezing."""
+"""Lets the tests here, and the ranks that they start, import helpers of this folder."""
 
 import sys
 from pathlib import Path
 
-here = Path(__file__).parent
-sys.path += [str(here), str(here.parent / "freezing")]
+sys.path.append(str(Path(__file__).parent))

@@ -1,6 +1,6 @@
-"""Lets the tests here, and the processes that they start, import ``frozen_reference``."""
+"""Lets the tests here, and the ranks that they start, import helpers of this folder."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent))

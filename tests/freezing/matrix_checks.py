@@ -86,7 +86,8 @@ def _expected(cell: Cell, skipped: tuple[int, ...]) -> Expected:
 def check(cell: Cell, ranks: list[Outcome]) -> None:
     """All checks that a tick stands for; AssertionError from the first that fails."""
     facts = ranks[0].facts
-    assert all(rank.facts == facts for rank in ranks), "ranks report different things"
+    # As text: norms of steps that loss scaling skips are NaN.
+    assert len({repr(rank.facts) for rank in ranks}) == 1, "ranks report different things"
     should = expected(cell, tuple(facts["skipped"]))
     if cell.precision == "fp16":
         assert facts["skipped"], "loss scaling skipped no step"

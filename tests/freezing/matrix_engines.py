@@ -327,7 +327,8 @@ def _partitioned(start: TinyLM, config: dict[str, Any]) -> TinyLM:
         def double(self) -> "Partitioned":
             return self
 
-    with deepspeed.zero.Init(config_dict_or_path=config, dtype=torch.float32):
+    # Without dtype: given one, it takes bf16 where fp16 is not supported, whatever was given.
+    with deepspeed.zero.Init(config_dict_or_path=config):
         model = Partitioned()
     for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):

@@ -135,6 +135,7 @@ def test_two_optimizers_have_a_freeze_and_a_region_each() -> None:
     assert_same_training(model, reference)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")
 def test_schedulers_and_compiled_steps_replace_the_step_and_still_run_it() -> None:
     model, steps = TinyLM(), steps_of_batches(3)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "freezing"))
+sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ EXAMPLE = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 EXAMPLES = {match["title"]: match for match in EXAMPLE.finditer(PAGE.read_text(encoding="utf-8"))}
+LONGER = ("Accelerate", "Watching in Lightning", "Watching in Lightning Fabric")
 DISTRIBUTED = ("FSDP2", "DeepSpeed")
 
 
@@ -48,7 +49,14 @@ def run(title: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("title", [title for title in EXAMPLES if title not in DISTRIBUTED])
+@pytest.mark.parametrize(
+    "title",
+    [
+        pytest.param(title, marks=pytest.mark.exhaustive if title in LONGER else ())
+        for title in EXAMPLES
+        if title not in DISTRIBUTED
+    ],
+)
 def test_example(title: str, capsys: pytest.CaptureFixture) -> None:
     run(title)
     assert capsys.readouterr().out.splitlines()[-1] == EXAMPLES[title]["output"]

@@ -84,7 +84,7 @@ def base() -> Base:
     return Base("tiny", None, fingerprint(llama()))
 
 
-@pytest.mark.parametrize("restore", [False, True])
+@pytest.mark.parametrize("restore", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_resumed_run_is_the_uninterrupted_one(saved: Path, restore: bool) -> None:
     # The base has moved since, and clamping again would be to another value.
     callback = RegionFreezeCallback(saved / "region.safetensors", clamp=3.0)
@@ -176,7 +176,7 @@ class Watch(TrainerCallback):
         self.seen.append(weights_of(model))
 
 
-@pytest.mark.parametrize("clamp", [None, 0.0])
+@pytest.mark.parametrize("clamp", [pytest.param(None, marks=pytest.mark.exhaustive), 0.0])
 def test_schedule(region: Region, tmp_path: Path, clamp: float | None) -> None:
     watch = Watch()
     callback = RegionFreezeCallback(
@@ -304,6 +304,7 @@ class Fail(TrainerCallback):
             raise error
 
 
+@pytest.mark.exhaustive
 def test_smaller_batches_after_running_out_of_memory(region: Region, tmp_path: Path) -> None:
     """The Trainer begins anew with the model as it is: half trained, and frozen before."""
     model = llama()
@@ -320,6 +321,7 @@ def test_smaller_batches_after_running_out_of_memory(region: Region, tmp_path: P
         run.train()
 
 
+@pytest.mark.exhaustive
 def test_best_model_may_be_of_before_the_freeze(region: Region, tmp_path: Path) -> None:
     scores = iter([0.0, 1.0, 2.0])
     run = trainer(

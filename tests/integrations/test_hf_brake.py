@@ -91,6 +91,7 @@ def test_rolls_back_to_the_last_evaluation_within(tmp_path, limits):
     assert list(run.lost()) == [0, 2, 4, 6], "a model that was loaded is not evaluated"
 
 
+@pytest.mark.exhaustive
 def test_the_checkpoint_to_go_back_to_outlives_the_total_limit(tmp_path, limits):
     run = Run(
         tmp_path, {"limits": limits, "action": "roll_back"},
@@ -149,7 +150,9 @@ def test_another_end_than_an_evaluations_is_no_reason_to_go_back(tmp_path):
     assert list(run.lost()) == [0, 2, 3]
 
 
-@pytest.mark.parametrize("action", ["roll_back", "select"])
+@pytest.mark.parametrize(
+    "action", ["roll_back", pytest.param("select", marks=pytest.mark.exhaustive)]
+)
 def test_what_another_end_leaves_is_held_to_the_limits(tmp_path, action):
     lost = Run(tmp_path / "free", None, Ends(7)).lost()
     assert list(lost) == [0, 2, 4, 6, 7]
@@ -162,6 +165,7 @@ def test_what_another_end_leaves_is_held_to_the_limits(tmp_path, action):
     assert run.is_of(step)
 
 
+@pytest.mark.exhaustive
 def test_the_step_of_another_end_can_be_selected(tmp_path):
     run = Run(tmp_path, {"limits": {"worst": 10.0}, "action": "select"}, Ends(7))
     gains = {one.step: one.forgetting.target_gain for one in run.tracker.history.evaluations}
@@ -178,7 +182,9 @@ def test_training_is_bit_identical(tmp_path, limits):
             assert torch.equal(value, held.course.weights[step][name])
 
 
-@pytest.mark.parametrize("action", ["roll_back", "select"])
+@pytest.mark.parametrize(
+    "action", ["roll_back", pytest.param("select", marks=pytest.mark.exhaustive)]
+)
 def test_a_killed_run_goes_on_and_back(tmp_path, limits, action):
     class Dies(TrainerCallback):
         def on_step_begin(self, args, state, control, **_):

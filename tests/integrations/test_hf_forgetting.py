@@ -39,7 +39,7 @@ def scalars(run: Trainer) -> list[dict]:
     ("watch", "arguments", "expected"),
     [
         ({}, {"steps": 5}, [0, 2, 4, 5]),
-        ({}, {"steps": 6}, [0, 2, 4, 6]),
+        pytest.param({}, {"steps": 6}, [0, 2, 4, 6], marks=pytest.mark.exhaustive),
         ({"every_n_steps": 4}, {"steps": -1, "num_train_epochs": 1}, [0, 4, 6]),
         ({"every_n_steps": None, "at_samples": (8, 30)}, {"steps": 6}, [0, 1, 4, 6]),
         (
@@ -119,7 +119,7 @@ def saved(tmp_path_factory) -> tuple[Path, ForgettingTrackerCallback]:
     return folder, watched
 
 
-@pytest.mark.parametrize("restore", [False, True])
+@pytest.mark.parametrize("restore", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_the_base_survives_a_resumed_run(saved, tmp_path, restore):
     folder, whole = saved
     resumed = tracker(results_path=tmp_path / "results.json")
@@ -216,6 +216,7 @@ def test_the_best_model_is_not_taken_for_that_of_the_last_step(tmp_path):
     assert watched.history.last.figures == evaluate(last, texts(), max_length=16)
 
 
+@pytest.mark.exhaustive
 def test_smaller_batches_after_running_out_of_memory(tmp_path):
     """The Trainer begins anew: so does the watch, over its own results."""
 

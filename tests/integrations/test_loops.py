@@ -7,6 +7,8 @@ from trainer_loops import accelerate_loop, fabric_loop
 from trainer_reference import ACCUMULATE, EPS, Reference, llama, llama_region, weights_of
 from watched_texts import check_history, watch
 
+pytestmark = pytest.mark.exhaustive  # test_distributed.py has them on two ranks
+
 
 @pytest.fixture(scope="module")
 def reference() -> Reference:
