@@ -1,4 +1,4 @@
-"""Proof, every so many steps and on every rank, that the freeze does what it promises."""
+"""The audit of a freeze: checks of frozen entries and gradients, every so many steps."""
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -15,7 +15,7 @@ from freezetrain.freezing.layout import Layout, Shard, as_hex, combined
 
 
 class _Report(NamedTuple):
-    """What one rank found."""
+    """What one rank reports to the others."""
 
     problem: str | None
     masters: int | None
@@ -207,13 +207,13 @@ class Audit:
 
     def _unmasked(self, shards: Sequence[Shard]) -> str | None:
         """The first gradient that is not zero at a frozen entry, as a sentence."""
-        found = [
+        gradients = [
             (shard, shard.entries.read(shard.gradient()))
             for shard in shards
             if shard.owner.grad is not None
         ]
-        counts = _on_cpu([values.count_nonzero() for _, values in found])
-        for (shard, values), count in zip(found, counts, strict=True):
+        counts = _on_cpu([values.count_nonzero() for _, values in gradients])
+        for (shard, values), count in zip(gradients, counts, strict=True):
             # Clipping by a norm that is NaN makes all of a gradient NaN. A fused optimizer that
             # unscales enters such a step to skip it.
             if count and not shard.gradient().isnan().all():

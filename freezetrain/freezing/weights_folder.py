@@ -66,13 +66,13 @@ class WeightsFolder(Mapping[str, Tensor]):
 
     def dtype(self) -> torch.dtype | None:
         """The narrowest type that holds all floating-point tensors, from the headers alone."""
-        found: torch.dtype | None = None
+        widest: torch.dtype | None = None
         for path in set(self._files.values()):
             with self._open(path) as file:
                 for code in {file.get_slice(name).get_dtype() for name in file.keys()}:  # noqa: SIM118
                     if kind := _FLOATS.get(code):
-                        found = kind if found is None else torch.promote_types(found, kind)
-        return found
+                        widest = kind if widest is None else torch.promote_types(widest, kind)
+        return widest
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last``, not included, of a stored tensor; nothing else is read."""

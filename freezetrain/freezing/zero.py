@@ -185,18 +185,22 @@ def _refuse(wrapper: Any, inner: Sequence[Optimizer]) -> None:
     offload = getattr(wrapper, "parameter_offload", None)
     if type(wrapper).__name__ in ("FP16_Optimizer", "FP16_UnfusedOptimizer"):
         # Their initialize_optimizer_states steps with zero gradients, which decays the masters.
-        found = ["stage 0 in 16 bits, where weight decay moves the fp32 masters as it starts"]
+        unsupported = ["stage 0 in 16 bits, where weight decay moves the fp32 masters as it starts"]
     elif type(wrapper) not in _KNOWN:
-        found = [type(wrapper).__name__]
+        unsupported = [type(wrapper).__name__]
     else:
-        found = [what for name, what in _FEATURES.items() if getattr(wrapper, name, None)]
+        unsupported = [what for name, what in _FEATURES.items() if getattr(wrapper, name, None)]
         if getattr(wrapper, "zero_hpz_partition_size", 1) > 1:
-            found.append("zero_hpz_partition_size above 1")
+            unsupported.append("zero_hpz_partition_size above 1")
         if getattr(offload, "zero_quantized_weights", False):
-            found.append("zero_quantized_weights")
-        if any(params.get("use_muon") for one in inner for params in one.param_groups):
-            found.append("its Muon, which orthogonalizes gradients before their norm is taken")
+            unsupported.append("zero_quantized_weights")
+        groups = [settings for optimizer in inner for settings in optimizer.param_groups]
+        if any(settings.get("use_muon") for settings in groups):
+            unsupported.append(
+                "its Muon, which orthogonalizes gradients before their norm is taken"
+            )
         if group is not None and dist.get_world_size(group) != dist.get_world_size():
-            found.append("data parallelism over a part of the ranks")
-    if found:
-        raise UserError(f"cannot freeze under DeepSpeed with {' and '.join(found)}: {_INSTEAD}")
+            unsupported.append("data parallelism over a part of the ranks")
+    if unsupported:
+        features = " and ".join(unsupported)
+        raise UserError(f"cannot freeze under DeepSpeed with {features}: {_INSTEAD}")

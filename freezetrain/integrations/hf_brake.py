@@ -77,7 +77,7 @@ class ForgettingBrakeCallback(TrainerCallback):
         evaluations = self.tracker.history.evaluations
         if not evaluations or (state.global_step == 0 and evaluations[-1].step > 0):
             raise UserError(
-                "ForgettingBrakeCallback looks at what its tracker has just found, and the Trainer "
+                "ForgettingBrakeCallback needs its tracker's evaluation, and the Trainer "
                 "does not have that tracker before it; give callbacks=[tracker, brake]"
             )
         self._seen = evaluations[-1].step

@@ -22,59 +22,6 @@ from freezetrain.errors import CheckError, UserError
 from freezetrain.freezing import freeze
 from freezetrain.regions import Base, Region, fingerprint
 
-Build = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-
-ELEMENTWISE: dict[str, Build] = {
-    "adamw": adamw,
-    "adamw foreach": lambda p: adamw(p, foreach=True),
-    "adamw fused": lambda p: adamw(p, foreach=None, fused=True),
-    "adamw amsgrad": lambda p: adamw(p, amsgrad=True),
-    "adam l2": lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=0.1),
-    "sgd momentum l2": lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9, weight_decay=0.1),
-    "sgd nesterov l2": lambda p: torch.optim.SGD(
-        p, lr=0.5, momentum=0.9, weight_decay=0.1, nesterov=True
-    ),
-    "nadam decoupled": lambda p: torch.optim.NAdam(
-        p, lr=1e-2, weight_decay=0.1, decoupled_weight_decay=True
-    ),
-    "rmsprop l2": lambda p: torch.optim.RMSprop(p, lr=1e-2, momentum=0.9, weight_decay=0.1),
-    "adagrad l2": lambda p: torch.optim.Adagrad(p, lr=1e-1, weight_decay=0.1),
-}
-
-
-@pytest.mark.parametrize("build", ELEMENTWISE.values(), ids=ELEMENTWISE.keys())
-@pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
-def test_trains_as_if_frozen_entries_were_constants(build: Build, closure: bool) -> None:
-    model, steps = TinyLM(), steps_of_batches()
-    region = mixed_region(model)
-    reference = Constants(TinyLM(), region)
-    expected = train(reference, reference.parameters(), build(reference.parameters()), steps)
-
-    optimizer = build(list(model.parameters()))
-    handle = freeze(model, optimizer, region)
-    norms = train(model, list(model.parameters()), optimizer, steps, closure)
-
-    assert_same_training(model, reference)
-    # The norm that clipping sees is the norm over trainable entries.
-    torch.testing.assert_close(norms, expected, rtol=1e-9, atol=0)
-    assert handle.verify() == handle.count == sum(int(m.sum()) for m in reference.masks.values())
-
-
-def test_lbfgs_trains_as_if_frozen_entries_were_constants() -> None:
-    model, steps = TinyLM(), steps_of_batches(steps=3)
-    region = mixed_region(model)
-
-    def build(parameters):
-        return torch.optim.LBFGS(parameters, lr=0.5, max_iter=4, line_search_fn="strong_wolfe")
-
-    reference = Constants(TinyLM(), region)
-    parameters = reference.parameters()
-    train(reference, parameters, build(parameters), steps, closure=True)
-    optimizer = build(list(model.parameters()))
-    with freeze(model, optimizer, region):
-        train(model, list(model.parameters()), optimizer, steps, closure=True)
-    assert_same_training(model, reference)
-
 
 def test_empty_region_changes_no_bit() -> None:
     plain, frozen = TinyLM(), TinyLM()
@@ -191,32 +138,13 @@ def test_removed_region_trains_again() -> None:
         handle.verify()
 
 
-@pytest.mark.parametrize(
-    ("meddle", "complaint"),
-    [
-        (
-            lambda model: model.up.weight.data.view(-1)[7].neg_(),
-            r"up\.weight\[7\] is frozen and changed from (\S+) to -\1; 1 of its",
-        ),
-        (
-            lambda model: setattr(
-                model.up, "weight", nn.Parameter(model.up.weight.detach().clone())
-            ),
-            r"up\.weight was replaced by another tensor",
-        ),
-        (lambda model: model.bfloat16(), r"up\.weight changed since .*, or changed its dtype"),
-    ],
-    ids=["written", "replaced", "dtype"],
-)
-def test_verify_names_a_parameter_that_changed(
-    meddle: Callable[[TinyLM], object], complaint: str
-) -> None:
+def test_verify_names_a_parameter_that_changed_its_dtype() -> None:
     model = TinyLM()
     region = Region.from_masks({"up.weight": torch.arange(60).view(10, 6) == 7})
     handle = freeze(model, adamw(model.parameters()), region)
     assert handle.verify() == 1
-    meddle(model)
-    with pytest.raises(CheckError, match=complaint):
+    model.bfloat16()
+    with pytest.raises(CheckError, match=r"up\.weight changed since .*, or changed its dtype"):
         handle.verify()
 
 

@@ -1,15 +1,18 @@
-"""More optimizers against frozen entries as constants; groups, several, quantized state."""
+"""Optimizers of many kinds against frozen entries as constants; groups, several, compiled."""
 
 from collections.abc import Callable
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 from frozen_reference import (
+    MAX_NORM,
     Constants,
     TinyLM,
     adamw,
     assert_same_training,
+    loss_of,
     mixed_region,
     steps_of_batches,
     train,
@@ -21,6 +24,8 @@ from freezetrain.errors import UserError
 from freezetrain.freezing import freeze
 from freezetrain.regions import Region
 
+Build = Callable[[list[nn.Parameter]], Optimizer]
+
 
 class Lion(Optimizer):
     """Chen et al., "Symbolic discovery of optimization algorithms" (arXiv 2302.06675)."""
@@ -30,6 +35,9 @@ class Lion(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
@@ -39,7 +47,21 @@ class Lion(Optimizer):
                     momentum.lerp_(p.grad, 1 - group["betas"][1])
 
 
-ELEMENTWISE: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
+ELEMENTWISE: dict[str, Build] = {
+    "adamw": adamw,
+    "adamw foreach": lambda p: adamw(p, foreach=True),
+    "adamw fused": lambda p: adamw(p, foreach=None, fused=True),
+    "adamw amsgrad": lambda p: adamw(p, amsgrad=True),
+    "adam l2": lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=0.1),
+    "sgd momentum l2": lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9, weight_decay=0.1),
+    "sgd nesterov l2": lambda p: torch.optim.SGD(
+        p, lr=0.5, momentum=0.9, weight_decay=0.1, nesterov=True
+    ),
+    "nadam decoupled": lambda p: torch.optim.NAdam(
+        p, lr=1e-2, weight_decay=0.1, decoupled_weight_decay=True
+    ),
+    "rmsprop l2": lambda p: torch.optim.RMSprop(p, lr=1e-2, momentum=0.9, weight_decay=0.1),
+    "adagrad l2": lambda p: torch.optim.Adagrad(p, lr=1e-1, weight_decay=0.1),
     "lion": Lion,
     "radam decoupled": lambda p: torch.optim.RAdam(
         p, lr=1e-2, weight_decay=0.1, decoupled_weight_decay=True
@@ -60,14 +82,36 @@ ELEMENTWISE: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
 
 
 @pytest.mark.parametrize("build", ELEMENTWISE.values(), ids=ELEMENTWISE.keys())
-def test_trains_as_if_frozen_entries_were_constants(build) -> None:
+@pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
+def test_trains_as_if_frozen_entries_were_constants(build: Build, closure: bool) -> None:
     model, steps = TinyLM(), steps_of_batches()
     region = mixed_region(model)
     reference = Constants(TinyLM(), region)
-    train(reference, reference.parameters(), build(reference.parameters()), steps)
+    expected = train(reference, reference.parameters(), build(reference.parameters()), steps)
+
     optimizer = build(list(model.parameters()))
-    with freeze(model, optimizer, region, audit_every=1):
-        train(model, list(model.parameters()), optimizer, steps)
+    handle = freeze(model, optimizer, region)
+    norms = train(model, list(model.parameters()), optimizer, steps, closure)
+
+    assert_same_training(model, reference)
+    # The norm that clipping sees is the norm over trainable entries.
+    torch.testing.assert_close(norms, expected, rtol=1e-9, atol=0)
+    assert handle.verify() == handle.count == sum(int(m.sum()) for m in reference.masks.values())
+
+
+def test_lbfgs_trains_as_if_frozen_entries_were_constants() -> None:
+    model, steps = TinyLM(), steps_of_batches(steps=3)
+    region = mixed_region(model)
+
+    def build(parameters):
+        return torch.optim.LBFGS(parameters, lr=0.5, max_iter=4, line_search_fn="strong_wolfe")
+
+    reference = Constants(TinyLM(), region)
+    parameters = reference.parameters()
+    train(reference, parameters, build(parameters), steps, closure=True)
+    optimizer = build(list(model.parameters()))
+    with freeze(model, optimizer, region):
+        train(model, list(model.parameters()), optimizer, steps, closure=True)
     assert_same_training(model, reference)
 
 
@@ -178,3 +222,88 @@ def test_8_bit_optimizers(name: str) -> None:
         now = model.get_parameter(key)
         assert torch.equal(now[mask], before[key][mask])
         assert not torch.equal(now[~mask], before[key][~mask])
+
+
+def test_muon_trains_as_if_gradients_of_frozen_entries_were_zero() -> None:
+    """Its update mixes all entries, so it moves even entries whose gradient is zero."""
+    model, steps = TinyLM(), steps_of_batches()
+    names = ["up.weight", "down.weight"]
+    region = Region.random(model, 0.3, seed=0, parameters=names)
+
+    def build(parameters):
+        return torch.optim.Muon(parameters, lr=1e-2, weight_decay=0.1)
+
+    # torch.where: its update depends on the shape, and on no value of a frozen entry.
+    reference = Constants(TinyLM(), region, flat=False)
+    free = [reference.free[name] for name in names]
+    train(reference, free, build(free), steps)
+    held = [model.get_parameter(name) for name in names]
+    optimizer = build(held)
+    with freeze(model, optimizer, region):
+        train(model, held, optimizer, steps)
+    for name in names:
+        mask = reference.masks[name]
+        assert torch.equal(model.get_parameter(name)[mask], reference.constants[name][mask])
+        torch.testing.assert_close(
+            model.get_parameter(name), reference.weights()[name], rtol=1e-9, atol=1e-11
+        )
+        # Without the guard it would have moved them.
+        assert not torch.equal(reference.free[name][mask], reference.constants[name][mask])
+
+
+def test_adafactor_against_numpy() -> None:
+    """Adafactor (Shazeer & Stern, arXiv 1804.04235, as torch defines it) in plain numpy.
+
+    Frozen entries are never updated. Their gradients are the zeros that ``torch.where`` gives,
+    and take part in the row and column means; the RMS of the parameter is that of the whole
+    tensor, constants included: nothing is decayed there that could leak into it.
+    """
+    model, steps = TinyLM(), steps_of_batches()
+    region = mixed_region(model)
+    lr, decay, options = 5e-2, 0.1, {"beta2_decay": -0.8, "eps": (None, 1e-3), "d": 1.0}
+    reference = Constants(TinyLM(), region, flat=False)
+    state: dict[str, list[np.ndarray]] = {}
+    for step, batches in enumerate(steps, start=1):
+        for input_ids in batches:
+            (loss_of(reference(input_ids), input_ids) / len(batches)).backward()
+        gradients = {name: value.grad.numpy() for name, value in reference.free.items()}
+        norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
+        for name, value in reference.free.items():
+            # clip_grad_norm_ adds 1e-6 to the norm.
+            gradient = gradients[name] * min(1.0, MAX_NORM / (norm + 1e-6))
+            weight, trainable = value.detach().numpy(), ~reference.masks[name].numpy()
+            new = _adafactor(weight, gradient, state.setdefault(name, []), step, lr, decay)
+            weight[trainable] = new[trainable]
+            value.grad = None
+
+    optimizer = torch.optim.Adafactor(model.parameters(), lr=lr, weight_decay=decay, **options)
+    with freeze(model, optimizer, region):
+        train(model, list(model.parameters()), optimizer, steps)
+    assert_same_training(model, reference)
+
+
+def _adafactor(
+    weight: np.ndarray,
+    gradient: np.ndarray,
+    state: list[np.ndarray],
+    step: int,
+    lr: float,
+    decay: float,
+) -> np.ndarray:
+    """One update; ``state`` holds row and column means of squares, of a vector the squares."""
+    epsilon = np.finfo(weight.dtype).eps
+    share = step**-0.8
+    scale = max(1e-3, np.sqrt((weight**2).mean())) * min(lr, step**-0.5)
+    squares = gradient**2
+    now = [squares.mean(1), squares.mean(0)] if gradient.ndim == 2 else [squares]
+    if not state:
+        state.extend(np.zeros_like(part) for part in now)
+    for old, part in zip(state, now, strict=True):
+        old += share * (part - old)
+    if gradient.ndim == 2:
+        variance = np.outer(state[0], state[1]) / max(state[0].mean(), epsilon)
+    else:
+        variance = state[0]
+    update = gradient / np.sqrt(np.maximum(variance, epsilon**2))
+    update /= max(1.0, np.sqrt((update**2).mean()))
+    return weight * (1 - lr * decay) - scale * update
