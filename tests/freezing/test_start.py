@@ -89,12 +89,6 @@ def test_clamp_must_fit_the_dtype() -> None:
         freeze(model, adamw(model.parameters()), mixed_region(model), clamp=1e6)
 
 
-def test_clamp_and_base_exclude_each_other() -> None:
-    model = TinyLM()
-    with pytest.raises(UserError, match="clamp and base both say"):
-        freeze(model, adamw(model.parameters()), mixed_region(model), clamp=0.0, base={})
-
-
 def test_clamp_sets_masters_and_weights() -> None:
     model = TinyLM().bfloat16()
     region = mixed_region(model)
