@@ -1,6 +1,6 @@
 from .handle import Freeze as Freeze
+from .handle import FreezeOptions as FreezeOptions
 from .handle import freeze as freeze
-from .options import FreezeOptions as FreezeOptions
 from .verify import Comparison as Comparison
 from .verify import Offender as Offender
 from .verify import compare_checkpoints as compare_checkpoints

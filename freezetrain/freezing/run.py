@@ -7,8 +7,7 @@ from typing import Any
 from torch import nn
 
 from freezetrain.errors import CheckError, UserError
-from freezetrain.freezing.handle import Freeze, freeze
-from freezetrain.freezing.options import FreezeOptions
+from freezetrain.freezing.handle import Freeze, FreezeOptions, freeze
 from freezetrain.regions import Region
 
 

@@ -13,7 +13,12 @@ EXAMPLE = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 EXAMPLES = {match["title"]: match for match in EXAMPLE.finditer(PAGE.read_text(encoding="utf-8"))}
-LONGER = ("Accelerate", "Watching in Lightning", "Watching in Lightning Fabric")
+LONGER = (
+    "Accelerate",
+    "Watching in Lightning",
+    "Watching in Lightning Fabric",
+    "Watching in the Hugging Face Trainer",
+)
 DISTRIBUTED = ("FSDP2", "DeepSpeed")
 
 

@@ -120,6 +120,7 @@ def test_resuming_with_another_region_is_refused(saved: Path, region: Region) ->
     assert recorded(saved / "again" / "checkpoint-4").keys() == {other.digest}
 
 
+@pytest.mark.exhaustive
 def test_resuming_with_other_values_is_refused(saved: Path, region: Region, tmp_path: Path) -> None:
     run = trainer(
         llama(), tmp_path, RegionFreezeCallback(region), save_strategy="steps", save_steps=2
@@ -133,6 +134,7 @@ def test_resuming_with_other_values_is_refused(saved: Path, region: Region, tmp_
     resume(tmp_path, RegionFreezeCallback(region, other_region=True))
 
 
+@pytest.mark.exhaustive
 def test_base_is_checked_where_the_checkpoint_was_not_frozen(
     region: Region, tmp_path: Path
 ) -> None:
@@ -145,6 +147,7 @@ def test_base_is_checked_where_the_checkpoint_was_not_frozen(
     assert all((frozen == 0.5).all() for frozen in frozen_entries(region, weights_of(model)))
 
 
+@pytest.mark.exhaustive
 def test_two_regions(region: Region, tmp_path: Path) -> None:
     halves = [region & region.random_like(seed=1)]
     halves.append(region - halves[0])

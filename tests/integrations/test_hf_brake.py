@@ -150,9 +150,8 @@ def test_another_end_than_an_evaluations_is_no_reason_to_go_back(tmp_path):
     assert list(run.lost()) == [0, 2, 3]
 
 
-@pytest.mark.parametrize(
-    "action", ["roll_back", pytest.param("select", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("action", ["roll_back", "select"])
 def test_what_another_end_leaves_is_held_to_the_limits(tmp_path, action):
     lost = Run(tmp_path / "free", None, Ends(7)).lost()
     assert list(lost) == [0, 2, 4, 6, 7]
