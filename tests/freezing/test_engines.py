@@ -172,6 +172,14 @@ def test_wrapped_optimizers_are_unwrapped() -> None:
         laid_out(Wrapper(without_init(ZeroRedundancyOptimizer)))
 
 
+def test_a_wrapper_that_shares_the_hooks_of_what_is_in_it_is_hooked_once() -> None:
+    """As Fabric's does."""
+    inner = adamw(TinyLM().parameters())
+    wrapper = named("FabricAdamW", type(inner)).__new__(named("FabricAdamW", type(inner)))
+    wrapper.__dict__ = {**inner.__dict__, "optimizer": inner}
+    assert laid_out(wrapper).optimizers == [inner]
+
+
 def test_parameters_must_be_in_the_optimizer_or_not_trainable() -> None:
     model = TinyLM()
     region = Region.tensors(model, ["up.*"])

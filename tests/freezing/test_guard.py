@@ -84,6 +84,49 @@ def test_step_that_calls_the_step_of_its_base_class() -> None:
     torch.testing.assert_close(model.up.weight[0], start[0] * 0.9**6)
 
 
+def test_step_whose_inner_step_raises_and_is_taken_again() -> None:
+    """By an optimizer around it, which goes on as if nothing had been."""
+
+    class Retries(torch.optim.Optimizer):
+        def __init__(self, optimizer: Decay) -> None:
+            super().__init__(optimizer.param_groups, {})
+            self.optimizer = optimizer
+
+        def step(self, closure=None) -> None:
+            self.optimizer.breaks = True
+            with pytest.raises(RuntimeError, match="out of memory"):
+                self.optimizer.step()
+            self.optimizer.breaks = False
+            self.optimizer.step()
+
+    model, start = TinyLM(), TinyLM().up.weight
+    region = Region.rows(model, {"up.weight": [1]})
+    optimizer = Retries(Decay(model.parameters()))
+    with freeze(model, optimizer, region, audit_every=1):
+        for _ in range(2):
+            optimizer.step()
+            assert torch.equal(model.up.weight[1], start[1])
+    torch.testing.assert_close(model.up.weight[0], start[0] * 0.9**4)
+
+
+def test_a_step_that_calls_itself_is_an_error() -> None:
+    class Again(torch.optim.Optimizer):
+        def __init__(self, parameters) -> None:
+            super().__init__(parameters, {})
+
+        def step(self, closure=None, again=True) -> None:
+            if again:
+                self.step(again=False)
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].mul_(0.9)
+
+    model = TinyLM()
+    optimizer = Again([model.up.weight])
+    freeze(model, optimizer, Region.rows(model, {"up.weight": [1]}))
+    with pytest.raises(UserError, match="a step of Again ended whose frozen entries are no longer"):
+        optimizer.step()
+
+
 def test_checkpoint_loaded_between_steps_is_what_stays_frozen() -> None:
     model, other = TinyLM(), TinyLM(seed=1)
     region, optimizer = mixed_region(model), adamw(model.parameters())
