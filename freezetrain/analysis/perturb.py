@@ -162,13 +162,14 @@ class Perturbations:
     @property
     def title(self) -> str:
         """``Single weights set to zero``"""
-        changed = {"zero": "set to zero", "reinitialize": "drawn anew"}.get(
-            self.change, f"multiplied by {self.by:g}" if self.by is not None else ""
-        )
+        done = f"multiplied by {self.by:g}" if self.by is not None else _DONE[self.change]
         if not self.single:
-            return f"Whole dimensions {changed}"
+            return f"Whole dimensions {done}"
         recurring = any(damage.dimension is not None for damage in self.weights)
-        return f"Single weights{' of recurring dimensions' if recurring else ''} {changed}"
+        return f"Single weights{' of recurring dimensions' if recurring else ''} {done}"
+
+
+_DONE = {"zero": "set to zero", "reinitialize": "drawn anew"}
 
 
 def perturbations(
