@@ -199,7 +199,15 @@ def test_trains_as_a_plain_loop(case, filled, plain, parameters, model_folder, t
     assert (unlike > 1e-3) == (case != "plain")
 
 
-@pytest.mark.parametrize("case", ["EWC", "EMA", "averaged", "LoRA"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "EWC",
+        "EMA",
+        "averaged",
+        pytest.param("LoRA", marks=pytest.mark.exhaustive),  # peft's imports take long
+    ],
+)
 def test_resumes_exactly(case, filled, tmp_path, monkeypatch):
     more = {"checkpoint_every": 2}
     if case == "LoRA":
