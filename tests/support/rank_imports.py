@@ -3,6 +3,7 @@
 
 import gc
 import os
+from contextlib import suppress
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
@@ -25,8 +26,13 @@ import freezetrain.freezing.handle
 try:
     import deepspeed
     import deepspeed.runtime.zero.muon.muon_optimizer  # by deepspeed.initialize
+    from deepspeed.comm.torch import build_shm_op
 
     deepspeed.ops.__compatible_ops__  # noqa: B018 - looked for by a compiler, in every rank
+    # Built here where it is not yet: a rank that is killed while it builds leaves a lock, on which
+    # all later ones wait. Where it cannot be built, the ranks that need it say why.
+    with suppress(Exception):
+        build_shm_op()
 except ImportError:  # it exists on Linux only
     pass
 
