@@ -1,12 +1,14 @@
 """`freezetrain`, the command. The command line alone parses, prints and exits.
 
-Status 0: done; 1: a check said no; 2: bad input; 75: saved early, the same command goes on.
+Status 0: done; 1: a check said no; 2: bad input; 70: a fault of freezetrain; 75: saved early, the
+same command goes on.
 """
 
 import errno
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,6 +20,7 @@ from freezetrain.cli.verbs import VERBS
 from freezetrain.errors import CheckError, Preempted, UserError
 from freezetrain.ranks import OUT, Launch, current_launch, end_with_parent, shared_folder
 from freezetrain.recipe import yaml12
+from freezetrain.user_files import VERBOSE, verbose
 
 __all__ = ["main"]
 
@@ -46,14 +49,28 @@ def _status(arguments: Sequence[str], launch: Launch) -> int:
         return 0 if launch.by == "freezetrain" else os.EX_TEMPFAIL
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            return _print_fault(launch)
         full = UserError(f"the disk is full: {error}; make room, then give the same command again")
         return _print_error(full, launch, 2)
     except KeyboardInterrupt:
         return 130
+    except Exception:
+        return _print_fault(launch)
+
+
+def _print_fault(launch: Launch) -> int:
+    """The traceback of the exception that is being handled, and what to do with it."""
+    traceback.print_exc()
+    fault = UserError(
+        "this is a fault of freezetrain, not of what you gave; please report it to the project's "
+        "issue tracker, with the lines above and the command"
+    )
+    return _print_error(fault, launch, os.EX_SOFTWARE)
 
 
 def _print_error(error: Exception, launch: Launch, status: int) -> int:
+    if verbose() and error.__traceback__ is not None:
+        traceback.print_exception(error)
     rank = f"rank {launch.rank}: " if launch.rank else ""
     print(f"freezetrain: {rank}{error}", file=sys.stderr, flush=True)
     if launch.by == "freezetrain" and launch.rank:
@@ -66,6 +83,8 @@ def _print_error(error: Exception, launch: Launch, status: int) -> int:
 def _run(command: Command, launch: Launch) -> int:
     # Asked for before torch and the tokenizers start their threads.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if command.verbose:
+        os.environ[VERBOSE] = "1"
     verb = VERBS[command.verb]
     if launch.world > 1 and not verb.parallel:
         raise UserError(

@@ -40,6 +40,7 @@ class Command:
     out: Path | None
     print_config: bool
     dry_run: bool
+    verbose: bool
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -66,6 +67,7 @@ def parse(arguments: Sequence[str]) -> Command:
         Path(options["out"]) if options["out"] else None,
         options["print_config"],
         options.get("dry_run", False),
+        options["verbose"],
     )
 
 
@@ -148,6 +150,11 @@ def _add_options(parser: argparse.ArgumentParser, verb: Verb, kind: type) -> Non
         "--print-config",
         action="store_true",
         help="Print the recipe with all fields filled in, and do nothing else.",
+    )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="Show the whole reports of libraries, and the traceback of an error.",
     )
     if verb.dry:
         parser.add_argument(

@@ -157,3 +157,25 @@ def test_half_a_launch_ends_with_a_sentence(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert status(*TRAIN) == 2
     assert capsys.readouterr().err.startswith("freezetrain: the environment tells of several")
+
+
+def test_a_fault_of_ours_has_a_status_of_its_own_and_a_traceback(
+    job, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    job.action = raising(ZeroDivisionError("ours"))
+    assert status(*TRAIN) == 70
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "this is a fault of freezetrain" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("verbose", [[], ["--verbose"]])
+def test_the_traceback_of_bad_input_is_shown_on_demand(job, capsys, monkeypatch, tmp_path, verbose):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FREEZETRAIN_VERBOSE", "")  # put back after the test
+    job.action = raising(UserError("bad"))
+    assert status(*TRAIN, *verbose) == 2
+    said = capsys.readouterr().err
+    assert ("Traceback" in said) == bool(verbose)
+    assert said.splitlines()[-1] == "freezetrain: bad"

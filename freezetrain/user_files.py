@@ -1,0 +1,122 @@
+"""Where files that users give are opened: what goes wrong in one becomes one sentence."""
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from json import JSONDecodeError
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NoReturn
+
+from freezetrain.errors import CheckError, Preempted, UserError
+
+VERBOSE = "FREEZETRAIN_VERBOSE"
+"""Environment variable that ``--verbose`` sets: libraries' reports and tracebacks are shown."""
+
+MAX_DEPTH = 100  # of lists and mappings within one another, in YAML and JSON
+
+_LONGEST = 300  # characters of a library's sentence that are repeated in ours
+
+
+def verbose() -> bool:
+    """Whether whole reports of libraries are to be shown."""
+    return os.environ.get(VERBOSE, "0") not in ("", "0")
+
+
+@contextmanager
+def reading(what: str, path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
+    """Whatever is raised inside, while what the user gave at ``path`` is read, as a UserError.
+
+    It says ``cannot read WHAT PATH: REASON; REMEDY``. ``what``: ``"the tokenizer"``; ``remedy``:
+    what the user can do, as ``"copy it again"``. The errors of :mod:`freezetrain.errors` pass as
+    they are. What libraries warn of or log meanwhile is shown with ``--verbose`` only, and so is
+    the traceback. Nothing of ours that can be wrong by itself belongs inside.
+    """
+    try:
+        with _libraries_silenced():
+            yield
+    except (UserError, CheckError, Preempted):
+        raise
+    except Exception as error:
+        raise UserError(f"cannot read {what} {path}: {reason(error)}; {remedy}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What ``error`` says of a file, in one line without a full stop at its end."""
+    match error:
+        case RecursionError():
+            return "it is nested too deeply"
+        case MemoryError():
+            return "it needs more memory than there is"
+        case JSONDecodeError():
+            return f"it is not JSON ({error.msg}, line {error.lineno}, column {error.colno})"
+        case UnicodeDecodeError():
+            return f"it is not text in UTF-8 (byte {error.start})"
+        case UnpicklingError():
+            return "it is a pickle that holds more than tensors, which is not run"
+        case OSError(strerror=str(strerror)):
+            return strerror
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = (lines or [""])[0].rstrip(".:;")
+    if len(said) > _LONGEST:
+        said = f"{said[:_LONGEST]}…"
+    if isinstance(error, OSError | ValueError | RuntimeError | ImportError) and said:
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> Any:
+    """The content of a JSON file of finite numbers, nested at most ``MAX_DEPTH`` deep.
+
+    Raises UserError as :func:`reading`.
+    """
+    with reading(what, path, remedy):
+        return parse_json(Path(path).read_text(encoding="utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """As :func:`json.loads`; ValueError for NaN and infinity, and for what is nested too deeply."""
+    content = json.loads(text, parse_constant=_no_number)
+    if _deeper(content, MAX_DEPTH):
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+    return content
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _deeper(content: Any, depth: int) -> bool:
+    """Whether lists and mappings lie within one another more than ``depth`` deep."""
+    level = [content]
+    for _ in range(depth):
+        level = [
+            item
+            for value in level
+            if isinstance(value, list | dict)
+            for item in (value.values() if isinstance(value, dict) else value)
+            if isinstance(item, list | dict)
+        ]
+        if not level:
+            return False
+    return True
+
+
+@contextmanager
+def _libraries_silenced() -> Iterator[None]:
+    """Keep back what transformers logs and libraries warn of, unless all is to be shown."""
+    if verbose():
+        yield
+        return
+    logger = logging.getLogger("transformers")  # by its name: not all who read files need it
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
