@@ -13,6 +13,7 @@ from transformers.utils import cached_file, is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from freezetrain.errors import UserError
+from freezetrain.forward import context_length
 from freezetrain.freezing.weights_folder import WeightsFolder
 from freezetrain.recipe.sources import Dtype, ModelSource
 
@@ -193,13 +194,8 @@ def check_fit(
 
 def check_length(model: "PreTrainedModel", sequence_length: int) -> None:
     """UserError if a sequence has places that the model lacks."""
-    if sequence_length > (context := context_length(model, otherwise=sequence_length)):
+    if sequence_length > (context := context_length(model) or sequence_length):
         raise UserError(
             f"sequence_length is {sequence_length} tokens and the model was built for {context}; "
             f"use {context} or less"
         )
-
-
-def context_length(model: "PreTrainedModel", otherwise: int = 1024) -> int:
-    """Tokens that the model was built for, or ``otherwise`` where its configuration is silent."""
-    return getattr(model.config, "max_position_embeddings", None) or otherwise

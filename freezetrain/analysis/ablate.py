@@ -21,8 +21,9 @@ from freezetrain.analysis.recipe import AblateRecipe
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Document, encode_documents
 from freezetrain.formats import exact_percent
+from freezetrain.forward import context_length, without_cache
 from freezetrain.measuring.held_out import held_out_documents
-from freezetrain.models import context_length, load_model, load_tokenizer, on_gpu
+from freezetrain.models import load_model, load_tokenizer, on_gpu
 from freezetrain.regions import Region
 from freezetrain.run_folder import Outcome
 from freezetrain.scoring import Scores, select
@@ -240,7 +241,7 @@ def check_prompts(
     """UserError if a prompt and ``new_tokens`` after it are more than the model was built for."""
     for prompt, document in zip(prompts, encode_documents(prompts, tokenizer), strict=True):
         needed = len(document.ids) + new_tokens
-        if needed > (context := context_length(model, otherwise=needed)):
+        if needed > (context := context_length(model) or needed):
             raise UserError(
                 f"a prompt of {len(document.ids)} tokens and new_tokens {new_tokens} do not fit "
                 f"into the model's {context} tokens; shorten the prompt {prompt[:40]!r}"
@@ -262,7 +263,7 @@ def continuation(
     ids = torch.tensor([document.ids], device=model.device)
     new: list[int] = []
     while len(new) < new_tokens:
-        token = model(input_ids=ids).logits[:, -1:].argmax(-1)
+        token = model(input_ids=ids, **without_cache(model)).logits[:, -1:].argmax(-1)
         if token.item() == tokenizer.eos_token_id:
             break
         new.append(int(token.item()))

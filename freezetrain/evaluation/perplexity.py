@@ -1,7 +1,6 @@
 """The NLL of documents of uneven length in many languages, in one pass over a model."""
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +12,7 @@ from freezetrain.errors import UserError
 from freezetrain.evaluation.documents import Document, Window, batches, windows
 from freezetrain.evaluation.figures import DocumentSums, Figures
 from freezetrain.evaluation.metric import DocumentNLL
+from freezetrain.forward import accepted, context_length
 from freezetrain.freezing.fsdp import reshard
 from freezetrain.nll import NO_LABEL
 
@@ -130,18 +130,17 @@ def evaluate_documents(
         metric.to(device)  # NCCL reduces on the device only
     none = torch.zeros(0, dtype=torch.int64)
     metric.update(none, none.double(), none)  # a rank may have no window
-    taken = _taken(model)
     total, done = sum(window.predicted for window in cut), 0
     # Not inference_mode: what a model keeps from this forward (rotary tables) must stay trainable.
     with _eval_mode(model), torch.no_grad():
         for batch in own:
-            nll, _, correct = _window_sums(model, batch, device, taken)
+            nll, _, correct = _window_sums(model, batch, device)
             metric.update(torch.tensor([window.document for window in batch]), nll, correct)
             done += sum(window.predicted for window in batch)
             if progress is not None:
                 progress(done, total)
         for _ in range(passes - len(own)):
-            _window_sums(model, spare, device, taken)
+            _window_sums(model, spare, device)
     reshard(model)
     return metric.document_sums()
 
@@ -171,30 +170,18 @@ def _check(
             f"expected an overlap from 1 to max_length, {max_length} tokens, got {overlap}; a "
             "window's first prediction needs the token before it"
         )
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if isinstance(positions, int) and max_length > positions:
+    positions = context_length(model)
+    if positions is not None and max_length > positions:
         raise UserError(
             f"max_length is {max_length} tokens but the model has {positions} positions; "
             f"use {positions} or less"
         )
 
 
-def _taken(model: nn.Module) -> set[str]:
-    """Which of the options of transformers' models ``model`` takes."""
-    parameters = inspect.signature(model.forward).parameters
-    names = set(parameters)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        names |= {"attention_mask", "use_cache"}
-    return names
-
-
 def _window_sums(
-    model: nn.Module, batch: Sequence[Window], device: torch.device, taken: Set[str]
+    model: nn.Module, batch: Sequence[Window], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``label_sums`` gives for each window's predicted tokens, [B] each, on the device.
-
-    ``taken``: names of options that the model takes.
-    """
+    """What ``label_sums`` gives for each window's predicted tokens, [B] each, on the device."""
     lengths = torch.tensor([len(window.ids) - 1 for window in batch])
     input_ids = torch.zeros(len(batch), int(lengths.max()), dtype=torch.int64)
     labels = torch.full_like(input_ids, NO_LABEL)
@@ -210,8 +197,7 @@ def _window_sums(
     options = {"attention_mask": mask.long().to(device), "use_cache": False}
     if first:
         options["logits_to_keep"] = labels.shape[1]
-    options = {name: value for name, value in options.items() if name in taken}
-    logits = model(input_ids=input_ids.to(device), **options).logits
+    logits = model(input_ids=input_ids.to(device), **accepted(model, options)).logits
     return label_sums(logits[:, -labels.shape[1] :], labels)
 
 

@@ -5,7 +5,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from freezetrain.data.texts import read_languages
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Document, DocumentSums, encode_documents, evaluate_documents
-from freezetrain.models import context_length
+from freezetrain.forward import context_length
 from freezetrain.progress import progress_bar
 from freezetrain.recipe.sources import EvaluationTexts
 
@@ -34,7 +34,7 @@ def held_out_documents(
 
 def window_length(evaluation: EvaluationTexts, model: PreTrainedModel) -> int:
     """Tokens of context that documents are evaluated with; ``model`` may be without weights."""
-    longest = context_length(model, otherwise=_LONGEST_WINDOW)
+    longest = context_length(model) or _LONGEST_WINDOW
     if evaluation.max_length > longest:
         raise UserError(
             f"max_length is {evaluation.max_length} tokens and the model was built for {longest}; "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from freezetrain.errors import UserError
+from freezetrain.forward import without_cache
 from freezetrain.regions.blocks import block_parameters, decoder_blocks, input_dim, is_norm
 from freezetrain.regions.entries import Entries
 from freezetrain.regions.parameters import match_parameters, plain_name
@@ -174,7 +175,8 @@ def _directions_by_running(model: nn.Module, square: Sequence[Matrix]) -> dict[s
             layer = model.get_submodule(_module(matrix.name))
             stack.callback(layer.register_forward_pre_hook(into_matrix(matrix.name)).remove)
         device = next(model.parameters()).device
-        model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=device))
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
+        model(input_ids=ids, **without_cache(model))
     return directions
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from freezetrain.errors import CheckError, UserError, near_misses
+from freezetrain.forward import without_cache
 from freezetrain.nll import token_nll
 from freezetrain.regions.base import base_of
 from freezetrain.regions.blocks import input_dim, outer_parameters, owner, selection_facts
@@ -233,7 +234,8 @@ class Scoring:
         that float16 rounds many of them to zero.
         """
         input_ids = rows.to(self._device)
-        nll = token_nll(self.model(input_ids=input_ids).logits, input_ids).sum() * self._counts
+        logits = self.model(input_ids=input_ids, **without_cache(self.model)).logits
+        nll = token_nll(logits, input_ids).sum() * self._counts
         self._recent[self._batches % self._partition.turns] = nll.detach()
         if nll.requires_grad:
             nll.backward()  # type: ignore[no-untyped-call]

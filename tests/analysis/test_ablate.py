@@ -183,15 +183,16 @@ def test_texts_are_what_the_edited_model_generates(ablation, model, tokenizer, s
     assert texts["nothing"] != texts["top 20%"]
 
 
-class Scripted:
+class Scripted(torch.nn.Module):
     """Says tokens in turn, whatever it is asked."""
 
     device = "cpu"
 
     def __init__(self, *tokens):
+        super().__init__()
         self.tokens = list(tokens)
 
-    def __call__(self, input_ids):
+    def forward(self, input_ids):
         logits = torch.zeros(1, input_ids.shape[1], 400)
         logits[0, -1, self.tokens.pop(0)] = 1
         return SimpleNamespace(logits=logits)
