@@ -102,7 +102,7 @@ def test_flash_attention_is_asked_for_as_training_computes(big, flash_is_there, 
     recipe = TrainRecipe(big, optimization=Optimization(precision="bf16-mixed"))
     with pytest.raises(AttributeError):  # the stand-in of the fixture is no language model
         train.run(recipe, Path("out"))
-    with pytest.raises(AttributeError):
+    with pytest.raises(ValueError, match="empty"):
         dry_run.run(recipe, Launch(), Path("out"))
     assert flash_is_there == ["flash_attention_2", "flash_attention_2"]
 
