@@ -28,18 +28,19 @@ class RegionFreeze(FreezeOptions, L.Callback):
     """Hold a region bit for bit during ``fit``, as :func:`freezetrain.freeze` does in any loop.
 
     ``RegionFreeze("region.safetensors", clamp=0.0)``, with the fields of :class:`FreezeOptions` as
-    keywords. Works with accumulation, clipping, every precision and manual optimization, on one
-    device, under DDP, FSDP2 (ModelParallelStrategy) and DeepSpeed ZeRO. The freeze starts when the
-    optimizer exists and a checkpoint has been restored, is audited as it goes, verified before
-    each checkpoint is written and at the end of training (CheckError names what moved), and ends
-    with the fit, also on an exception. Checkpoints hold digests of the region and of its values:
-    one resumes with the region that it was trained with. Not verified as they are written:
+    keywords. Works with accumulation, clipping, every precision, manual optimization and several
+    optimizers, on one device, under DDP, FSDP2 (ModelParallelStrategy) and DeepSpeed ZeRO. The
+    freeze starts when the optimizers exist and a checkpoint has been restored, is audited as it
+    goes, verified before each checkpoint is written and at the end of training (CheckError names
+    what moved), and ends with the fit, also on an exception. Checkpoints hold digests of the region
+    and of its values: one resumes with the region that it was trained with. Not verified as they
+    are written:
     checkpoints with ``save_weights_only=True``, about which Lightning does not ask callbacks, and
     those written once the fit has ended or failed (they still hold the digests). Lightning
     takes one callback for each module: to freeze two regions of one, give their union, ``a | b``.
 
-    Raises UserError, before training starts, for any other strategy, more than one optimizer, a
-    region that does not fit the module or its base, and a checkpoint of another region.
+    Raises UserError, before training starts, for any other strategy, a region that does not fit the
+    module or its base, and a checkpoint of another region.
     """
 
     region: Region | str | Path
@@ -69,14 +70,6 @@ class RegionFreeze(FreezeOptions, L.Callback):
         if stage == "fit":
             _refuse_strategy(trainer.strategy)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if len(trainer.optimizers) != 1:
-            raise UserError(
-                f"RegionFreeze needs one optimizer, {type(pl_module).__name__} has "
-                f"{len(trainer.optimizers)}: give all parameters to one, or call "
-                "freezetrain.freeze for each in on_train_start"
-            )
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # The first hook by which every strategy has restored its checkpoint.
         strategy = trainer.strategy
@@ -84,7 +77,7 @@ class RegionFreeze(FreezeOptions, L.Callback):
         refuse_unsupported(strategy.model)  # with DDP around it
         self._run.begin(
             self._model(pl_module),
-            trainer.optimizers[0],
+            trainer.optimizers,
             trainer.global_step,
             stored=self._stored,
             last_of_run=trainer.max_steps if trainer.max_steps > 0 else None,

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from freezetrain.errors import CheckError
-from freezetrain.freezing.engines import own_master
 from freezetrain.freezing.hooks import GradientMask, StepGuard, in_step, not_traced
 from freezetrain.freezing.layout import Layout, Shard, as_hex, combined
+from freezetrain.freezing.optimizers import own_master
 
 
 class _Report(NamedTuple):
@@ -54,9 +54,9 @@ class Audit:
         self._every = every
         self._replaced = replaced
         self._entered = 0  # the guard's count at the last audit
+        self._audited: set[int] = set()  # ids of the optimizers that it looked at since then
         self._step = 0  # the step last audited
-        self.steps_before = 0
-        """Steps of the run before the freeze began, for messages."""
+        self._steps_before = 0  # those of the run that the guard has not counted
         self.seconds = 0.0
         """Spent on it by this host, with the waiting for other ranks and for the GPU."""
         self._masters = _digests(layout.masters)
@@ -88,9 +88,11 @@ class Audit:
         """Step pre-hook of the optimizers that hold the tensors. Runs after the guard's."""
         step, entered = self._guard.step, self._guard.entered
         due = step <= 2 or (step - 1) % self._every == 0
-        if not due or entered == self._entered:
+        if entered != self._entered:
+            self._entered, self._audited = entered, set()
+        if not due or id(optimizer) in self._audited:
             return None
-        self._entered = entered
+        self._audited.add(id(optimizer))
         problem, masters = None, None
         if step != self._step:  # the first of the optimizer steps that make up a training step
             self._step = step
@@ -140,8 +142,12 @@ class Audit:
             raise CheckError(f"step {self._now()}: the ranks no longer hold the same frozen values")
         self.seconds += perf_counter() - start
 
+    def counts_from(self, step: int) -> None:
+        """Have messages count on from ``step``, the steps that the run has made by now."""
+        self._steps_before = step - self._guard.step
+
     def _now(self) -> int:
-        return self.steps_before + self._guard.step
+        return self._steps_before + self._guard.step
 
     def _totals(self, masters: Sequence[int]) -> set[int]:
         """What the digests of the ranks add up to, in each replica: one value if all is well."""

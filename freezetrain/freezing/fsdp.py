@@ -9,14 +9,14 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor import Shard as ShardPlacement
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-from torch.optim import Optimizer
 
 from freezetrain.errors import UserError
 from freezetrain.freezing.layout import Layout, Shard
+from freezetrain.freezing.optimizers import Optimizers
 from freezetrain.regions import Resolved
 
 
-def fsdp(optimizers: Sequence[Optimizer], resolved: Sequence[Resolved]) -> Layout:
+def fsdp(optimizers: Optimizers, resolved: Sequence[Resolved]) -> Layout:
     """A model under ``fully_shard``, also replicated over groups of ranks (HSDP).
 
     Each rank masks, guards and keeps entries of its own shard alone. FSDP2 calls the
@@ -37,13 +37,14 @@ def fsdp(optimizers: Sequence[Optimizer], resolved: Sequence[Resolved]) -> Layou
         )
     return Layout(
         engine="FSDP2",
-        optimizers=optimizers,
-        inner=optimizers[-1:],
+        optimizers=optimizers.hooked,
+        inner=optimizers.inner,
         gradients=shards,
         masters=shards,
         distributed=True,
         replica=replicas.pop() if replicas else 0,
         sharded=True,
+        piecewise=len(optimizers.inner) > 1,
         full=_full,
     )
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from freezetrain.freezing.engines import lay_out, refuse_unsupported
 from freezetrain.freezing.fsdp import reshard
 from freezetrain.freezing.hooks import GradientMask, StepGuard
 from freezetrain.freezing.layout import Layout, Shard, prove
+from freezetrain.freezing.optimizers import OptimizerLike
 from freezetrain.freezing.weights_folder import WeightsFolder
 from freezetrain.regions import Region, Resolved
 
@@ -42,8 +42,10 @@ class FreezeOptions:
     """Optimizer steps between two audits; the first two steps are always audited. 0: entries are
     only compared where the freeze is verified, as before a checkpoint is written."""
     first_step: int = 0
-    """Optimizer steps, counted from the start of the whole run, before the freeze begins. It begins
-    and ends between two batches, also where manual optimization makes several steps in one."""
+    """Optimizer steps, counted from the start of the whole run as the trainer's ``global_step``
+    does, before the freeze begins. It begins and ends between two batches, also where manual
+    optimization makes several steps in one: Lightning counts each step of each optimizer, so that
+    two that step once a batch make two, transformers counts a round of all as one."""
     last_step: int | None = None
     """The freeze ends before this step, so that steps ``first_step`` to ``last_step - 1`` are
     frozen. None: it lasts to the end of training."""
@@ -76,8 +78,8 @@ class FreezeOptions:
 
 def freeze(
     model: nn.Module,
-    optimizer: Any,
-    region: Region,
+    optimizer: OptimizerLike | Sequence[OptimizerLike] | None,
+    region: Region | str | Path,
     *,
     check_base: bool = True,
     clamp: float | None = None,
@@ -115,10 +117,13 @@ def freeze(
 
     Args:
         model: the model, or a wrapper around it (DDP, torch.compile, LightningModule, engine).
-        optimizer: the one that holds the region's parameters; call ``freeze`` once for each when
-            two share a region's parameters between them, with a region for each. None for a
-            DeepSpeed engine, which has it.
-        region: what to freeze; its names are looked up as in :meth:`Region.resolve`.
+        optimizer: the one that trains the model, or all of them where there are several, as
+            ``[muon, adamw]``: each is guarded for the parameters of the region that it holds, and
+            one handle speaks for all. A trainer's wrapper will do, as will a container that keeps
+            several as ``.optimizers``. What is used of each:
+            :class:`~freezetrain.freezing.optimizers.HookedOptimizer`. None for a DeepSpeed engine,
+            which has one.
+        region: what to freeze, or its file; its names are looked up as in :meth:`Region.resolve`.
         check_base: refuse a model that is not the base named in the region. False for a model
             that has been trained since, as on resuming.
         clamp: set the frozen entries to this value first.
@@ -136,6 +141,7 @@ def freeze(
         CheckError: the ranks, or the masters and the weights, disagree from the start.
     """
     FreezeOptions(clamp=clamp, base=base, audit_every=audit_every)  # refuses what cannot work
+    region = region if isinstance(region, Region) else Region.load(region)
     refuse_unsupported(model)
     reshard(model)
     resolved = region.resolve(model)
@@ -222,8 +228,8 @@ class Freeze:
         return self.count
 
     def counts_from(self, step: int) -> None:
-        """Have messages count the steps of a run that had made ``step`` before the freeze."""
-        self._audit.steps_before = step
+        """Have messages count on from ``step``, the steps that the run has made by now."""
+        self._audit.counts_from(step)
 
     def _replaced(self) -> list[str]:
         refuse_unsupported(self._model)

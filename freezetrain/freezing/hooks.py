@@ -161,7 +161,8 @@ class StepGuard:
         """Training steps begun so far."""
         self.entered = 0
         """Optimizer steps begun so far, without those within others. Where an engine steps its
-        tensors one after the other (``piecewise``), several make up a training step."""
+        tensors one after the other, or there are several optimizers (``piecewise``), several make
+        up a training step: one ends where an optimizer comes to a tensor for the second time."""
         self.seconds = 0.0
         """Spent on it by this host; a GPU does what was queued later."""
         self._piecewise = piecewise
@@ -169,7 +170,8 @@ class StepGuard:
         self._shards = list(shards)
         self._running: list[Optimizer] = []  # of the steps that have begun, outermost first
         self._taken: list[tuple[Shard, Tensor]] = []  # while a step runs: its frozen values
-        self._stepped: set[int] = set()  # ids of the tensors that have had their turn in this step
+        # Ids of optimizers and tensors that have had their turn in this step.
+        self._stepped: set[tuple[int, int]] = set()
         take, after_step = not_traced(self._take), not_traced(self._after_step)
         self._handles: list[RemovableHandle] = []
         for optimizer in optimizers:
@@ -182,6 +184,11 @@ class StepGuard:
     def _take(self, optimizer: Optimizer, *_: Any) -> None:
         start = perf_counter()
         self._write()  # what a step around this one has moved, or one that raised
+        inner = optimizer in self._inner
+        for place, other in enumerate(self._running):
+            if inner and other in self._inner and other is not optimizer:
+                del self._running[place:]  # it raised: no inner one steps within another
+                break
         if self._running.count(optimizer) >= _steps_of_class(optimizer):
             del self._running[self._running.index(optimizer) :]  # they raised
         if not self._running:
@@ -189,7 +196,6 @@ class StepGuard:
             self._count(optimizer)
         self._running.append(optimizer)
         # One around the inner optimizers may hold other tensors and still move these.
-        inner = optimizer in self._inner
         taken = {id(shard) for shard, _ in self._taken}
         self._taken += [
             (shard, shard.read())
@@ -199,7 +205,11 @@ class StepGuard:
         self.seconds += perf_counter() - start
 
     def _count(self, optimizer: Optimizer) -> None:
-        held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+        held = {
+            (id(optimizer), id(tensor))
+            for group in optimizer.param_groups
+            for tensor in group["params"]
+        } or {(id(optimizer), 0)}
         self.entered += 1
         if not self._piecewise or not self.step or held & self._stepped:
             self.step += 1

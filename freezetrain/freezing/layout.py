@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from freezetrain.errors import CheckError
+from freezetrain.freezing.optimizers import Optimizers
 from freezetrain.ranks import from_all_ranks, together
 from freezetrain.regions import Entries, Resolved
 from freezetrain.regions.entries import count_before, narrow
@@ -198,7 +199,7 @@ class Layout:
     sharded: bool = False
     """Whether the masters are split over ranks or differ from the copies, which wants a proof."""
     piecewise: bool = False
-    """Whether a training step is several steps of an inner optimizer, each of some masters."""
+    """Whether a training step is several steps of inner optimizers, each of some masters."""
     full: Callable[[nn.Parameter], Tensor] = _whole
     """The whole of a parameter, gathered where it is split: call it on every rank."""
 
@@ -271,7 +272,7 @@ def _dtypes(shards: Sequence[Shard]) -> str:
 
 def plain(
     engine: str,
-    optimizers: Sequence[Optimizer],
+    optimizers: Optimizers,
     resolved: Sequence[Resolved],
     replicated: bool,
     group: dist.ProcessGroup | None = None,
@@ -280,13 +281,14 @@ def plain(
     shards = [Shard.whole(frozen, number) for number, frozen in enumerate(resolved)]
     return Layout(
         engine=engine,
-        optimizers=optimizers,
-        inner=optimizers[-1:],
+        optimizers=optimizers.hooked,
+        inner=optimizers.inner,
         gradients=shards,
         masters=shards,
         distributed=replicated,
         group=group,
         replica=dist.get_rank(group) if replicated else 0,
+        piecewise=len(optimizers.inner) > 1,
     )
 
 

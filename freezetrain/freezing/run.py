@@ -86,6 +86,8 @@ class RunFreeze:
 
     def before_step(self, step: int) -> None:
         """Begin or end the freeze where the step after ``step`` others is the first or last."""
+        if self.handle is not None:
+            self.handle.counts_from(step)
         if self.handle is None and self._trained is not None and self._holds(step):
             self.handle = self._freeze(step, check_base=False)
         elif self.handle is not None and not self._holds(step):

@@ -274,11 +274,14 @@ def test_schedule_that_cannot_be_is_refused() -> None:
         RegionFreeze(mixed_region(TinyLM()), first_step=4, last_step=4)
 
 
-class Meddle(L.Callback):
-    """Writes to a frozen entry after the second step."""
+class MeddleAt(L.Callback):
+    """Writes to a frozen entry once ``step`` steps have been made."""
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if trainer.global_step == 2:
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, *_: object) -> None:
+        if trainer.global_step == self.step:
             pl_module.network.down.bias.data[0] += 1
 
 
@@ -286,16 +289,16 @@ def test_moved_entry_stops_the_run_and_is_not_saved(tmp_path: Path) -> None:
     freeze = RegionFreeze(mixed_region(TinyLM()))
     keep = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=2)
     with pytest.raises(CheckError, match=r"network\.down\.bias"):
-        trainer(freeze, Meddle(), keep).fit(Module())
+        trainer(freeze, MeddleAt(2), keep).fit(Module())
     assert not list(tmp_path.iterdir())
     with pytest.raises(CheckError, match=r"network\.down\.bias"):
-        trainer(freeze, Meddle()).fit(Module())
+        trainer(freeze, MeddleAt(2)).fit(Module())
 
 
 def test_a_freeze_that_ends_before_training_does_is_verified_as_it_ends() -> None:
     freeze = RegionFreeze(mixed_region(TinyLM()), last_step=2, audit_every=0)
     with pytest.raises(CheckError, match=r"network\.down\.bias"):
-        trainer(freeze, Meddle()).fit(Module())
+        trainer(freeze, MeddleAt(2)).fit(Module())
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -326,16 +329,70 @@ def test_strategies_that_cannot_be_guaranteed_are_refused_by_name() -> None:
     freeze.setup(stand_in, Module(), "validate")
 
 
-def test_several_optimizers_are_refused() -> None:
-    class Two(Module):
-        def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-            self.automatic_optimization = False
-            return [adamw(self.network.up.parameters()), adamw(self.network.down.parameters())]
+class TwoOptimizers(Module):
+    """Muon for matrices and AdamW for the rest, each stepped after every second batch."""
 
-    with pytest.raises(UserError, match="needs one optimizer, Two has 2"):
-        trainer(
-            RegionFreeze(mixed_region(TinyLM())), accumulate_grad_batches=1, gradient_clip_val=None
-        ).fit(Two())
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return muon_and_adamw(dict(self.network.named_parameters()))
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.manual_backward(super().training_step(batch) / 2)
+        if batch_idx % 2:
+            nn.utils.clip_grad_norm_(self.network.parameters(), MAX_NORM)
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None: ...
+
+
+def muon_and_adamw(named: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
+    matrices = [named.pop("up.weight"), named.pop("down.weight")]
+    muon = torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1)
+    return [muon, adamw(list(named.values()))]
+
+
+def manual(*callbacks: L.Callback, **options) -> L.Trainer:
+    return trainer(*callbacks, accumulate_grad_batches=1, gradient_clip_val=None, **options)
+
+
+def test_several_optimizers_train_as_if_frozen_entries_were_constants() -> None:
+    module, region = TwoOptimizers(), mixed_region(TinyLM())
+    reference = Constants(TinyLM(), region, flat=False)
+    optimizers = muon_and_adamw(dict(reference.free))
+    for batches in steps_of_batches():
+        for batch in batches:
+            (loss_of(reference(batch), batch) / len(batches)).backward()
+        nn.utils.clip_grad_norm_(reference.parameters(), MAX_NORM)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    manual(RegionFreeze(region, audit_every=1)).fit(module)
+    for name, parameter in module.network.named_parameters():
+        mask, expected = reference.masks[name], reference.weights()[name]
+        assert torch.equal(parameter[mask], reference.constants[name][mask])
+        torch.testing.assert_close(parameter, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_steps_of_several_optimizers_are_counted_as_lightning_counts_them() -> None:
+    """Two a round: the freeze holds in rounds 2 and 3 of six."""
+    region = mixed_region(TinyLM())
+
+    def freeze() -> RegionFreeze:
+        return RegionFreeze(region, first_step=4, last_step=8, audit_every=1)
+
+    record = Record()
+    manual(freeze(), record).fit(TwoOptimizers())
+    moved = [before != after for before, after in pairwise(record.values[::2])]
+    assert moved == [True, True, False, False, True, True]
+    with pytest.raises(UserError, match="first_step=4 lies beyond the run's 4 steps"):
+        manual(freeze(), max_steps=4).fit(TwoOptimizers())
+    with pytest.raises(CheckError, match=r"step 7: network\.down\.bias"):
+        manual(freeze(), MeddleAt(6)).fit(TwoOptimizers())
 
 
 def test_region_of_another_model_is_refused() -> None:
@@ -366,16 +423,13 @@ def test_module_says_which_of_two_models_is_meant() -> None:
 
 
 def test_messages_count_the_steps_of_the_whole_run(tmp_path: Path) -> None:
-    class Late(L.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *_: object) -> None:
-            if trainer.global_step == 9:
-                pl_module.network.down.bias.data[0] += 1
-
     region = mixed_region(TinyLM())
     checkpoint = saved_run(tmp_path, RegionFreeze(region))  # of six steps
     freeze = RegionFreeze(region, audit_every=1)
     with pytest.raises(CheckError, match=r"step 10: network\.down\.bias\[0\]"):
-        trainer(freeze, Late(), max_epochs=2).fit(Module(), ckpt_path=checkpoint, weights_only=True)
+        trainer(freeze, MeddleAt(9), max_epochs=2).fit(
+            Module(), ckpt_path=checkpoint, weights_only=True
+        )
 
 
 def test_freeze_beyond_the_end_is_refused() -> None:

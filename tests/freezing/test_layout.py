@@ -13,6 +13,7 @@ from torch import nn
 from freezetrain.errors import CheckError
 from freezetrain.freezing import freeze
 from freezetrain.freezing.layout import Layout, plain, prove
+from freezetrain.freezing.optimizers import take_apart
 from freezetrain.regions import Region
 
 
@@ -50,7 +51,7 @@ def test_one_device_holds_everything() -> None:
     model = TinyLM()
     resolved = mixed_region(model).resolve(model)
     optimizer = adamw(model.parameters())
-    layout = plain("one device", [optimizer], resolved, replicated=False)
+    layout = plain("one device", take_apart([optimizer]), resolved, replicated=False)
     assert layout.masters == layout.gradients
     assert not layout.copies
     assert [shard.owner for shard in layout.masters] == [item.parameter for item in resolved]
@@ -63,10 +64,14 @@ def test_entries_are_held_once() -> None:
     model = TinyLM()
     layout = flat_layout(model, mixed_region(model)).on_device()
     assert list(map(id, layout.gradients)) == list(map(id, layout.copies))
-    one = plain("one device", [], mixed_region(model).resolve(model), replicated=False).on_device()
+    one = plain(
+        "one device", take_apart([]), mixed_region(model).resolve(model), replicated=False
+    ).on_device()
     assert list(map(id, one.gradients)) == list(map(id, one.masters))
     # As under ZeRO-3, where masters and copies are the same part of a parameter.
-    apart = plain("one device", [], mixed_region(model).resolve(model), replicated=False)
+    apart = plain(
+        "one device", take_apart([]), mixed_region(model).resolve(model), replicated=False
+    )
     split = replace(apart, copies=[replace(shard) for shard in apart.masters]).on_device()
     for master, copy in zip(split.masters, split.copies, strict=True):
         assert master is not copy
@@ -164,7 +169,7 @@ def test_what_is_not_split_needs_no_proof() -> None:
     model = TinyLM()
     resolved = mixed_region(model).resolve(model)
     prove(
-        replace(plain("one device", [], resolved, replicated=False), full=full),
+        replace(plain("one device", take_apart([]), resolved, replicated=False), full=full),
         resolved,
         exact=True,
     )
