@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ VERBOSE = "FREEZETRAIN_VERBOSE"
 """Environment variable that ``--verbose`` sets: libraries' reports and tracebacks are shown."""
 
 MAX_DEPTH = 100  # of lists and mappings within one another, in YAML and JSON
+
+_QUOTED_ERROR = re.compile(r"\w+Error: (.+)")  # after "validation of the field failed:"
 
 _LONGEST = 300  # characters of a library's sentence that are repeated in ours
 
@@ -42,6 +45,10 @@ def reading(what: str, path: str | os.PathLike[str], remedy: str) -> Iterator[No
         raise
     except Exception as error:
         raise UserError(f"cannot read {what} {path}: {reason(error)}; {remedy}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of a library in Rust, as tokenizers
+            raise
+        raise UserError(f"cannot read {what} {path}: {reason(error)}; {remedy}") from error
 
 
 def reason(error: BaseException) -> str:
@@ -59,11 +66,15 @@ def reason(error: BaseException) -> str:
             return "it is a pickle that holds more than tensors, which is not run"
         case OSError(strerror=str(strerror)):
             return strerror
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = (lines or [""])[0].rstrip(".:;")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    quoted = _QUOTED_ERROR.match(lines[1]) if len(lines) > 1 and lines[0].endswith(":") else None
+    said = (quoted[1] if quoted else lines[0]).rstrip(".:;")
     if len(said) > _LONGEST:
         said = f"{said[:_LONGEST]}…"
-    if isinstance(error, OSError | ValueError | RuntimeError | ImportError) and said:
+    if type(error).__name__ == "SafetensorError":  # by its name: not all who read files need it
+        return f"it is truncated or not a safetensors file ({said})"
+    plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
+    if said and (plain or quoted or type(error) is Exception):
         return said
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
@@ -74,6 +85,8 @@ def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> Any:
     Raises UserError as :func:`reading`.
     """
     with reading(what, path, remedy):
+        if not Path(path).is_file():  # a pipe or a device has no end
+            raise FileNotFoundError(f"there is {'no file' if Path(path).exists() else 'nothing'}")
         return parse_json(Path(path).read_text(encoding="utf-8"))
 
 

@@ -95,9 +95,11 @@ def _run(command: Command, launch: Launch) -> int:
         if launch.rank == 0:
             sys.stdout.write(yaml12.dump(asdict(command.recipe)))
         return 0
+    from freezetrain.places import require_places
     from freezetrain.run_folder import default_folder
 
     if command.dry_run:
+        require_places(command.recipe)
         if launch.rank == 0:
             from freezetrain.training import dry_run
 
@@ -116,6 +118,7 @@ def _run(command: Command, launch: Launch) -> int:
 
 def _lead(command: Command, folder: Path, launch: Launch) -> int:
     """Run the job on rank 0, which alone owns the folder, writes results and prints them."""
+    from freezetrain.places import require_places
     from freezetrain.run_folder import claimed, write_outcome
 
     verb = VERBS[command.verb]
@@ -123,6 +126,7 @@ def _lead(command: Command, folder: Path, launch: Launch) -> int:
         if (folder / "results.json").is_file():
             _print([f"this run is finished; results: {folder / 'results.json'}"])
             return 0
+        require_places(command.recipe)  # before the job imports torch
         with _announced(folder, verb.parallel and not launch.external):
             outcome = import_module(f"freezetrain.{verb.job}").run(command.recipe, folder)
     write_outcome(folder, command.verb, outcome)

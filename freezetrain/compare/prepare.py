@@ -47,7 +47,7 @@ class Prepared:
 def prepare(recipe: CompareRecipe, folder: Path) -> Prepared:
     """Make what is not in ``folder`` yet. UserError for what can be refused, before any run."""
     tokenizer = load_tokenizer(recipe.train.model)
-    shape = meta_model(recipe.train.model)
+    shape = meta_model(recipe.train.model, random_weights=recipe.train.from_scratch)
     check_fit(shape, tokenizer, recipe.train.optimization.sequence_length)
     documents = held_out_documents(recipe.train.watch, tokenizer)
     if recipe.target not in documents or len(documents) < 2:

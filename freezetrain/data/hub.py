@@ -11,7 +11,10 @@ import datasets
 
 from freezetrain.data.reading import AT_ONCE, FEATURES, document
 from freezetrain.errors import UserError, near_misses
+from freezetrain.hub_network import offline_unless_reachable
+from freezetrain.places import require_data_set
 from freezetrain.recipe.sources import TextSource
+from freezetrain.user_files import reading
 
 _VERSION = 1  # of what is kept on disk
 
@@ -150,31 +153,27 @@ def _fingerprint(rows: str, config: str, source: TextSource) -> str:
 def _read(source: TextSource, read: Callable[[str], T]) -> T:
     """What ``read`` (folder or id) gets from `datasets`; its errors become one sentence."""
     place = str(source.hub)
-    is_id = place.count("/") <= 1 and not place.startswith((".", "/", "~"))
     local = Path(place).expanduser()
-    if not is_id and not local.is_dir():
-        raise UserError(
-            f"cannot read the data set {place}: there is no such folder; give texts.hub a folder "
-            "in the hub's layout, or an id on the hub"
-        )
+    require_data_set(place)
+    if local.is_dir():
+        with reading("the data set in the folder", place, "repair it, or download it again"):
+            return _with_innermost_error(lambda: read(str(local)))
+    remedy = "check its name, or download it elsewhere and give texts.hub the folder"
+    with offline_unless_reachable(), reading("the data set", place, remedy):
+        return _with_innermost_error(lambda: read(place))
+
+
+def _with_innermost_error(read: Callable[[], T]) -> T:
+    """What ``read`` gives; of an error that `datasets` made of another, that one is raised."""
     try:
-        return read(str(local) if local.is_dir() else place)
-    except UserError:
-        raise
-    except Exception as error:  # a network fails in the ways of several libraries
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise cause from None
-            innermost, cause = cause, cause.__cause__
-        reason = (str(innermost).strip() or type(innermost).__name__).splitlines()[0]
-        if local.is_dir():
-            raise UserError(f"cannot read the data set in the folder {place}: {reason}") from error
-        raise UserError(
-            f"cannot read the data set {place!r}: it is not a folder here, and the hub gave: "
-            f"{reason}; without a network, download it elsewhere and give texts.hub the folder, "
-            "or set HF_HUB_OFFLINE=1 where it was read before"
-        ) from error
+        return read()
+    except Exception as error:
+        innermost: BaseException = error
+        while innermost.__cause__ is not None:
+            innermost = innermost.__cause__
+            if isinstance(innermost, UserError):
+                break
+        raise innermost from None
 
 
 def _require_config(config: str, known: Sequence[str], source: TextSource) -> None:

@@ -93,7 +93,7 @@ def shape_and_region(recipe: TrainRecipe) -> tuple[PreTrainedModel, Region | Non
     UserError where a type rounds frozen entries, or sequence length or region do not fit the model.
     """
     refuse_types(recipe)
-    model = meta_model(recipe.model, trained_in_16_bits(recipe.optimization))
+    model = meta_model(recipe.model, trained_in_16_bits(recipe.optimization), recipe.from_scratch)
     check_length(model, recipe.optimization.sequence_length)
     if recipe.lora is not None:
         add_adapters(model, recipe.lora, recipe.optimization.seed)

@@ -65,7 +65,7 @@ def load_sharded(
     Raises UserError as load_model does, and for a model whose files hold other tensors than it has
     in memory (fused experts), which cannot be read in part.
     """
-    model = prepare(meta_model(source, in_16_bits))
+    model = prepare(meta_model(source, in_16_bits, random_weights))
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy or MixedPrecisionPolicy()}
     folder = None if random_weights else WeightsFolder(_weights_folder(source))
     if folder is not None:

@@ -103,7 +103,9 @@ def test_texts_that_are_all_held_out_are_not_trained_on(refused, tmp_path, model
 def test_files_that_do_not_fit_the_configuration(refused, tmp_path, model_folder, make_model):
     shutil.copytree(model_folder, tmp_path / "odd")
     make_model(hidden_size=32).config.save_pretrained(tmp_path / "odd")
-    assert "cannot load the model" in refused(*train(tmp_path / "odd", tmp_path))
+    said = refused(*train(tmp_path / "odd", tmp_path))
+    assert said.startswith(f"config.json of {tmp_path / 'odd'} and its weights do not fit: ")
+    assert "[400, 16] in the files, and [400, 32] by config.json" in said
 
 
 def test_norwegian_is_a_language(refused, tmp_path):

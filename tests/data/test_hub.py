@@ -142,7 +142,8 @@ def test_bad_documents_are_named_or_skipped(hub):
 def test_an_unreachable_hub_says_what_to_do(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        UserError, match=r"'some/one': it is not a folder here.*without a network, download it"
+        UserError,
+        match=r"'some/one': there is no such folder, the caches .* do not hold it.*download it",
     ):
         read_languages(TextSource(hub="some/one"), ["en"])
     with pytest.raises(UserError, match=r"cannot read the data set ./some/where/else: there is no"):
