@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
-from freezetrain.callbacks.near_base import frozen_shards, require_whole, trained, wide
+from freezetrain.callbacks.near_base import trained, wide
+from freezetrain.callbacks.region_freeze import RegionFreeze, require_whole
 from freezetrain.errors import UserError
 
 
@@ -65,16 +66,10 @@ class WeightAverage(WeightAveraging):
         before = self._latest_update_step
         super().on_train_batch_end(trainer, pl_module, *args)
         if self._latest_update_step > before:
-            self._put_frozen_back(trainer, pl_module)
-
-    @torch.no_grad()
-    def _put_frozen_back(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert self._average_model is not None
-        frozen = frozen_shards(trainer)
-        averages = self._average_model.module.parameters()
-        for parameter, average in zip(pl_module.parameters(), averages, strict=True):
-            for shard in frozen.get(id(parameter), ()):
-                shard.entries.write(average, wide(shard.read()))
+            assert self._average_model is not None
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RegionFreeze):  # now: another may look before its turn
+                    callback.put_into(self._average_model.module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the weights as they are: a checkpoint may still be saved."""

@@ -7,17 +7,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    SingleDeviceStrategy,
-    SingleDeviceXLAStrategy,
-    Strategy,
-    XLAStrategy,
-)
 from torch import Tensor, float32, nn, promote_types
 
-from freezetrain.callbacks.region_freeze import RegionFreeze
+from freezetrain.callbacks.region_freeze import RegionFreeze, require_whole
 from freezetrain.errors import UserError
 from freezetrain.freezing.layout import Shard
 from freezetrain.regions import fingerprint
@@ -44,20 +36,6 @@ def base_weights(module: nn.Module) -> dict[str, Tensor]:
             "found none; build the model in __init__"
         )
     return copies
-
-
-def require_whole(strategy: Strategy, callback: str, purpose: str) -> None:
-    """UserError, in the name of ``callback``, where a rank does not hold all weights.
-
-    ``purpose``: what the callback needs them for, as "average weights".
-    """
-    good = SingleDeviceStrategy | DDPStrategy
-    bad = DeepSpeedStrategy | SingleDeviceXLAStrategy | XLAStrategy  # subclasses of these
-    if not isinstance(strategy, good) or isinstance(strategy, bad):
-        raise UserError(
-            f"{callback} cannot {purpose} under {type(strategy).__name__}: train on one device or "
-            "with DDPStrategy, or without it"
-        )
 
 
 def frozen_shards(trainer: L.Trainer) -> dict[int, list[Shard]]:
@@ -161,6 +139,7 @@ class BasePenalty(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
     ) -> None:
         frozen = frozen_shards(trainer)
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         total = torch.zeros((), device=pl_module.device)
         for name, parameter in trained(pl_module):
             if self.importance is not None and name not in self._factors:
@@ -172,6 +151,8 @@ class BasePenalty(L.Callback):
             if self.importance is not None:
                 pull.mul_(self._factors[name])
             total += (pull * moved).sum() / 2
+            if id(parameter) not in held:  # another optimizer's, which has its own turn
+                continue
             if parameter.grad is None:
                 parameter.grad = pull.to(parameter.dtype)
             else:

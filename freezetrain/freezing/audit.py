@@ -1,6 +1,6 @@
 """The audit of a freeze: checks of frozen entries and gradients, every so many steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from freezetrain.errors import CheckError
+from freezetrain.freezing.copies import Copies
 from freezetrain.freezing.hooks import GradientMask, StepGuard, in_step, not_traced
 from freezetrain.freezing.layout import Layout, Shard, as_hex, combined
 from freezetrain.freezing.optimizers import own_master
@@ -62,20 +63,29 @@ class Audit:
         self._masters = _digests(layout.masters)
         self._copies = _digests(layout.copies)
         self._values = [shard.read().cpu() for shard in layout.masters] if every else []
-        ranks = layout.gather((layout.replica, combined(self._masters)))
+        ranks = layout.gather((layout.replica, self._by_parameter()))
         self._replicas = [replica for replica, _ in ranks]
-        totals = self._totals([masters for _, masters in ranks])
+        totals = self._totals([combined(digests) for _, digests in ranks])
         if len(totals) > 1:
             raise CheckError(
                 f"the ranks start with different frozen values under {layout.engine}: load the "
                 "same weights on all of them before the freeze"
             )
         (self._total,) = totals
+        first = [digests for replica, digests in ranks if replica == self._replicas[0]]
+        self._of_parameters = [combined(list(parts)) for parts in zip(*first, strict=True)]
         self._handles = [
             optimizer.register_step_pre_hook(not_traced(self._before_step))
             for optimizer in layout.inner
             if every
         ]
+
+    def _by_parameter(self) -> list[int]:
+        """Digests of what this rank holds of each of the region's parameters, in their order."""
+        held: list[list[int]] = [[] for _ in self._layout.gradients]
+        for shard, digest in zip(self._layout.masters, self._masters, strict=True):
+            held[shard.number].append(digest)
+        return [combined(digests) for digests in held]
 
     @property
     def digest(self) -> str:
@@ -117,6 +127,18 @@ class Audit:
         """CheckError on all ranks if a frozen entry of one moved. Call it on every rank."""
         self._judge(*self._moved(), [])
 
+    def copy(self, copies: Copies, state: Mapping[str, Tensor], what: str) -> None:
+        """CheckError on all ranks if ``state``, of a copy called ``what``, has other values."""
+        start = perf_counter()
+        moved = copies.first_moved(state, self._of_parameters, self._masters)
+        for rank, problem in enumerate(self._layout.gather(moved)):
+            if problem is not None:
+                raise CheckError(f"{self._where(rank)}step {self._now()}: {what} {problem}")
+        self.seconds += perf_counter() - start
+
+    def _where(self, rank: int) -> str:
+        return f"rank {self._layout.rank_of(rank)}, " if self._layout.distributed else ""
+
     def _judge(self, problem: str | None, masters: int | None, shards: Sequence[Shard]) -> None:
         """Raise the first problem of any rank, on all."""
         start = perf_counter()
@@ -134,8 +156,7 @@ class Audit:
                     )
             if problem is not None:
                 self._guard.put_back()  # the step that this stops has no post-hook
-                where = f"rank {self._layout.rank_of(rank)}, " if self._layout.distributed else ""
-                raise CheckError(f"{where}step {self._now()}: {problem}")
+                raise CheckError(f"{self._where(rank)}step {self._now()}: {problem}")
         held = [report.masters for report in reports if report.masters is not None]
         if masters is not None and self._totals(held) != {self._total}:
             self._guard.put_back()
@@ -204,7 +225,7 @@ class Audit:
                     f"{what}{held.name}[{master.index_of(first)}] is frozen and changed from "
                     f"{kept[first].item()} to {now[first].item()}; {int(differs.sum())} of its "
                     "frozen entries here did: something besides the guarded optimizer wrote "
-                    "them, or another checkpoint was loaded"
+                    "them, such as an average of weights, or another checkpoint was loaded"
                 )
         return (
             f"frozen entries of {what}{held.name} changed since the freeze: something besides "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.freezing.audit import Audit
+from freezetrain.freezing.copies import Copies
 from freezetrain.freezing.engines import lay_out, refuse_unsupported
 from freezetrain.freezing.fsdp import reshard
 from freezetrain.freezing.hooks import GradientMask, StepGuard
@@ -195,6 +196,7 @@ class Freeze:
             self._mask.remove()
             self._guard.remove()
             raise
+        self._copies = Copies(model, region, resolved, layout)
         self._removed = False
 
     @property
@@ -213,8 +215,27 @@ class Freeze:
         """
         return self._mask.seconds + self._guard.seconds + self._audit.seconds
 
-    def verify(self) -> int:
+    def put_into(self, copy: nn.Module) -> None:
+        """Give ``copy``, such as an average of the weights, the frozen entries as they are.
+
+        Averages round: without this they move entries that never moved. Call it on every rank,
+        after each update of the average or once before it is used::
+
+            averaged.update_parameters(model)  # torch.optim.swa_utils.AveragedModel
+            handle.put_into(averaged)
+
+        UserError for a copy without the region's parameters, one whose dtype would round them, and
+        under DeepSpeed.
+        """
+        if self._removed:
+            raise UserError("the freeze was removed: copy its entries before remove()")
+        self._copies.put_into(copy)
+
+    def verify(self, copy: nn.Module | Mapping[str, Tensor] | None = None) -> int:
         """Check that every frozen entry has the bits that it had at the start; return how many.
+
+        ``copy`` is looked at too: a copy of the model, such as an average of its weights, or a
+        state dict with the model's own names, which need not hold all of them.
 
         Call it on every rank. CheckError on all of them, naming parameter, entry, rank and step,
         when an entry of one moved or a parameter was replaced by another tensor; UserError when
@@ -225,7 +246,20 @@ class Freeze:
             raise UserError("the freeze was removed: verify before remove()")
         self._guard.put_back()
         self._audit.values()
+        if copy is not None:
+            self._copies.refuse_unknown()
+            state = self._copies.state_of(copy) if isinstance(copy, nn.Module) else copy
+            self._audit.copy(self._copies, state, "the copy of the model")
         return self.count
+
+    def verify_checkpoint(self, state: Mapping[str, Tensor]) -> None:
+        """As :meth:`verify`, of a state dict that is about to be written.
+
+        One that the engine makes of masters of its own, as DeepSpeed does, is not looked at: it is
+        not what will be written.
+        """
+        if self._copies.known and not self._removed:
+            self._audit.copy(self._copies, state, "the checkpoint that is about to be written")
 
     def counts_from(self, step: int) -> None:
         """Have messages count on from ``step``, the steps that the run has made by now."""

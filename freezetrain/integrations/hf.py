@@ -28,7 +28,10 @@ class RegionFreezeCallback(FreezeOptions, TrainerCallback):
     and step), and ends with training. The Trainer tells callbacks of no exception: after one,
     the freeze holds until :meth:`end` or the next ``train``. Checkpoints hold digests of the
     region and of its values: one resumes with the region that it was trained with. Several
-    callbacks with a region each may be given.
+    callbacks with a region each may be given. An optimizer may be a container of several.
+
+    A callback that averages weights: give its copy the frozen entries by ``handle.put_into`` after
+    each update, and stand before this one, so that what it leaves in the model is verified.
 
     Raises UserError as training begins, for what :func:`freezetrain.freeze` refuses and for a
     checkpoint of another region.
@@ -41,7 +44,6 @@ class RegionFreezeCallback(FreezeOptions, TrainerCallback):
         super().__post_init__()
         self._run = RunFreeze(self.region, self)
         self.region = self._run.region
-        self._verified = -1  # the step after which this last looked
 
     @property
     def handle(self) -> Freeze | None:
@@ -55,7 +57,6 @@ class RegionFreezeCallback(FreezeOptions, TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._verified = -1
         stored = _stored(state)
         self._run.begin(
             kwargs["model"],
@@ -76,24 +77,28 @@ class RegionFreezeCallback(FreezeOptions, TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self._before_save(state, control.should_save)
+        if control.should_save:
+            self._run.verify()
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self._before_save(state, control.should_save)
+        if control.should_save:
+            self._run.verify()
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         # Whether the evaluation was the best is found out, and then saved, after this.
-        self._before_save(state, args.save_strategy == SaveStrategy.BEST or control.should_save)
+        if args.save_strategy == SaveStrategy.BEST or control.should_save:
+            self._run.verify()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        # Another callback may have asked for it after this one had its turn.
-        self._before_save(state, self._verified != state.global_step)
+        # Another callback may have asked for it, or put an average of weights in their place, after
+        # this one had its turn.
+        self._run.verify()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -105,11 +110,6 @@ class RegionFreezeCallback(FreezeOptions, TrainerCallback):
             # may be of before the freeze.
         finally:
             self._run.end()
-
-    def _before_save(self, state: TrainerState, saves: bool) -> None:
-        if saves:
-            self._run.verify()
-            self._verified = state.global_step
 
     def _record(self, state: TrainerState) -> None:
         """Put the digests where checkpoints hold them."""

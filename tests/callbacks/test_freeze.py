@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from frozen_module import Module, resume, saved_run, trainer
 from frozen_reference import (
     MAX_NORM,
     Constants,
@@ -21,7 +22,6 @@ from frozen_reference import (
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from freezetrain.callbacks import RegionFreeze
 from freezetrain.errors import CheckError, UserError
@@ -30,44 +30,6 @@ from freezetrain.regions import Base, Region, fingerprint
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*callbacks used to create the checkpoint"
 )
-
-
-class Module(L.LightningModule):
-    """A user's module: the model under an attribute of any name, its own data and optimizer."""
-
-    def __init__(self, model: nn.Module | None = None) -> None:
-        super().__init__()
-        self.network = model or TinyLM()
-        self.norms: list[Tensor] = []
-
-    def training_step(self, batch: Tensor) -> Tensor:
-        return loss_of(self.network(batch), batch)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        gradients = [p.grad for p in self.network.parameters()]
-        self.norms.append(nn.utils.get_total_norm(gradients))
-
-    def train_dataloader(self) -> DataLoader:
-        batches = [batch for batches in steps_of_batches() for batch in batches]
-        return DataLoader(batches, batch_size=None)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return adamw(self.parameters())
-
-
-def trainer(*callbacks: L.Callback, **options) -> L.Trainer:
-    settings = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_epochs": 1,
-        "accumulate_grad_batches": 2,
-        "gradient_clip_val": MAX_NORM,
-        "logger": False,
-        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return L.Trainer(callbacks=list(callbacks), **{**settings, **options})
 
 
 def reference_run() -> tuple[Constants, list[Tensor]]:
@@ -116,20 +78,6 @@ def test_sixteen_bit(precision: str) -> None:
         mask = frozen.entries.mask()
         assert torch.equal(frozen.parameter[mask], start[frozen.name][mask])
         assert mask.all() or not torch.equal(frozen.parameter, start[frozen.name])
-
-
-def saved_run(folder: Path, *callbacks: L.Callback) -> Path:
-    """The first of two epochs; return the checkpoint."""
-    keep = ModelCheckpoint(dirpath=folder, save_last=True)
-    trainer(*callbacks, keep).fit(Module())
-    return folder / "last.ckpt"
-
-
-def resume(freeze: RegionFreeze, checkpoint: Path) -> Module:
-    """The second epoch, from the checkpoint."""
-    module = Module()
-    trainer(freeze, max_epochs=2).fit(module, ckpt_path=checkpoint, weights_only=True)
-    return module
 
 
 def test_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
