@@ -5,23 +5,31 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file, is_flash_attn_2_available
-from transformers.utils import logging as transformers_logging
 
 from freezetrain.errors import UserError
 from freezetrain.forward import context_length
-from freezetrain.freezing.weights_folder import WeightsFolder
+from freezetrain.freezing.weights_folder import FLOATS, WeightsFolder, quantization
 from freezetrain.hub_network import offline_unless_reachable
-from freezetrain.model_files import check_runs, check_weights, few_modules, layers_left_out
+from freezetrain.model_files import check_runs, check_weights, few_modules
 from freezetrain.places import COPY, check_tokenizer_there, require_model, setting_with
 from freezetrain.recipe.sources import Dtype, ModelSource
+from freezetrain.stored_model import (
+    download,
+    lacking,
+    refuse_quantized,
+    take_ties,
+    take_type,
+    weights_here,
+    without_progress_bars,
+)
 from freezetrain.user_files import reading, verbose
 
 if TYPE_CHECKING:
@@ -33,18 +41,6 @@ def on_gpu(model: "PreTrainedModel") -> "PreTrainedModel":
     if torch.cuda.is_available():
         nn.Module.to(model, "cuda")
     return model
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Silence transformers' own bars, which say nothing about how long a job takes."""
-    enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            transformers_logging.enable_progress_bar()
 
 
 @contextmanager
@@ -71,8 +67,10 @@ def _loading(what: str, source: ModelSource, remedy: str = COPY) -> Iterator[Non
             ) from error
 
 
-def _torch_dtype(dtype: Dtype) -> torch.dtype | str:
-    return "auto" if dtype == "stored" else getattr(torch, dtype)
+def _torch_dtype(dtype: Dtype, config: "PretrainedConfig") -> torch.dtype | None:
+    """``config``: as :func:`describe` gives it, which says what the files hold."""
+    stored = cast(torch.dtype | None, config.dtype)
+    return stored if dtype == "stored" else getattr(torch, dtype)
 
 
 def _attention(source: ModelSource, config: "PretrainedConfig", in_16_bits: bool) -> str | None:
@@ -99,81 +97,131 @@ def _new(source: ModelSource, config: "PretrainedConfig", in_16_bits: bool) -> "
     """With weights as they are initialized."""
     return transformers.AutoModelForCausalLM.from_config(
         config,
-        dtype=config.dtype if source.dtype == "stored" else _torch_dtype(source.dtype),
+        dtype=_torch_dtype(source.dtype, config),
         attn_implementation=_attention(source, config, in_16_bits),
         trust_remote_code=source.trust_remote_code,
     ).eval()
 
 
+@dataclass(frozen=True)
+class Described:
+    """A model before its weights are loaded."""
+
+    config: "PretrainedConfig"
+    """What config.json says, and of types and ties what the files hold."""
+    files: WeightsFolder | None
+    """None: they are not here."""
+
+
+def describe(source: ModelSource, fetch: bool = False, quantized: bool = False) -> Described:
+    """What ``source`` is, from its configuration and the headers of its files.
+
+    ``fetch``: download the files of an id on the hub first. ``quantized``: weights that
+    transformers dequantizes as it runs are taken too. Raises UserError as :func:`load_model`.
+    """
+    config = _load_config(source)
+    with _loading("model", source):
+        if fetch and not Path(source.path).is_dir():
+            download(source.path, source.revision)
+        files = weights_here(source.path, source.revision)
+    if quantized and quantization(config) is not None:
+        return Described(config, None)
+    refuse_quantized(source.path, config, files)
+    if files is not None:
+        take_type(config, files)
+    return Described(config, files)
+
+
 def load_model(
-    source: ModelSource, random_weights: bool = False, in_16_bits: bool | None = None
+    source: ModelSource,
+    random_weights: bool = False,
+    in_16_bits: bool | None = None,
+    described: Described | None = None,
+    quantized: bool = False,
 ) -> "PreTrainedModel":
     """The model in eval mode on the CPU, or a new one of its configuration with random weights.
 
     ``in_16_bits``: whether it will compute in 16 bits, which flash attention needs; None: whether
-    ``source.dtype`` has 16 bits.
+    ``source.dtype`` has 16 bits. ``described``: what :func:`checked` gave. ``quantized``: only
+    evaluate it, so that it may be stored quantized where transformers can run that.
 
     Raises UserError if it cannot be found or loaded, if flash attention is asked for and cannot be
-    had, or if weights are missing from its files: freshly initialized ones would make every figure
-    meaningless.
+    had, if its weights are stored quantized, or if some are missing from its files, in excess or of
+    another shape: freshly initialized ones would make every figure meaningless.
     """
     if in_16_bits is None:
         in_16_bits = source.dtype in ("bfloat16", "float16")
-    config = _load_config(source)
-    if not is_deepspeed_zero3_enabled():  # under which weights are partitioned as they are made
-        meta_model(source, in_16_bits, random_weights)
+    if described is None:
+        _, described = _shape(source, in_16_bits, random_weights, quantized, fetch=True)
+    config = described.config
     with _loading("model", source), without_progress_bars():
         if random_weights:
             return _new(source, config, in_16_bits)
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             source.path,
-            dtype=_torch_dtype(source.dtype),
+            config=config,
+            dtype=_torch_dtype(source.dtype, config),
             attn_implementation=_attention(source, config, in_16_bits),
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
             revision=source.revision,
             trust_remote_code=source.trust_remote_code,
         )
     model, report = loaded
-    for name, stored, described in sorted(report["mismatched_keys"]):
-        raise UserError(
-            f"config.json of {source.path} and its weights do not fit: {name!r} has the shape "
-            f"{list(stored)} in the files, and {list(described)} by config.json; give the "
-            "config.json that the weights were saved with"
-        )
-    if layers := layers_left_out(model, set(report["unexpected_keys"])):
-        raise UserError(
-            f"config.json of {source.path} and its weights do not fit: the files hold {layers[0]} "
-            "and config.json describes fewer layers; give the config.json that the weights were "
-            "saved with"
-        )
     if missing := sorted(report["missing_keys"]):
-        raise UserError(
-            f"the files of {source.path} lack {len(missing)} of the model's weights, first "
-            f"{missing[0]!r}; give a complete model"
+        raise UserError(lacking(source.path, missing, model))
+    if described.files is None and (unused := sorted(report["unexpected_keys"])):
+        raise UserError(  # nobody has looked into the files before
+            f"the files of {source.path} hold {len(unused)} tensors that the model of its "
+            f"config.json does not use, first {unused[0]!r}; give a complete model"
         )
     return model.eval()
 
 
+def checked(source: ModelSource, random_weights: bool, in_16_bits: bool | None) -> Described:
+    """As :func:`describe`, of files that are here, with all checked that headers can tell."""
+    if in_16_bits is None:
+        in_16_bits = source.dtype in ("bfloat16", "float16")
+    return _shape(source, in_16_bits, random_weights, fetch=True)[1]
+
+
 def meta_model(
-    source: ModelSource, in_16_bits: bool | None = None, random_weights: bool = False
+    source: ModelSource,
+    in_16_bits: bool | None = None,
+    random_weights: bool = False,
+    quantized: bool = False,
 ) -> "PreTrainedModel":
     """The model without weights (on the meta device): names, shapes and types, in seconds.
 
     Its folder needs a config.json only. Raises UserError as load_model does, and, unless it is to
-    get random weights, where those in its folder are too few for it.
+    get random weights, where those in its folder are not this model's.
     """
     if in_16_bits is None:
         in_16_bits = source.dtype in ("bfloat16", "float16")
-    config = _load_config(source)
+    return _shape(source, in_16_bits, random_weights, quantized)[0]
+
+
+def _shape(
+    source: ModelSource,
+    in_16_bits: bool,
+    random_weights: bool = False,
+    quantized: bool = False,
+    fetch: bool = False,
+) -> tuple["PreTrainedModel", Described]:
+    """The model without weights, and what the headers of its files say, which fit it."""
+    described = describe(source, fetch and not random_weights, quantized)
     with _loading("model", source), few_modules(source.path):
         with torch.device("meta"):
-            model = _new(source, config, in_16_bits)
+            model = _new(source, described.config, in_16_bits)
         if not source.trust_remote_code:
             check_runs(model, source.path)
-    if not random_weights and (folder := Path(source.path)).is_dir():
+    if random_weights:
+        return model, described
+    if (folder := Path(source.path)).is_dir():
         check_weights(folder, model)
-    return model
+    if described.files is not None and take_ties(model, described.config, described.files):
+        with _loading("model", source), torch.device("meta"):
+            model = _new(source, described.config, in_16_bits)
+    return model, described
 
 
 def _load_config(source: ModelSource) -> "PretrainedConfig":
@@ -184,12 +232,18 @@ def _load_config(source: ModelSource) -> "PretrainedConfig":
 
 
 def stored_dtype(source: ModelSource) -> torch.dtype | None:
-    """The type that the model's files hold its weights in: by its configuration or, where that
-    says nothing, by a folder's files; None where those are not here either."""
-    dtype = cast(torch.dtype | None, _load_config(source).dtype)
-    if dtype is None and any(Path(source.path).glob("model.safetensors*")):
-        return WeightsFolder(source.path).dtype()
-    return dtype
+    """The type that the model's files hold its weights in, the narrowest that holds them all.
+
+    Where they are not here it is what the configuration says; None where that says nothing.
+    """
+    return cast(torch.dtype | None, describe(source).config.dtype)
+
+
+def stored_dtypes(source: ModelSource) -> dict[str, torch.dtype]:
+    """Name in the files -> type, of each tensor of floating point; empty: they are not here."""
+    files = describe(source).files
+    headers = {} if files is None else files.headers
+    return {name: FLOATS[header.dtype] for name, header in headers.items() if header.is_float}
 
 
 def local_folder(source: ModelSource) -> Path:

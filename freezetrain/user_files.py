@@ -39,7 +39,7 @@ def reading(what: str, path: str | os.PathLike[str], remedy: str) -> Iterator[No
     the traceback. Nothing of ours that can be wrong by itself belongs inside.
     """
     try:
-        with _libraries_silenced():
+        with libraries_silenced():
             yield
     except (UserError, CheckError, Preempted):
         raise
@@ -119,7 +119,7 @@ def _deeper(content: Any, depth: int) -> bool:
 
 
 @contextmanager
-def _libraries_silenced() -> Iterator[None]:
+def libraries_silenced() -> Iterator[None]:
     """Keep back what transformers logs and libraries warn of, unless all is to be shown."""
     if verbose():
         yield

@@ -187,8 +187,7 @@ def stored_model(source: ModelSource) -> tuple["PreTrainedModel", Read | None]:
     """The model without weights, and a function that reads those of one of its parameters.
 
     transformers stores some models under other names or shapes than they have in memory (fused
-    experts), or quantized: these are loaded whole, and the function is None. UserError as
-    :func:`load_model`.
+    experts): these are loaded whole, and the function is None. UserError as :func:`load_model`.
     """
     model = meta_model(source)
     try:
@@ -196,10 +195,7 @@ def stored_model(source: ModelSource) -> tuple["PreTrainedModel", Read | None]:
         stored = _stored_names(model, folder)
     except UserError:  # load_model says what is wrong, if anything is
         return load_model(source), None
-    if getattr(model.config, "quantization_config", None) is not None:
-        return load_model(source), None
-    dtype = None if source.dtype == "stored" else getattr(torch, source.dtype)
-    return model, lambda parameter: folder[stored[id(parameter)]].to(dtype=dtype)
+    return model, lambda parameter: folder[stored[id(parameter)]].to(parameter.dtype)
 
 
 def _stored_names(model: nn.Module, folder: WeightsFolder) -> dict[int, str]:

@@ -157,7 +157,7 @@ def freeze(
         if clamp is not None:
             set_all(layout, clamp)
         elif base is not None:
-            take_stored(layout, WeightsFolder(base) if isinstance(base, str | Path) else base)
+            take_stored(layout, WeightsFolder.plain(base) if isinstance(base, str | Path) else base)
     handle = Freeze(model, region, resolved, layout, audit_every)
     if layout.first_rank:
         rounded = layout.rounds and base is None and clamp is None

@@ -1,6 +1,6 @@
 """Proof that nothing moved: two sets of weights compared bit for bit, inside a region and out."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from freezetrain.errors import UserError, near_misses
-from freezetrain.freezing.weights_folder import WeightsFolder
+from freezetrain.freezing.weights_folder import WeightsFolder, is_computed
 from freezetrain.regions import Entries, Region
 
 _SIXTEEN_BITS = ("bfloat16", "float16")
@@ -44,6 +44,8 @@ class Comparison:
     """Entries outside the region."""
     changed: int
     """Trainable entries that are not bit-identical; 0 means that nothing was trained."""
+    left_out: list[str]
+    """Tensors that are no parameters, or not the model's, and were not compared."""
 
 
 def compare_checkpoints(
@@ -54,6 +56,7 @@ def compare_checkpoints(
     *,
     clamp: float | None = None,
     rounded_to: str | None = None,
+    left_out: Collection[str] = (),
 ) -> Comparison:
     """Compare two Hugging Face model folders, streaming one tensor of each at a time.
 
@@ -65,13 +68,15 @@ def compare_checkpoints(
     bfloat16 or float16, to compare with the base's frozen values rounded to it, as an engine
     rounds them that trains in 16 bits; else such entries count as moved.
 
-    Raises UserError for folders without safetensors weights, tensors that only one side has,
-    other shapes, and names of the region that are not in the files. Weights that config.json
-    says are tied may be named either way. Some models are stored under other names than they
-    have in memory (fused experts); load both and use :func:`compare_weights` then.
+    Raises UserError for folders without weights, quantized weights, tensors that only one side has,
+    other shapes, and names of the region that are not in the files. Tied weights may be named
+    either way. Some models are stored under other names than they have in memory (fused experts);
+    load both and use :func:`compare_weights` then. ``left_out``: as there.
     """
-    weights = WeightsFolder(base), WeightsFolder(adapted)
-    return compare_weights(*weights, region, first, clamp=clamp, rounded_to=rounded_to)
+    weights = WeightsFolder.plain(base), WeightsFolder.plain(adapted)
+    return compare_weights(
+        *weights, region, first, clamp=clamp, rounded_to=rounded_to, left_out=left_out
+    )
 
 
 def compare_weights(
@@ -82,13 +87,23 @@ def compare_weights(
     *,
     clamp: float | None = None,
     rounded_to: str | None = None,
+    left_out: Collection[str] = (),
 ) -> Comparison:
-    """As :func:`compare_checkpoints` for parameter name -> tensor, as in ``named_parameters()``."""
+    """As :func:`compare_checkpoints` for parameter name -> tensor, as in ``named_parameters()``.
+
+    A ``state_dict()`` does as well. What is no parameter in it is left out: tensors that are not of
+    floating point, masks and tables that a model computes (rotary frequencies), by their names, and
+    those of ``left_out``.
+    """
     entries = _by_stored_name(region, base, adapted)
+    out: list[str] = []
     checked = moved = trainable = changed = 0
     rounded = dict.fromkeys(_SIXTEEN_BITS, 0)  # frozen entries that moved by rounding alone
     offenders: list[Offender] = []
     for name in dict.fromkeys([*base, *adapted]):
+        if name not in entries and (name in left_out or _is_no_parameter(name, base, adapted)):
+            out.append(name)
+            continue
         before, after = _look_up(base, name, adapted), _look_up(adapted, name, base)
         if before.shape != after.shape:
             raise UserError(
@@ -125,7 +140,17 @@ def compare_weights(
                 offenders.append(Offender(name, index, *values))
     explains = [dtype for dtype, count in rounded.items() if moved and count == moved]
     rounds = explains[0] if explains else None
-    return Comparison(checked, moved, rounds, offenders, trainable, changed)
+    return Comparison(checked, moved, rounds, offenders, trainable, changed, out)
+
+
+def _is_no_parameter(name: str, base: Mapping[str, Tensor], adapted: Mapping[str, Tensor]) -> bool:
+    """By its name and type in the weights that have it."""
+    here = base if name in base else adapted
+    if isinstance(here, WeightsFolder):
+        header = here.headers[name]
+        return header.is_integer or is_computed(name, header.shape)
+    tensor = here[name]
+    return not tensor.is_floating_point() or is_computed(name, tuple(tensor.shape))
 
 
 def _rounded(tensor: Tensor, dtype: str) -> Tensor:

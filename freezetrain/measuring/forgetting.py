@@ -106,7 +106,7 @@ def _common_window(recipe: ForgettingRecipe, sources: list[ModelSource]) -> int:
     """Tokens of context that all models have: with more, a model would seem to forget less."""
     lengths = []
     for source in sources:
-        shape = meta_model(source)
+        shape = meta_model(source, quantized=True)
         lengths.append(window_length(recipe.evaluation, shape))
         check_fit(shape, load_tokenizer(source), lengths[-1])
     return min(lengths)
@@ -126,7 +126,7 @@ def _measured(
             f"the target {recipe.target!r} is not among the languages evaluated"
             f"{near_misses(recipe.target, documents)}; they are {' '.join(documents)}"
         )
-    model = on_gpu(load_model(source))
+    model = on_gpu(load_model(source, quantized=True))
     try:
         sums = evaluate_with_bar(model, documents, recipe.evaluation, name, max_length)
     except CheckError as error:

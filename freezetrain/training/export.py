@@ -16,10 +16,11 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from freezetrain.errors import UserError
 from freezetrain.files import remove_unfinished, require_space, whole
-from freezetrain.models import without_progress_bars
 from freezetrain.ranks import is_first_rank, together
 from freezetrain.regions.parameters import full_shape
 from freezetrain.regions.storage import split_into_shards
+from freezetrain.stored_model import config_parts, without_progress_bars
+from freezetrain.training.reload import Reload
 
 SHARD_BYTES = 5_000_000_000
 
@@ -28,48 +29,62 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
 
+Types = torch.dtype | Mapping[str, torch.dtype] | None
+"""What weights are rounded to: one type, one for each name in the files, or as they are held."""
+
+
 def export(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     shard_bytes: int = SHARD_BYTES,
-    dtype: torch.dtype | None = None,
+    dtype: Types = None,
 ) -> None:
     """Write ``folder`` in Hugging Face format, whole or not at all.
 
     ``model`` is whole, partitioned by ZeRO-3 or sharded by FSDP2. Every rank calls this and rank 0
-    writes: the weights are gathered one at a time, rounded to ``dtype`` (None: as they are held)
-    and leave for a file whenever ``shard_bytes`` of them are there. Where DeepSpeed trains in 16
-    bits, what is rounded is the fp32 masters, which its optimizer steps. Only a model of which
-    transformers joins several tensors into one as it saves is gathered whole, in rank 0's memory.
+    writes: the weights are gathered one at a time, rounded to ``dtype`` (of several the widest, for
+    names without one) and leave for a file whenever ``shard_bytes`` of them are there. Where
+    DeepSpeed trains in 16 bits, what is rounded is the fp32 masters, which its optimizer steps.
+    Only a model of which transformers joins several tensors into one as it saves is gathered whole,
+    in rank 0's memory. Before the folder gets its name rank 0 loads it again and compares it with
+    what was in memory.
 
     Raises UserError, on all ranks, if the folder exists or cannot be written, or if its disk has
-    too little room.
+    too little room. CheckError if what was written loads as another model.
     """
-    stored = _stored(model)
+    stored, names = _stored(model)
     groups = _groups(model, stored)
+    rounded = {name: kind for group in groups for name, kind in _types(model, group, dtype)}
     sizes = {
-        name: value.numel() * _rounded(value, dtype).itemsize
+        name: value.numel() * value.element_size()
         for group in groups
-        for name, value in _planned(model, group)
+        for name, value in _planned(model, group, rounded)
     }
     files = _files(sizes, shard_bytes)
     new = folder
+    reload = Reload(model, names)
     with ExitStack() as stack:
         with _written():
             if is_first_rank():
                 _check(folder, sum(sizes.values()))
                 new = stack.enter_context(whole(folder))
-                _write_rest(model, tokenizer, dtype, files, sizes, new)
-        failure = _write_weights(new, files, _gathered(model, groups, dtype))
+                widest = _widest(kind for kind in rounded.values() if kind.is_floating_point)
+                _write_rest(model, tokenizer, widest, files, sizes, new)
+        failure = _write_weights(new, files, _gathered(model, groups, rounded, reload))
         with _written():
             if failure is not None:
                 raise failure
+            if is_first_rank():
+                reload.check(new)
             stack.close()  # the folder gets its name
 
 
-def _stored(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Name -> parameter or buffer, of those that transformers stores: tied ones once."""
+def _stored(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Name -> parameter or buffer, of those that transformers stores, tied ones once.
+
+    And of each name that the model has for one of them -> the name that is stored.
+    """
     state = {
         name: value
         for name, value in model.state_dict(keep_vars=True).items()
@@ -79,11 +94,13 @@ def _stored(model: PreTrainedModel) -> dict[str, Tensor]:
     for name, value in state.items():
         names.setdefault(id(value), []).append(name)
     tied = model.all_tied_weights_keys  # name -> that of the tensor which is stored
+    under = {name: name for name in state}
     for same in names.values():
         for name in same:
             if tied.get(name) in same:
                 del state[name]
-    return state
+                under[name] = tied[name]
+    return state, under
 
 
 def _groups(model: PreTrainedModel, stored: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -97,28 +114,82 @@ def _groups(model: PreTrainedModel, stored: Mapping[str, Tensor]) -> list[dict[s
     return single if apart == together else [dict(stored)]
 
 
-def _planned(model: PreTrainedModel, group: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Names in the files and tensors without data."""
+def _planned(
+    model: PreTrainedModel,
+    group: Mapping[str, Tensor],
+    types: Mapping[str, torch.dtype] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Names in the files and tensors without data; ``types``: name in the model -> type there."""
     empty = {
-        name: torch.empty(full_shape(cast(Any, tensor)), dtype=tensor.dtype, device="meta")
+        name: torch.empty(
+            full_shape(cast(Any, tensor)),
+            dtype=tensor.dtype if types is None else types[name],
+            device="meta",
+        )
         for name, tensor in group.items()
     }
     yield from revert_weight_conversion(model, empty).items()
 
 
+def _types(
+    model: PreTrainedModel, group: Mapping[str, Tensor], dtype: Types
+) -> Iterator[tuple[str, torch.dtype]]:
+    """Name in the model -> type that it is rounded to.
+
+    What is stored together is in one type, the widest that a part of it has by ``dtype``.
+    """
+    by_name: torch.dtype | None = None
+    if isinstance(dtype, Mapping):
+        prefix = f"{model.base_model_prefix}."
+        widest = _widest(dtype.values())
+        by_name = _widest(
+            # The files of a base without a head lack the name of the part that they are of.
+            dtype.get(name) or dtype.get(name.removeprefix(prefix)) or widest
+            for name, value in _planned(model, group)
+            if value.is_floating_point()
+        )
+    for name, tensor in group.items():
+        if not tensor.is_floating_point():
+            yield name, tensor.dtype
+        elif isinstance(dtype, torch.dtype):
+            yield name, dtype
+        else:
+            yield name, by_name or _held(tensor)
+
+
+def _widest(types: Iterable[torch.dtype | None]) -> torch.dtype | None:
+    widest = None
+    for kind in types:
+        if kind is not None:
+            widest = kind if widest is None else torch.promote_types(widest, kind)
+    return widest
+
+
 def _gathered(
-    model: PreTrainedModel, groups: Iterable[Mapping[str, Tensor]], dtype: torch.dtype | None
+    model: PreTrainedModel,
+    groups: Iterable[Mapping[str, Tensor]],
+    types: Mapping[str, torch.dtype],
+    reload: Reload,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Gather each group on all ranks, and give it to rank 0: names in the files, on the CPU."""
+    """Gather each group on all ranks, and give it to rank 0: names in the files, on the CPU.
+
+    ``reload`` is told of each tensor as it is in memory, rounded.
+    """
     for group in groups:
-        tensors = {name: _whole(part) for name, part in group.items()}
+        tensors = {}
+        for name, part in group.items():
+            value = _whole(part)
+            if value is not None:
+                tensors[name] = value.to(types[name])
+                reload.expect(name, tensors[name])
         if is_first_rank():
-            for name, value in revert_weight_conversion(model, cast(Any, tensors)).items():
-                yield name, value.to(_rounded(value, dtype))
+            yield from revert_weight_conversion(model, tensors).items()
 
 
-def _rounded(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    return tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
+def _held(tensor: Any) -> torch.dtype:
+    """A type that holds what :func:`_whole` gives: where DeepSpeed has one, the fp32 master."""
+    masters = hasattr(tensor, "ds_id") or hasattr(tensor, "_hp_mapping")
+    return torch.promote_types(tensor.dtype, torch.float32) if masters else tensor.dtype
 
 
 def _whole(tensor: Any) -> Tensor | None:
@@ -185,7 +256,8 @@ def _write_rest(
     with without_progress_bars():
         model.save_pretrained(folder, state_dict={})
     if dtype is not None:  # save_pretrained said the one of the weights in memory
-        model.config.dtype = dtype
+        for part in config_parts(model.config):
+            part.dtype = dtype
         model.config.save_pretrained(folder)
     (folder / _SINGLE).unlink(missing_ok=True)  # of no weights
     tokenizer.save_pretrained(folder)

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -20,11 +20,12 @@ from freezetrain.callbacks import (
 )
 from freezetrain.evaluation import Evaluation
 from freezetrain.measuring.held_out import held_out_documents, window_length
-from freezetrain.models import local_folder, stored_dtype
+from freezetrain.models import local_folder, stored_dtype, stored_dtypes
 from freezetrain.regions import Region
 from freezetrain.report.run import FORGETTING
 from freezetrain.training.data import TextData
 from freezetrain.training.engines import trained_in_16_bits
+from freezetrain.training.export import Types
 from freezetrain.training.plan import Plan
 from freezetrain.training.recipe import TrainRecipe
 from freezetrain.training.trainer import Export
@@ -143,11 +144,14 @@ def hyperparameters(recipe: TrainRecipe) -> dict[str, Any]:
     }
 
 
-def _export_dtype(recipe: TrainRecipe) -> torch.dtype | None:
-    """None: as the weights are held."""
+def _export_dtype(recipe: TrainRecipe) -> Types:
+    """The type of each tensor in the base's files, or one for all; None: as they are held."""
     if recipe.export_dtype != "stored":
-        return getattr(torch, recipe.export_dtype)
+        return cast(torch.dtype, getattr(torch, recipe.export_dtype))
+    types = {} if recipe.from_scratch else stored_dtypes(recipe.model)
+    if len(set(types.values())) > 1:
+        return types
     stored = stored_dtype(recipe.model)
     if stored is None and recipe.model.dtype != "stored":  # nobody says, so as it is trained
-        return getattr(torch, recipe.model.dtype)
+        return cast(torch.dtype, getattr(torch, recipe.model.dtype))
     return stored

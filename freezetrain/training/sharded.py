@@ -1,12 +1,10 @@
 """Loads the model to be trained: whole, or split over the ranks tensor by tensor."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -18,7 +16,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.freezing.weights_folder import WeightsFolder
-from freezetrain.models import load_model, meta_model
+from freezetrain.models import checked, load_model, meta_model
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import decoder_blocks
 from freezetrain.training.adapters import add_adapters
@@ -39,10 +37,11 @@ def load_partitioned(
     ``deepspeed_config`` DeepSpeed holds the weights in bfloat16, whatever ``source`` says. Raises
     UserError as load_model does.
     """
+    described = checked(source, random_weights, in_16_bits)
     # transformers keeps a weak reference: what is loaded later in this process is whole again.
     partitions = HfDeepSpeedConfig(deepspeed_config)
     try:
-        return load_model(source, random_weights, in_16_bits)
+        return load_model(source, random_weights, in_16_bits, described)
     finally:
         del partitions
 
@@ -65,9 +64,13 @@ def load_sharded(
     Raises UserError as load_model does, and for a model whose files hold other tensors than it has
     in memory (fused experts), which cannot be read in part.
     """
+    folder = checked(
+        source, random_weights, in_16_bits
+    ).files  # fetched, for the next line to look at
     model = prepare(meta_model(source, in_16_bits, random_weights))
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy or MixedPrecisionPolicy()}
-    folder = None if random_weights else WeightsFolder(_weights_folder(source))
+    if random_weights:
+        folder = None
     if folder is not None:
         stored = _stored_names(model, folder)
     for part in [*(block for _, block in decoder_blocks(model)), model]:
@@ -82,25 +85,6 @@ def load_sharded(
             tensor._is_hf_initialized = True  # transformers leaves it alone
         model.initialize_weights()  # what files do not hold: the frequencies of rotary positions
     return model.eval()
-
-
-def _weights_folder(source: ModelSource) -> Path:
-    if Path(source.path).is_dir():
-        return Path(source.path)
-    try:
-        return Path(
-            snapshot_download(
-                source.path,
-                revision=source.revision,
-                allow_patterns=["*.safetensors", "*.safetensors.index.json", "config.json"],
-            )
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load the weights of {source.path!r} from the hub: "
-            f"{str(error).splitlines()[0]} Without a network, download it elsewhere and give the "
-            "folder"
-        ) from error
 
 
 def _stored_names(model: PreTrainedModel, folder: WeightsFolder) -> dict[str, str]:

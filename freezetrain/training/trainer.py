@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +27,7 @@ from freezetrain.training.adapters import merged
 from freezetrain.training.checkpoints import StepCheckpoint, latest_checkpoint, resumable
 from freezetrain.training.data import TextData
 from freezetrain.training.engines import trainer_options, world_size
-from freezetrain.training.export import export
+from freezetrain.training.export import Types, export
 from freezetrain.training.module import CausalLM, Load
 
 # Lightning advises on matters that freezetrain has decided; a user cannot act on them.
@@ -108,7 +107,7 @@ def fit(
 class Export(L.Callback):
     """Export ``pl_module.model`` to ``folder`` at the end of training, on all ranks together.
 
-    ``dtype`` is what the weights are rounded to (None: the one that they are in). With an
+    ``dtype``: what the weights are rounded to. With an
     ``average``, the averaged weights are exported, and evaluated by ``watch``: ``figures``.
     Adapters are added to the weights. A folder that is there already is a whole export: a start of
     the same run, killed later, left it.
@@ -118,7 +117,7 @@ class Export(L.Callback):
         self,
         tokenizer: PreTrainedTokenizerBase,
         folder: Path,
-        dtype: torch.dtype | None = None,
+        dtype: Types = None,
         average: WeightAverage | BaseAverage | None = None,
         watch: ForgettingTracker | None = None,
     ) -> None:

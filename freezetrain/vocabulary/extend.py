@@ -18,7 +18,7 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from freezetrain.data.texts import Language, read_languages
 from freezetrain.errors import UserError
-from freezetrain.models import load_model, load_tokenizer
+from freezetrain.models import load_model, load_tokenizer, stored_dtypes
 from freezetrain.regions import embedding_parameters
 from freezetrain.run_folder import Outcome
 from freezetrain.tables import Column, Table
@@ -146,7 +146,7 @@ def run(recipe: ExtendRecipe, folder: Path) -> Outcome:
     first = max(base.get_vocab().values()) + 1
     before = rows_of(model)
     rows = grow(model, first, pieces, recipe.multiple_of)
-    export(model, extended, folder / "model")
+    export(model, extended, folder / "model", dtype=stored_dtypes(recipe.model) or None)
     results: dict[str, Any] = {
         "added": len(tokens),
         "tokens": tokens,
