@@ -120,15 +120,7 @@ def folders_like(folder: Path) -> str:
 def check_folder(folder: Path) -> None:
     """UserError for a folder of an adapter alone, and for one whose config.json cannot be a
     model's."""
-    adapter = folder / "adapter_config.json"
-    if adapter.exists():
-        settings = mapping(adapter, "the adapter's configuration")
-        base = settings.get("base_model_name_or_path")
-        raise UserError(
-            f"{folder} holds an adapter of the model {str(base)!r}, not a model of its own; merge "
-            "the two (PeftModel.from_pretrained(base, adapter).merge_and_unload(), then "
-            "save_pretrained, and the tokenizer beside it) and give that folder"
-        )
+    refuse_adapter(folder)
     path = folder / "config.json"
     if not path.exists():
         held = " ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
@@ -137,6 +129,19 @@ def check_folder(folder: Path) -> None:
             "as save_pretrained writes it"
         )
     _check_counts(mapping(path, "the model's configuration"), path)
+
+
+def refuse_adapter(folder: Path, effect: str = "") -> None:
+    """UserError for a folder of an adapter alone; ``effect``: what else to say about merging it."""
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        settings = mapping(adapter, "the adapter's configuration")
+        base = settings.get("base_model_name_or_path")
+        raise UserError(
+            f"{folder} holds an adapter of the model {str(base)!r}, not a model of its own; merge "
+            "the two (PeftModel.from_pretrained(base, adapter).merge_and_unload(), then "
+            f"save_pretrained, and the tokenizer beside it) and give that folder{effect}"
+        )
 
 
 def mapping(path: Path, what: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from freezetrain.errors import UserError
 from freezetrain.freezing import Comparison, compare_checkpoints, compare_weights
 from freezetrain.freezing.weights_folder import WeightsFolder
 from freezetrain.models import load_model, meta_model
+from freezetrain.places import refuse_adapter
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import Region
 from freezetrain.run_folder import Outcome
@@ -93,6 +94,12 @@ def comparison_display(comparison: Comparison) -> list[str | Table]:
 
 
 def run(recipe: VerifyRecipe, folder: Path) -> Outcome:
+    for path in (recipe.base, recipe.adapted):
+        refuse_adapter(
+            Path(path),
+            ": the adapter itself moves no weight of its base, merging moves frozen entries of "
+            "the layers that it adds to, which are then counted",
+        )
     region = Region.load(recipe.region)
     comparison = compare(
         Path(recipe.base), Path(recipe.adapted), region, recipe.clamp, recipe.rounded_to

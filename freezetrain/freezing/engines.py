@@ -71,7 +71,7 @@ def lay_out(
                 f"({type(parts.inner[-1]).__name__}) is not DeepSpeed's: pass the engine with its "
                 "own"
             )
-    refuse_parameters(parts, resolved)
+    refuse_parameters(parts, resolved, model)
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return fsdp(parts, resolved)
     ddp = next((m for m in model.modules() if isinstance(m, DistributedDataParallel)), None)

@@ -19,6 +19,7 @@ from freezetrain.freezing.layout import Layout, Shard, prove
 from freezetrain.freezing.optimizers import OptimizerLike
 from freezetrain.freezing.weights_folder import WeightsFolder
 from freezetrain.regions import Region, Resolved
+from freezetrain.regions.adapters import adapted_parameters
 
 _log = logging.getLogger("freezetrain")
 
@@ -106,6 +107,10 @@ def freeze(
     weights moved, which the next step or :meth:`Freeze.verify` puts back. Copies of the model
     (``deepcopy``) are not frozen.
 
+    In a model that bears PEFT's adapters a region of the base is found where they have put its
+    weights, also those that ``modules_to_save`` trains. Merging an adapter moves what it adds to,
+    which the description then says.
+
     *Bit for bit* is about the values that the optimizer steps, in its own dtype, and about the
     weights that the forward pass uses. DeepSpeed in 16 bits steps fp32 masters that it makes from
     weights rounded to 16 bits: for a base stored in fp32 the rounded ones are frozen, unless
@@ -161,7 +166,8 @@ def freeze(
     handle = Freeze(model, region, resolved, layout, audit_every)
     if layout.first_rank:
         rounded = layout.rounds and base is None and clamp is None
-        _log.log(logging.WARNING if rounded else logging.INFO, handle.description)
+        warns = rounded or "; adapters add to" in handle.description
+        _log.log(logging.WARNING if warns else logging.INFO, handle.description)
     return handle
 
 
@@ -184,6 +190,13 @@ class Freeze:
         self.count = sum(frozen.entries.count for frozen in resolved)
         self.description = f"{self.count:,} entries frozen under {layout.describe()}"
         """What is frozen and, by the dtypes, what *bit for bit* is about."""
+        adapted = adapted_parameters(model)
+        under = sum(id(frozen.parameter) in adapted for frozen in resolved)
+        if under:
+            self.description += (
+                f"; adapters add to {under} of its {len(resolved)} parameters: merging them into "
+                "the model would move frozen entries, so keep them apart"
+            )
         self.shards = layout.masters
         """The frozen entries of what this rank's optimizer steps."""
         self._model = model

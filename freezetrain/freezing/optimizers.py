@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -157,8 +157,14 @@ def hooked(links: Sequence[Any]) -> list[Optimizer]:
     return list(by_hooks.values())
 
 
-def refuse_parameters(optimizers: Optimizers, resolved: Sequence[Resolved]) -> None:
-    """UserError if a parameter with frozen entries is updated by something else than a step."""
+def refuse_parameters(
+    optimizers: Optimizers, resolved: Sequence[Resolved], model: nn.Module
+) -> None:
+    """UserError if a parameter with frozen entries is updated by something else than a step.
+
+    Also if the optimizers hold no parameter of the region, unless none of it is trained while
+    others of ``model`` are, as under an adapter.
+    """
     held = {
         id(parameter)
         for optimizer in optimizers.inner
@@ -166,7 +172,14 @@ def refuse_parameters(optimizers: Optimizers, resolved: Sequence[Resolved]) -> N
         for parameter in group["params"]
     }
     hold, train = ("hold", "they train") if len(optimizers.inner) > 1 else ("holds", "it trains")
-    if resolved and not any(id(frozen.parameter) in held for frozen in resolved):
+    frozen_alone = not any(frozen.parameter.requires_grad for frozen in resolved) and any(
+        id(parameter) in held for parameter in model.parameters()
+    )
+    if (
+        resolved
+        and not frozen_alone
+        and not any(id(frozen.parameter) in held for frozen in resolved)
+    ):
         raise UserError(
             f"the {optimizers.described()} {hold} none of the region's parameters, "
             f"first {resolved[0].name}: pass the model that {train}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from freezetrain.errors import UserError
+from freezetrain.regions.adapters import base_names, own_parameters
 from freezetrain.regions.parameters import full_shape, plain_name
 
 _SAMPLES = 64  # values a parameter that go into the fingerprint
@@ -55,12 +56,18 @@ def fingerprint(model: nn.Module, full: Callable[[nn.Parameter], Tensor] | None 
     Values are rounded to bfloat16 first, so that one base has one fingerprint whether it is
     stored or loaded in float64, float32 or bfloat16, on any device. Not so in float16, which
     rounds elsewhere, nor quantized: there, load the base in the dtype that it was made in.
-    Of a tied parameter the first name counts. Changes between the samples go unseen: this tells
+    Of a tied parameter the first name counts; parameters that PEFT's adapters have added do not
+    count. Changes between the samples go unseen: this tells
     models apart, it does not prove them equal. ``full`` gives the whole of a parameter that an
     engine has split over ranks.
     """
     digest = hashlib.sha256()
-    parameters = {plain_name(name): value for name, value in model.named_parameters()}
+    adapters, base_name = own_parameters(model), base_names(model)
+    parameters = {
+        plain_name(base_name(name)): value
+        for name, value in model.named_parameters()
+        if name not in adapters
+    }
     for name in sorted(parameters):
         parameter = parameters[name]
         digest.update(json.dumps([name, list(full_shape(parameter))]).encode())

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from freezetrain.errors import UserError, near_misses
+from freezetrain.regions.adapters import base_names
 from freezetrain.regions.entries import Entries
 
 # Submodules that torch.compile and activation checkpointing put between two names.
@@ -31,10 +32,12 @@ class Resolved:
 def resolve(entries: Mapping[str, Entries], model: nn.Module) -> list[Resolved]:
     """Find the parameters that the names of ``entries`` mean in ``model``, in the model's order.
 
-    The names may stand in ``model`` itself or under one submodule, as in DDP (``module.``) or a
-    LightningModule (``model.``). Two names of one tied parameter give one item with the union of
-    their entries. Parameters without entries are checked but left out. UserError when names are
-    missing, shapes differ, or two different submodules fit (unless ``model`` itself does).
+    The names may stand in ``model`` itself or under one submodule, as in DDP (``module.``), a
+    LightningModule (``model.``) or a PeftModel (``base_model.model.``), in which a base's weights
+    are found where adapters have put them, see :mod:`.adapters`. Two names of one tied parameter
+    give one item with the union of their entries. Parameters without entries are checked but left
+    out. UserError when names are missing, shapes differ, or two different submodules fit (unless
+    ``model`` itself does).
     """
     prefix = find_prefix(entries, model)
     parameters = all_parameters(model)
@@ -123,8 +126,9 @@ def match_parameters(
                     + near_misses(pattern, everything)
                 )
             selected.update(id(everything[name]) for name in matches)
+    base_name = base_names(model)
     return {
-        plain_name(name): parameter
+        plain_name(base_name(name)): parameter
         for name, parameter in model.named_parameters()
         if id(parameter) in selected
     }
@@ -145,10 +149,14 @@ def plain_name(name: str) -> str:
 
 
 def all_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every plain name of every parameter, a tied one under each of its names."""
-    return {
-        plain_name(name): parameter
-        for name, parameter in model.named_parameters(remove_duplicate=False)
+    """Every plain name of every parameter, a tied one under each of its names.
+
+    One that an adapter has wrapped also has the name that it bears in the base.
+    """
+    everything = dict(model.named_parameters(remove_duplicate=False))
+    base_name = base_names(model)
+    return {plain_name(name): parameter for name, parameter in everything.items()} | {
+        plain_name(base_name(name)): parameter for name, parameter in everything.items()
     }
 
 

@@ -22,7 +22,6 @@ from freezetrain.regions.parameters import (
     full_shape,
     layer_of,
     match_parameters,
-    plain_name,
     resolve,
 )
 from freezetrain.regions.storage import MAX_SHARD_BYTES
@@ -252,8 +251,9 @@ class Region(Mapping[str, Entries]):
             counts = {name: entries.count for name, entries in self.items()}
             return coverage(counts, {name: entries.numel for name, entries in self.items()})
         model = find_submodule(self, model)
-        counts = {plain_name(item.name): item.entries.count for item in self.resolve(model)}
         parameters = match_parameters(model)
+        names = {id(parameter): name for name, parameter in parameters.items()}
+        counts = {names[id(item.parameter)]: item.entries.count for item in self.resolve(model)}
         return coverage(counts, {name: values.numel() for name, values in parameters.items()})
 
     def resolve(self, model: nn.Module) -> list[Resolved]:
