@@ -21,6 +21,8 @@ MAX_DEPTH = 100  # of lists and mappings within one another, in YAML and JSON
 
 _QUOTED_ERROR = re.compile(r"\w+Error: (.+)")  # after "validation of the field failed:"
 
+_WRONG_TYPE = re.compile(r"'(\w+)' object (?:has no attribute|is not|cannot be|does not support)")
+
 _LONGEST = 300  # characters of a library's sentence that are repeated in ours
 
 
@@ -64,6 +66,10 @@ def reason(error: BaseException) -> str:
             return f"it is not text in UTF-8 (byte {error.start})"
         case UnpicklingError():
             return "it is a pickle that holds more than tensors, which is not run"
+        case KeyError(args=(str(name),)) if name.isidentifier():
+            return f"{name!r} is missing or not known"
+        case TypeError() | AttributeError() if match := _WRONG_TYPE.match(str(error)):
+            return f"it holds a value of type {match[1]} where another is expected"
         case OSError(strerror=str(strerror)):
             return strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]

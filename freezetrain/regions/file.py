@@ -16,7 +16,13 @@ from freezetrain.regions.base import Base
 from freezetrain.regions.canonical import bits_nbytes, unpack_bits
 from freezetrain.regions.entries import Entries
 from freezetrain.regions.parameters import errors_begin_with
-from freezetrain.regions.storage import MAX_SHARD_BYTES, read_safetensors, write_safetensors
+from freezetrain.regions.storage import (
+    AGAIN,
+    MAX_SHARD_BYTES,
+    read_safetensors,
+    write_safetensors,
+)
+from freezetrain.user_files import reading
 
 
 def digest_of(region: Mapping[str, Entries]) -> str:
@@ -75,15 +81,13 @@ def read_region_file(path: str | Path) -> tuple[dict[str, Entries], Base | None,
     differs.
     """
     tensors, header = read_safetensors(path, "region")
-    try:
+    with reading("the header of the region", path, AGAIN):
         parameters = {
             str(name): (tuple(map(_size, stored["shape"])), str(stored["kind"]))
             for name, stored in header["parameters"].items()
         }
-        base = None if header["base"] is None else _base(header["base"])
+        base = None if header["base"] is None else base_from(header["base"])
         made, digest = dict(header["made"]), str(header["digest"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"the header of {path} is damaged; copy or make the file again") from error
     unlisted = sorted(tensors.keys() - parameters.keys())
     if unlisted:
         raise UserError(f"{path} holds data for {unlisted[0]!r}, which its header does not list")
@@ -101,22 +105,32 @@ def read_region_file(path: str | Path) -> tuple[dict[str, Entries], Base | None,
 
 def _size(size: object) -> int:
     if type(size) is not int:
-        raise TypeError("size")
+        raise ValueError(f"expected whole numbers as a shape, got {size!r}")
     return size
 
 
-def _base(fields: Mapping[str, Any]) -> Base:
+def base_from(fields: Mapping[str, Any]) -> Base:
+    """The base that a header names; ValueError or TypeError where it names none."""
     base = Base(**fields)
     strings = isinstance(base.name, str | None) and isinstance(base.revision, str | None)
     if not strings or not isinstance(base.fingerprint, str):
-        raise TypeError("base")
+        raise ValueError("expected a base of a name, a revision and a fingerprint")
     return base
+
+
+_MOST_ENTRIES = 2**36
+"""Of a parameter: a whole one costs a file nothing, and a mask of it a byte an entry."""
 
 
 def _checked_entries(shape: tuple[int, ...], kind: str, data: Tensor | None) -> Entries:
     """Entries from stored data, of which nothing is taken on trust."""
     if any(size < 0 for size in shape):
         raise UserError(f"the shape {list(shape)} has a negative size")
+    if prod(shape) > _MOST_ENTRIES:
+        raise UserError(
+            f"it claims {prod(shape):,} entries of shape {list(shape)}, more than a parameter of "
+            f"any model has; {AGAIN}"
+        )
     if kind not in ("all", "rows", "columns", "indices", "bits"):
         raise UserError(f"unknown kind of entries {kind!r}")
     if (data is None) != (kind == "all"):

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from freezetrain.errors import UserError
 from freezetrain.files import whole
+from freezetrain.user_files import parse_json, read_json, reading
 
 MAX_SHARD_BYTES = 4_000_000_000
 
 Shape = tuple[tuple[int, ...], torch.dtype]
+
+AGAIN = "copy or make it again"
 
 KEY = "freezetrain"  # where the header stands in the safetensors metadata
 
@@ -172,12 +175,9 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         path = self._stored[name][0]
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(name)
-                return tensor
-        except (OSError, SafetensorError) as error:
-            raise _damaged(path, error) from error
+        with reading(repr(name), f"in {path}", AGAIN), safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
 
     def __contains__(self, name: object) -> bool:
         return name in self._stored  # a Mapping would read the tensor to find out
@@ -205,13 +205,11 @@ def read_safetensors(path: str | Path, what: str) -> tuple[StoredTensors, dict[s
     index_path = path / index_name(what)
     if not index_path.is_file():
         raise UserError(f"{path} is not a {what}: the folder holds no {index_path.name}")
-    try:
-        index = json.loads(index_path.read_text())
+    index = read_json(index_path, f"the index of the {what}", AGAIN)
+    with reading(f"the index of the {what}", index_path, AGAIN):
         header, weight_map = index["metadata"][KEY], dict(index["weight_map"])
         filenames = sorted(set(weight_map.values()))
         local = all(Path(filename).name == filename for filename in filenames)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{index_path} is not the index of a {what}") from error
     if not local:
         raise UserError(f"{index_path} names files outside its folder")
     stored: dict[str, tuple[Path, Shape]] = {}
@@ -239,30 +237,31 @@ def stored_what(path: str | Path) -> str:
         for index in path.glob(index_name("*")):
             return index.name.removesuffix(index_name(""))
     elif path.is_file():
-        try:
-            with safe_open(path, framework="pt") as file:
-                return what_of(str(json.loads((file.metadata() or {})[KEY])["format"]))
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-            pass
-    raise UserError(f"{path} is not a file of freezetrain: expected a region or scores")
+        with reading("the file", path, _EXPECTED), safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if KEY in metadata:
+            return what_of(_header(metadata, path, "file")[1])
+    raise UserError(f"{path} is not a file of freezetrain: {_EXPECTED}")
+
+
+_EXPECTED = "give a region or scores"
 
 
 def _read_file(path: Path, what: str) -> tuple[dict[str, tuple[Path, Shape]], dict[str, Any]]:
     """Which tensors a file holds, and its header."""
+    if not path.is_file():  # a pipe or a device has no end
+        raise UserError(f"{path} is no file; give a {what}")
     stored: dict[str, tuple[Path, Shape]] = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            for name in file.keys():  # noqa: SIM118
-                part = file.get_slice(name)
-                stored[name] = path, (tuple(part.get_shape()), DTYPES[part.get_dtype()])
-    except (OSError, SafetensorError, KeyError) as error:
-        raise _damaged(path, error) from error
-    try:
-        header = json.loads(metadata[KEY])
-        format_name = str(header["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is a safetensors file but not a freezetrain {what}") from error
+    with reading(f"the {what}", path, AGAIN), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        for name in file.keys():  # noqa: SIM118
+            part = file.get_slice(name)
+            if part.get_dtype() not in DTYPES:
+                raise ValueError(f"{name!r} is of type {part.get_dtype()}, which it never has")
+            stored[name] = path, (tuple(part.get_shape()), DTYPES[part.get_dtype()])
+    if KEY not in metadata:
+        raise UserError(f"{path} is a safetensors file but not a freezetrain {what}")
+    header, format_name = _header(metadata, path, what)
     if what_of(format_name) != what:
         raise UserError(f"{path} is a {format_name!r} file, expected a {what}")
     if format_name != f"{KEY}-{what}/1":
@@ -273,7 +272,10 @@ def _read_file(path: Path, what: str) -> tuple[dict[str, tuple[Path, Shape]], di
     return stored, header
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{path} is truncated or not a safetensors file ({error}); copy or make it again"
-    )
+def _header(metadata: Mapping[str, str], path: Path, what: str) -> tuple[dict[str, Any], str]:
+    """The JSON header that the metadata hold, and its format; UserError where it is damaged."""
+    with reading(f"the header of the {what}", path, AGAIN):
+        header = parse_json(metadata[KEY])
+        if not isinstance(header, dict) or not isinstance(header.get("format"), str):
+            raise ValueError("expected a mapping with a format")
+    return header, header["format"]

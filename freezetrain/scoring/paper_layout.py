@@ -7,16 +7,20 @@ each parameter of the model.
 
 import re
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
+from typing import Any, cast
+from zipfile import ZIP_STORED, ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
 
 from freezetrain.errors import UserError
-from freezetrain.files import whole
+from freezetrain.files import require_space, whole
 from freezetrain.regions import Entries, Region
 from freezetrain.regions.parameters import errors_begin_with, layer_of
 from freezetrain.scoring.scores import OnDemand, Scores
+from freezetrain.user_files import reading
 
 # What can be both a parameter's dotted name and, with ".pt", the name of a file in the folder.
 _NAME = re.compile(r"[^./\\:\0]+(\.[^./\\:\0]+)*")
@@ -42,20 +46,40 @@ def _files(folder: Path, what: str) -> OnDemand:
 
 
 def _tensor(file: Path, what: str) -> Tensor:
-    """The tensor in ``file``, mapped; loaded with ``weights_only``, so that it runs no code."""
+    """The tensor in ``file``, mapped; loaded with ``weights_only``, so that it runs no code.
+
+    No more memory is needed than the file is long: a tensor whose entries share stored values, and
+    a compressed file, either of which can claim to be of any size, are refused.
+    """
     _check_file(file, what)
-    try:
+    with reading(f"the {what} in", file, "make the file again with torch.save"):
+        if is_zipfile(file):
+            with ZipFile(file) as archive:
+                if any(part.compress_type != ZIP_STORED for part in archive.infolist()):
+                    raise ValueError("it is compressed")
         try:
             tensor = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # a file of torch before 1.6 cannot be mapped
             tensor = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader of foreign bytes can fail in any way
-        raise UserError(f"{file} is damaged or not a tensor file") from error
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
-        without = " without data" if isinstance(tensor, Tensor) and tensor.is_meta else ""
-        kind = type(tensor).__name__ + without
+    if kind := _unlike_a_plain_one(tensor):
         raise UserError(f"expected a dense tensor of {what} in {file}, got {kind}")
-    return tensor
+    return cast(Tensor, tensor)
+
+
+def _unlike_a_plain_one(tensor: Any) -> str | None:
+    """What ``tensor`` is, where it is not one value in memory for each of its entries."""
+    if not isinstance(tensor, Tensor):
+        return type(tensor).__name__
+    if tensor.is_meta:
+        return "Tensor without data"
+    if tensor.layout != torch.strided:
+        return f"one of layout {tensor.layout}"
+    if tensor.is_quantized:
+        return "a quantized one"
+    stored = tensor.untyped_storage().nbytes() // tensor.element_size()
+    if tensor.numel() > stored:
+        return f"{tensor.numel():,} entries that share {stored:,} stored values (call contiguous())"
+    return None
 
 
 def holds_masks(folder: str | Path) -> bool:
@@ -127,6 +151,8 @@ def export_masks(region: Region, folder: str | Path) -> Path:
     One byte a weight: the paper's layout is dense. Base and history are lost. UserError when
     ``folder`` exists, a name cannot be a file's, or the disk refuses.
     """
+    size = sum(prod(entries.shape) for entries in region.values())
+    require_space(Path(folder), size, "a byte for each weight of the region's parameters")
     return _write(region, ((name, entries.mask()) for name, entries in region.items()), folder)
 
 

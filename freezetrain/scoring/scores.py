@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.regions import Base
-from freezetrain.regions.storage import read_safetensors, write_safetensors
-from freezetrain.scoring.methods import per_batch
+from freezetrain.regions.file import base_from
+from freezetrain.regions.storage import AGAIN, read_safetensors, write_safetensors
+from freezetrain.scoring.methods import METHODS, per_batch
+from freezetrain.user_files import reading
 
 FOR_SELECTION = ("norms", "transposed", "embeddings")  # lists of names in ``made``, for selection
 
@@ -136,12 +139,10 @@ class Scores(Mapping[str, Tensor]):
             UserError: nothing there, truncated, not a score file, or written by another version.
         """
         tensors, header = read_safetensors(path, "scores")
-        try:
-            names = dict.fromkeys(header["parameters"])
-            base = Base(**header["base"]) if header["base"] else None
-            made = dict(header["made"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"the header of the score file {path} is damaged: {error!r}") from error
+        with reading("the header of the score file", path, AGAIN):
+            names = dict.fromkeys(map(str, header["parameters"]))
+            base = base_from(header["base"]) if header["base"] else None
+            made = _checked_made(dict(header["made"]))
         if sorted(names) != sorted(tensors):
             raise UserError(
                 f"the header of the score file {path} lists other parameters than it has"
@@ -186,6 +187,24 @@ class Scores(Mapping[str, Tensor]):
             ],
         }
         return cls(OnDemand(parts[0], parts[0].shape, add_up), parts[0].base, made)
+
+
+def _checked_made(made: dict[str, Any]) -> dict[str, Any]:
+    """What a header says of how scores were made; ValueError where that cannot be."""
+    for key in FOR_SELECTION:
+        names = made.get(key, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"expected names of parameters as {key}, got {names!r}")
+    if "method" in made and made["method"] not in METHODS:
+        raise ValueError(
+            f"expected one of {', '.join(METHODS)} as the method, got {made['method']!r}"
+        )
+    batches = made.get("batches", 1)
+    if not isinstance(batches, int | float) or not 0 < batches < inf:
+        raise ValueError(f"expected a number of batches above 0, got {batches!r}")
+    if not isinstance(made.get("language"), str | None):
+        raise ValueError(f"expected the name of a language, got {made['language']!r}")
+    return made
 
 
 def _checked(name: str, tensor: Tensor) -> Tensor:

@@ -138,20 +138,21 @@ DAMAGE = [
     (set_stored("proj.weight", kind="cells"), "unknown kind of entries 'cells'"),
     (set_stored("proj.weight", shape=[-40, -20]), "negative"),
     (set_stored("proj.weight", shape=[20, 40]), "digest differs"),
-    (set_stored("proj.weight", shape="x"), "header of .* is damaged"),
-    (set_stored("proj.weight", shape=[40.0, 20.0]), "header of .* is damaged"),
-    (set_stored("proj.weight", shape=[2**62, 2**62]), "no tensor can have the shape"),
+    (set_stored("proj.weight", shape="x"), "header of .* whole numbers as a shape, got 'x'"),
+    (set_stored("proj.weight", shape=[40.0, 20.0]), r"whole numbers as a shape, got 40\.0"),
+    (set_stored("proj.weight", shape=[2**62, 2**62]), "claims .* entries .* more than a param"),
+    (set_stored("norm.weight", shape=[10**15]), "claims 1,000,000,000,000,000 entries"),
     (
         lambda tensors, header: header.update(
             base={"name": None, "revision": None, "fingerprint": 5}
         ),
-        "header of .* is damaged",
+        "header of .*: expected a base of a name",
     ),
     (set_stored("proj.bias", kind="rows"), "int32"),
-    (lambda tensors, header: header.pop("parameters"), "header of .* is damaged"),
-    (lambda tensors, header: header.pop("digest"), "header of .* is damaged"),
-    (lambda tensors, header: header.update(base={"who": 1}), "header of .* is damaged"),
-    (lambda tensors, header: header.update(parameters=[1]), "header of .* is damaged"),
+    (lambda tensors, header: header.pop("parameters"), "header of .*: 'parameters' is missing"),
+    (lambda tensors, header: header.pop("digest"), "header of .*: 'digest' is missing"),
+    (lambda tensors, header: header.update(base={"who": 1}), "header of .* argument 'who'"),
+    (lambda tensors, header: header.update(parameters=[1]), "header of .* a value of type list"),
     (lambda tensors, header: header.update(digest="0"), "digest differs"),
 ]
 

@@ -3,6 +3,7 @@
 import os
 from collections import UserDict
 from itertools import count
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_files_that_hold_anything_else_are_refused_and_never_run(tmp_path):
             torch.save(thing, folder / "w.pt")
         return import_masks(folder)
 
-    with pytest.raises(UserError, match="damaged or not a tensor file"):
+    with pytest.raises(UserError, match=r"w.pt: it is a pickle that holds more than tensors"):
         load(Payload(str(tmp_path / "ran")))
     assert not (tmp_path / "ran").exists()
     with pytest.raises(
@@ -103,8 +104,46 @@ def test_files_that_hold_anything_else_are_refused_and_never_run(tmp_path):
         load({"mask": torch.ones(3, dtype=torch.bool)})
     whole = export_masks(region(), tmp_path / "masks") / "model.norm.weight.pt"
     for data in (b"", b"text", whole.read_bytes()[:-30]):
-        with pytest.raises(UserError, match="damaged or not a tensor file"):
+        with pytest.raises(UserError, match=r"cannot read the masks in .*w.pt: .*torch.save"):
             load(data)
+
+
+def mask(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: mask(1).expand(10**11), "100,000,000,000 entries that share 1 stored values"),
+        (lambda: mask(3).expand(4, 3), "12 entries that share 3 stored values"),
+        (lambda: mask(4).as_strided((4, 4), (0, 1)), "16 entries that share 4"),
+        (lambda: mask(3, 3).to_sparse(), "of layout torch.sparse_coo"),
+        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "quantized"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:torch.quantize")
+def test_tensors_without_a_value_for_each_entry_are_refused(tmp_path, make, complaint):
+    torch.save(make(), tmp_path / "layers.0.w.pt")
+    for read in (import_masks, holds_masks):
+        with pytest.raises(UserError, match=complaint):
+            read(tmp_path)
+
+
+def test_a_compressed_file_is_refused(tmp_path):
+    torch.save(mask(10**6), tmp_path / "plain")
+    with ZipFile(tmp_path / "plain") as plain, ZipFile(tmp_path / "w.pt", "w", ZIP_DEFLATED) as out:
+        for name in plain.namelist():
+            out.writestr(name, plain.read(name))
+    with pytest.raises(UserError, match=r"it is compressed; make the file again with torch.save"):
+        import_masks(tmp_path)
+
+
+def test_masks_that_the_disk_cannot_hold_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"may take .* TB and the disk of .* left"):
+        export_masks(
+            Region({f"a{n}": Entries.whole((2**36,)) for n in range(10**4)}), tmp_path / "x"
+        )
 
 
 def test_missing_or_empty_folders_and_existing_targets_are_refused(tmp_path):

@@ -233,3 +233,21 @@ def test_a_header_that_lists_other_parameters_is_refused(tmp_path) -> None:
     write_safetensors(tmp_path / "x.safetensors", {"b": torch.ones(2)}, header)
     with pytest.raises(UserError, match="lists other parameters"):
         Scores.load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("made", "complaint"),
+    [
+        ({"method": "nosuch"}, "expected one of taylor, .* as the method, got 'nosuch'"),
+        ({"batches": "x"}, "a number of batches above 0, got 'x'"),
+        ({"batches": 0}, "a number of batches above 0, got 0"),
+        ({"norms": 5}, "names of parameters as norms, got 5"),
+        ({"language": ["zh"]}, "the name of a language"),
+        ([1], "header of the score file"),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path, made, complaint) -> None:
+    header = {"format": "freezetrain-scores/1", "parameters": ["a"], "base": None, "made": made}
+    write_safetensors(tmp_path / "x.safetensors", {"a": torch.ones(2)}, header)
+    with pytest.raises(UserError, match=complaint):
+        Scores.load(tmp_path / "x.safetensors")
