@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from freezetrain.errors import UserError
+from freezetrain.escaping import shortened, visible
 
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -119,8 +120,7 @@ def language_name(code: str) -> str:
 
 def language_label(code: str, longest: int = 22) -> str:
     """``"Chinese zh"`` for a plot; an unknown code once, cut to ``longest`` characters."""
-    label = f"{NAMES[code]} {code}" if code in NAMES else code
-    return label if len(label) <= longest else label[: longest - 1] + "…"
+    return shortened(visible(f"{NAMES[code]} {code}" if code in NAMES else code), longest)
 
 
 def language_and_code(code: str) -> str:

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
+from freezetrain.escaping import visible
 from freezetrain.files import write_json
 from freezetrain.ranks import from_first_rank, is_first_rank, on_first_rank, together
+from freezetrain.terminal import Terminal, What
 
 
 class Update(Protocol):
@@ -23,13 +24,13 @@ class Update(Protocol):
 @contextmanager
 def progress_bar(what: str, shown: bool = True) -> Iterator[Update]:
     """Show one bar, named ``what`` at first."""
-    columns = [*Progress.get_default_columns()[:-1], TimeElapsedColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
-        task = progress.add_task(escape(what), total=None)
+    _, bar, share, _ = Progress.get_default_columns()
+    columns = [What(), bar, share, TimeElapsedColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=Terminal(stderr=True), disable=not shown) as progress:
+        task = progress.add_task(what, total=None)
 
         def update(done: int, total: int, what: str | None = None) -> None:
-            described = None if what is None else escape(what)
-            progress.update(task, completed=done, total=total, description=described)
+            progress.update(task, completed=done, total=total, description=what)
 
         yield update
 
@@ -43,12 +44,12 @@ class Stages:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self.seconds: dict[str, float] = {}
-        self._console = Console(stderr=True)
+        self._console = Terminal(stderr=True)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         if is_first_rank():
-            self._console.rule(f"[bold]{name}", align="left")
+            self._console.rule(Text(visible(name), "bold"), align="left")
         start = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - start, 1)

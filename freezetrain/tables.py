@@ -1,19 +1,22 @@
 """A table, written once, for the terminal, for a page (HTML), as CSV and as Markdown.
 
 The columns of a table say how a cell is made of a row, and the rows are objects or mappings. All
-text is data: what has a meaning in rich, HTML, Markdown or a spreadsheet is escaped.
+text is data: what has a meaning in rich, HTML, Markdown or a spreadsheet is escaped, and what
+cannot be seen is shown.
 """
 
 import csv
 import html
 import io
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from freezetrain.escaping import visible
 from freezetrain.formats import fixed
 
 if TYPE_CHECKING:
@@ -131,19 +134,22 @@ def to_csv(columns: Sequence[Column], rows: Sequence[Any]) -> str:
     """
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
-    writer.writerow([_no_formula(_heading(column)) for column in columns])
-    writer.writerows([_no_formula(column.read(row)) for column in columns] for row in rows)
+    writer.writerow([_csv_field(_heading(column)) for column in columns])
+    writer.writerows([_csv_field(column.read(row)) for column in columns] for row in rows)
     return written.getvalue()
 
 
-def _no_formula(value: Any) -> Any:
-    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+# Some programs take the full-width signs of Chinese and Japanese for the others.
+_FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+
+
+def _csv_field(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
         return value
-    try:
-        float(value)
-    except ValueError:
-        return f"'{value}"
-    return value
+    text = visible(str(value))
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def _heading(column: Column) -> str:
@@ -160,16 +166,23 @@ def to_markdown(table: Table) -> str:
         first, *rest = [_marked(cell) for cell in table.foot_cells()]
         lines.append([f"**{first}**", *rest])
     written = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-    return f"{written}\n{table.note}\n" if table.note else written
+    return f"{written}\n{markdown(table.note)}\n" if table.note else written
 
 
-_MARKDOWN = str.maketrans(
-    {"&": "&amp;", "<": "&lt;", "\n": " "} | {letter: f"\\{letter}" for letter in "\\|*`["}
-)
+# What begins code, emphasis, a link, HTML or another cell; an address becomes a link by itself.
+_MARKDOWN = re.compile(r"[\\`*|~\[<&$]|(?<!\w)_|_(?!\w)|(?<=\w):(?=//)|(?<=www)\.", re.IGNORECASE)
+
+
+def markdown(text: str) -> str:
+    """Text as data for Markdown, in one line: a cell of a table, or part of a sentence."""
+    entities = {"&": "&amp;", "<": "&lt;"}
+    return _MARKDOWN.sub(
+        lambda found: entities.get(found.group(), f"\\{found.group()}"), visible(text)
+    )
 
 
 def _marked(cell: Cell) -> str:
-    return (f"{cell.text} ({cell.note})" if cell.note else cell.text).translate(_MARKDOWN)
+    return markdown(f"{cell.text} ({cell.note})" if cell.note else cell.text)
 
 
 def to_html(table: Table) -> "Markup":
@@ -186,7 +199,7 @@ def to_html(table: Table) -> "Markup":
     ]
     long = table.sortable and len(table.rows) > 40
     frame = _html_class("scroll", len(table.columns) > 6 and "broad", long and "long")
-    title = html.escape(table.title)
+    title = _html(table.title)
     parts = [f'<div{frame} tabindex="0" role="group" aria-label="{title}">']
     parts.append(f"<table{_html_class(table.sortable and 'sortable')}>")
     parts += [f"<caption>{title}</caption>", "<thead>"]
@@ -194,10 +207,10 @@ def to_html(table: Table) -> "Markup":
         parts.append("<tr>")
         for place, (group, span) in enumerate(spans):
             start = _html_class("group", place > 0 and "start")
-            parts.append(f'<th colspan="{span}"{start}>{html.escape(group)}</th>')
+            parts.append(f'<th colspan="{span}"{start}>{_html(group)}</th>')
         parts.append("</tr>")
     heads = zip(table.columns, classes, strict=True)
-    parts += ["<tr>", *(f'<th scope="col"{c}>{html.escape(h.title)}</th>' for h, c in heads)]
+    parts += ["<tr>", *(f'<th scope="col"{c}>{_html(h.title)}</th>' for h, c in heads)]
     parts += ["</tr>", "</thead>", "<tbody>"]
     parts += [_html_row(cells, classes) for cells in table.cells()]
     parts.append("</tbody>")
@@ -205,8 +218,12 @@ def to_html(table: Table) -> "Markup":
         parts.append(f"<tfoot>{_html_row(table.foot_cells(), classes)}</tfoot>")
     parts += ["</table>", "</div>"]
     if table.note:
-        parts.append(f'<p class="note">{html.escape(table.note)}</p>')
+        parts.append(f'<p class="note">{_html(table.note)}</p>')
     return Markup("\n".join(parts))
+
+
+def _html(text: str) -> str:
+    return html.escape(visible(text))
 
 
 def _html_class(*names: str | bool) -> str:
@@ -218,9 +235,9 @@ def _html_row(cells: Sequence[Cell], classes: Sequence[str]) -> str:
     written = []
     for place, (cell, names) in enumerate(zip(cells, classes, strict=True)):
         value = "Infinity" if cell.key == math.inf else str(cell.key)  # as JavaScript spells it
-        key = "" if cell.key is None else f' data-value="{html.escape(value)}"'
-        note = f"<small>{html.escape(cell.note)}</small>" if cell.note else ""
-        content = html.escape(cell.text) + note
+        key = "" if cell.key is None else f' data-value="{_html(value)}"'
+        note = f"<small>{_html(cell.note)}</small>" if cell.note else ""
+        content = _html(cell.text) + note
         if place == 0:
             written.append(f'<th scope="row"{key}>{content}</th>')
         else:
@@ -253,8 +270,8 @@ def to_terminal(table: Table, width: int) -> "list[RichTable]":
             show_edge=False,
             pad_edge=False,
             show_footer=bool(foot),
-            title=Text(table.title, "bold") if table.title and number == 0 else None,
-            caption=Text(table.note) if table.note and number == len(blocks) - 1 else None,
+            title=Text(visible(table.title), "bold") if table.title and number == 0 else None,
+            caption=Text(visible(table.note)) if table.note and number == len(blocks) - 1 else None,
             title_justify="left",
             caption_justify="left",
         )
@@ -275,13 +292,15 @@ def to_terminal(table: Table, width: int) -> "list[RichTable]":
 
 
 def _lines(cell: Cell) -> str:
-    return f"{cell.text}\n{cell.note}" if cell.note else cell.text
+    text = visible(cell.text)
+    return f"{text}\n{visible(cell.note)}" if cell.note else text
 
 
 def _head(column: Column, texts: Sequence[str]) -> str:
     """Group and title, in lines not much longer than the cells below."""
     width = max([12, *map(len, texts)]) if not column.text else _WORDS
-    lines = [line for part in (column.group, column.title) for line in textwrap.wrap(part, width)]
+    parts = visible(column.group), visible(column.title)
+    lines = [line for part in parts for line in textwrap.wrap(part, width)]
     return "\n".join(lines)
 
 

@@ -2,12 +2,17 @@
 
 import csv
 import io
+import re
 from dataclasses import dataclass
 
+import pytest
+from nasty_names import FORMULAS, MARKUP, NASTY, SHOWN, unseen
+from parsed_page import Page
 from rich.console import Console
 
+from freezetrain.escaping import visible
 from freezetrain.formats import signed
-from freezetrain.tables import Column, Table, facts_table, to_csv, to_html, to_markdown
+from freezetrain.tables import Column, Table, to_csv, to_html, to_markdown
 
 
 @dataclass
@@ -72,18 +77,65 @@ def test_csv_keeps_numbers_in_full_and_defuses_formulas() -> None:
     ]
 
 
-def test_names_are_data_in_every_form() -> None:
-    name = "[b]a|b[/x]<script>&\\"
-    table = facts_table("[red]<i>", {name: name}, (name, "value"))
-    shown = in_terminal(table)
-    assert shown.count("[b]a|b[/x]") == 3
-    assert "[red]<i>" in shown
-    page = to_html(table)
-    assert "<script>" not in page
-    assert "&lt;script&gt;&amp;" in page
-    head, _, row = to_markdown(table).splitlines()
-    assert head.startswith("| \\[b]a\\|b\\[/x]&lt;script>&amp;\\\\ |")
-    assert row.replace("\\|", "").count("|") == 3
+@pytest.mark.parametrize("name", [*FORMULAS, NASTY])
+def test_no_cell_of_csv_begins_a_formula(name: str) -> None:
+    columns = [Column(name, 0, text=True, group=name), Column("value", 1)]
+    written = to_csv(columns, [(name, -1e-9), (["="], float("-inf"))])
+    assert unseen(written) == []
+    (head, _), (cell, number), (other, infinite) = csv.reader(io.StringIO(written))
+    assert (number, infinite, other) == ("-1e-09", "-inf", "['=']")
+    assert visible(name) in cell
+    for field in (head, cell):
+        assert field.lstrip()[0] not in "=+-@\t\r\n＝＋－＠"
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_names_are_data_in_a_terminal(width: int) -> None:
+    screen = io.StringIO()
+    terminal = Console(width=width, file=screen, force_terminal=True, color_system=None)
+    terminal.print(every_place(NASTY))
+    written = screen.getvalue()
+    assert unseen(written) == []
+    # A line may be broken anywhere.
+    joined = re.sub(r"\s", "", written)
+    assert joined.count(re.sub(r"\s", "", MARKUP)) >= 1
+    assert "[/red]" in joined
+    assert "\\x1b[2J" in joined
+
+
+def every_place(name: str) -> Table:
+    """The name in each place of a table."""
+    columns = [
+        Column(name, 0, text=True, note=lambda row: name, group=name),
+        Column(name, 0, foot=(name,)),
+    ]
+    return Table(name, columns, [(name,)], foot=name, note=name, sortable=True)
+
+
+def test_names_are_data_in_html() -> None:
+    source = to_html(every_place(NASTY))
+    assert unseen(source) == []
+    page = Page(source)
+    assert {tag for tag, _ in page.tags} <= {
+        "div", "table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td", "small", "p",
+    }  # fmt: skip
+    assert {name for _, attributes in page.tags for name in attributes} <= {
+        "class", "tabindex", "role", "aria-label", "scope", "colspan", "data-value",
+    }  # fmt: skip
+    assert "".join(page.text).count(SHOWN) == 10
+
+
+def test_names_are_data_in_markdown() -> None:
+    """As another program reads it: a table of plain text."""
+    written = to_markdown(every_place(NASTY + " https://x.org www.x.org _y_ ~z~"))
+    assert unseen(written) == []
+    head, rule, row, foot, empty, note, end = written.split("\n")
+    assert (rule, empty, end) == ("| :-- | --: |", "", "")
+    for line in (head, row, foot):
+        assert re.sub(r"\\.", "", line).count("|") == 3
+    for line in (head, row, foot.replace("**", ""), note):
+        bare = re.sub(r"\\.", "", line.replace("&lt;", "").replace("&amp;", ""))
+        assert not re.search(r"[<&`*\[$~]|\b_|_\b|://|www\.", bare)
 
 
 def test_markdown_has_groups_in_its_heads_and_the_foot_below() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from freezetrain.escaping import visible
 from freezetrain.formats import language_label, percent, signed
 from freezetrain.report.charts import ROW, HeatMap, dot_rows, heat_maps
 from freezetrain.report.page import Draw
@@ -98,7 +99,7 @@ def layers_figure(
     axes.yaxis.set_major_locator(ticks(6))
     percents(axes.yaxis)
     axes.set_xlabel("layer")
-    axes.set_title(title, loc="left", size=FONT, color=INK)
+    axes.set_title(visible(title), loc="left", size=FONT, color=INK)
     legend(figure, chosen, line=True)
     return figure
 
@@ -184,7 +185,8 @@ def _labels(names: Sequence[str], width: float) -> list[str]:
 
 def _endings(names: Sequence[str], longest: int = 18) -> list[str]:
     """Long names cut to their ends, which tell them apart as those of paths do."""
-    return [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in names]
+    shown = map(visible, names)
+    return [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in shown]
 
 
 def concentration_figure(

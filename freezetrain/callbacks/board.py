@@ -9,8 +9,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from freezetrain.callbacks.brake import ForgettingBrake
 from freezetrain.callbacks.tracker import ForgettingTracker, require_before
+from freezetrain.escaping import visible
+from freezetrain.evaluation.history import language_tag
 from freezetrain.report.run import Run
 from freezetrain.report.run_plots import plane_figure
+from freezetrain.report.style import as_data
 
 _WIDTH = 640  # pixels of the plane
 
@@ -67,23 +70,24 @@ class ForgettingBoard(L.Callback):
         if forgetting.target_gain is not None:
             final["final/target_gain"] = forgetting.target_gain
         for logger in _boards(trainer):
-            logger.log_hyperparams(self.settings, final, step=model.step)
+            logger.log_hyperparams(_visible_settings(self.settings), final, step=model.step)
 
     def _layout(self) -> dict[str, dict[str, list[Any]]]:
         """Category -> chart -> its kind and the tags in it, as regular expressions."""
         base = self.tracker.history.base.forgetting
 
-        def chart(*names: str) -> list[Any]:
-            return ["Multiline", [f"^{re.escape(f'forgetting/{name}')}$" for name in names]]
+        def chart(*tags: str) -> list[Any]:
+            return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
 
         charts = {
             "loss of each held-out language, nats per byte": chart(
-                *(f"{language}/delta_nll_per_byte" for language in base.languages)
+                *(language_tag(language, "delta_nll_per_byte") for language in base.languages)
             ),
-            "mean and worst loss, nats per byte": chart("mean", "worst"),
+            "mean and worst loss, nats per byte": chart("forgetting/mean", "forgetting/worst"),
         }
         if base.target is not None:
-            charts[f"gain of {base.target}, nats per byte"] = chart("target_gain")
+            gain = f"gain of {visible(base.target)}, nats per byte"
+            charts[gain] = chart("forgetting/target_gain")
         return {"forgetting": charts}
 
     def _draw(self, trainer: L.Trainer) -> None:
@@ -97,7 +101,18 @@ class ForgettingBoard(L.Callback):
         run = Run("this run", history, brake=None if self.brake is None else self.brake.brake)
         figure = plane_figure([run], _WIDTH, ground="white")
         for logger in boards:
-            logger.experiment.add_figure("forgetting/plane", figure, history.last.step, close=False)
+            with as_data(figure):
+                logger.experiment.add_figure(
+                    "forgetting/plane", figure, history.last.step, close=False
+                )
+
+
+def _visible_settings(settings: Any) -> Any:
+    if isinstance(settings, Mapping):
+        return {visible(str(name)): _visible_settings(value) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [_visible_settings(value) for value in settings]
+    return visible(settings) if isinstance(settings, str) else settings
 
 
 def _boards(trainer: L.Trainer) -> list[TensorBoardLogger]:

@@ -4,13 +4,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from freezetrain.callbacks.tracker import ForgettingTracker
 from freezetrain.evaluation import Evaluation
 from freezetrain.evaluation.watch import TABLE_ROWS
 from freezetrain.tables import Table
+from freezetrain.terminal import Terminal
 
 _OTHER_LINES = 12  # of the table without held-out languages, and the bar below it
 
@@ -43,7 +44,7 @@ class StepProgress(L.pytorch.callbacks.ProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._enabled:
             return
-        console = Console(stderr=True)
+        console = Terminal(stderr=True)
         if console.is_terminal:
             self._take_table(trainer)
         self._bar = _BarBelowTable(
@@ -99,7 +100,7 @@ class StepProgress(L.pytorch.callbacks.ProgressBar):
         if self._bar is None:
             print(*args, **kwargs)
         else:
-            self._bar.console.print(*args, markup=False, highlight=False)
+            self._bar.console.print(*args)
 
 
 class _BarBelowTable(Progress):

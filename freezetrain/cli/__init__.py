@@ -18,6 +18,7 @@ from pathlib import Path
 from freezetrain.cli.command_line import Command, parse
 from freezetrain.cli.verbs import VERBS
 from freezetrain.errors import CheckError, Preempted, UserError
+from freezetrain.escaping import visible_lines
 from freezetrain.ranks import OUT, Launch, current_launch, end_with_parent, shared_folder
 from freezetrain.recipe import yaml12
 from freezetrain.user_files import VERBOSE, verbose
@@ -60,7 +61,7 @@ def _status(arguments: Sequence[str], launch: Launch) -> int:
 
 def _print_fault(launch: Launch) -> int:
     """The traceback of the exception that is being handled, and what to do with it."""
-    traceback.print_exc()
+    print(visible_lines(traceback.format_exc()), file=sys.stderr)
     fault = UserError(
         "this is a fault of freezetrain, not of what you gave; please report it to the project's "
         "issue tracker, with the lines above and the command"
@@ -70,9 +71,10 @@ def _print_fault(launch: Launch) -> int:
 
 def _print_error(error: Exception, launch: Launch, status: int) -> int:
     if verbose() and error.__traceback__ is not None:
-        traceback.print_exception(error)
+        lines = "".join(traceback.format_exception(error))
+        print(visible_lines(lines), file=sys.stderr)
     rank = f"rank {launch.rank}: " if launch.rank else ""
-    print(f"freezetrain: {rank}{error}", file=sys.stderr, flush=True)
+    print(f"freezetrain: {rank}{visible_lines(str(error))}", file=sys.stderr, flush=True)
     if launch.by == "freezetrain" and launch.rank:
         # Lightning kills all processes, rank 0 at once too, when one that it started fails; where
         # all ranks found the error, rank 0 is to end with its own sentence and status.
@@ -148,9 +150,8 @@ def _announced(folder: Path, needed: bool) -> Iterator[None]:
 
 
 def _print(parts: Sequence[object]) -> None:
-    from rich.console import Console
+    from freezetrain.terminal import Terminal
 
-    console = Console()
+    terminal = Terminal()
     for part in parts:
-        is_text = isinstance(part, str)  # in which a path with [brackets] is no markup
-        console.print(part, highlight=not is_text, markup=not is_text)
+        terminal.print(part)

@@ -5,8 +5,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from freezetrain.compare.figures import compare_figures
 from freezetrain.compare.findings import findings, recommendations
 from freezetrain.compare.frontier import compare_variants
@@ -17,6 +15,7 @@ from freezetrain.compare.results import Choice, CompareResults, RunResult, Varia
 from freezetrain.compare.runs import Run, grid, missing_runs, run_all, runs_together
 from freezetrain.compare.tables import csv_columns, terminal_table
 from freezetrain.errors import CheckError, UserError
+from freezetrain.escaping import visible
 from freezetrain.files import write_text
 from freezetrain.progress import progress_bar
 from freezetrain.recipe import yaml12
@@ -24,6 +23,7 @@ from freezetrain.report.pictures import FOLDER as PICTURES
 from freezetrain.report.pictures import save_pictures
 from freezetrain.run_folder import Outcome
 from freezetrain.tables import to_csv
+from freezetrain.terminal import Terminal
 
 PAGE = "report.html"
 
@@ -50,10 +50,10 @@ def _run_missing(
     recipe: CompareRecipe, prepared: Prepared, missing: Sequence[Run], total: int
 ) -> None:
     """Run them all, then raise the first error that one came to."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     done, failed = total - len(missing), []
     plan = f"{total} runs, {done} of them done before; {runs_together(recipe)} at once"
-    console.print(plan, highlight=False)
+    console.print(plan)
     with progress_bar("compare", shown=bool(missing)) as progress:
         progress(done, total)
         for each, result in run_all(recipe, prepared, missing):
@@ -62,7 +62,7 @@ def _run_missing(
             else:
                 done += 1
                 progress(done, total)
-            console.print(f"{each.name}: {_line(result)}", highlight=False, markup=False)
+            console.print(f"{each.name}: {_line(result)}")
     if not failed:
         return
     first, error = failed[0]
@@ -133,5 +133,5 @@ def _write_recipe(recipe: CompareRecipe, prepared: Prepared, choice: Choice, pat
     region = prepared.region(name)
     training = recipe.training(name, choice.learning_rate, seed, region, prepared.scores)
     training = replace(training, watch=recipe.train.watch)
-    head = f"# freezetrain train: {name}, which freezetrain compare recommends\n"
+    head = f"# freezetrain train: {visible(name)}, which freezetrain compare recommends\n"
     write_text(path, head + yaml12.dump(asdict(training)))

@@ -10,6 +10,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from freezetrain.compare.curves import Curve, curves_of
 from freezetrain.compare.results import MEASURES, CompareResults, RunResult
+from freezetrain.escaping import shortened, visible
 from freezetrain.formats import language_name
 from freezetrain.report.page import Draw
 from freezetrain.report.style import (
@@ -66,7 +67,8 @@ def frontier_figure(
             _draw(axes, curves.get(name, {}), measure, mark, 2.6 if name == reference else 1.5)
         _finish(axes, results, _points(shown, measure)[1], 5)
         axes.set_title(f"↑ {_TITLES[measure]}", loc="left", size=FONT, color=INK)
-        axes.set_xlabel(f"gain of {language_name(results.target)}, nats per byte →"[:60])
+        target = shortened(visible(language_name(results.target)), 34)
+        axes.set_xlabel(f"gain of {target}, nats per byte →")
     legend(figure, chosen, line=True)
     return figure
 

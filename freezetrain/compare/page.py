@@ -19,7 +19,7 @@ from freezetrain.formats import seconds
 from freezetrain.report.page import drawn, settings_table, write_page
 from freezetrain.report.run_plots import key_figure
 from freezetrain.report.style import to_svg
-from freezetrain.tables import Table, facts_table, to_markdown
+from freezetrain.tables import Table, facts_table, markdown, to_markdown
 
 
 def render_compare(results: CompareResults, path: str | os.PathLike[str]) -> None:
@@ -82,8 +82,8 @@ def _panels(results: CompareResults) -> list[dict[str, Any]]:
 
 def variants_markdown(results: CompareResults) -> str:
     """The table at equal gain, its intervals in brackets; why there is none where there is none."""
-    if results.comparison.main is None:
-        return f"Nothing can be compared at equal gain: {results.comparison.why_none}.\n"
+    if (why := results.comparison.why_none) is not None:
+        return f"Nothing can be compared at equal gain: {markdown(why)}.\n"
     table: Table = tables.equal_gain_table(results)
     title = table.title.replace(" below", "")
-    return f"{to_markdown(table)}\n{title}.\n".replace("\u00a0", " ")
+    return f"{to_markdown(table)}\n{markdown(title)}.\n".replace("\u00a0", " ")

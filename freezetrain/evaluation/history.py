@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from freezetrain.errors import UserError
+from freezetrain.escaping import visible
 from freezetrain.evaluation.brake import TOGETHER, Measure
 from freezetrain.evaluation.figures import DocumentSums, Figures, as_figures, safe_exp
 from freezetrain.evaluation.losses import Forgetting, Interval, Result, forgetting
@@ -92,6 +93,11 @@ class Evaluation:
         )
 
 
+def language_tag(language: str, figure: str) -> str:
+    """What a logger calls a language's figure: ``forgetting/zh/perplexity``."""
+    return f"forgetting/{visible(language)}/{figure}"
+
+
 @dataclass
 class History:
     """Evaluations in the order of their steps; the first is the base of all comparisons."""
@@ -165,12 +171,12 @@ class History:
         if result.target_gain is not None:
             scalars["forgetting/target_gain"] = result.target_gain
         for language, figures in self.last.figures.items():
-            scalars[f"forgetting/{language}/perplexity"] = figures.perplexity
-            scalars[f"forgetting/{language}/bits_per_byte"] = figures.bits_per_byte
+            scalars[language_tag(language, "perplexity")] = figures.perplexity
+            scalars[language_tag(language, "bits_per_byte")] = figures.bits_per_byte
             if figures.accuracy is not None:
-                scalars[f"forgetting/{language}/accuracy"] = figures.accuracy
+                scalars[language_tag(language, "accuracy")] = figures.accuracy
         for language, change in result.languages.items():
-            scalars[f"forgetting/{language}/delta_nll_per_byte"] = change.delta_nll_per_byte
+            scalars[language_tag(language, "delta_nll_per_byte")] = change.delta_nll_per_byte
         return scalars
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from freezetrain.errors import UserError, near_misses
@@ -296,7 +295,9 @@ class ForgettingWatch:
         return forgetting_table(before, after, self.target, result=result, title=title, rows=rows)
 
     def _table(self) -> str:
-        console = Console(file=sys.stdout)
+        from freezetrain.terminal import Terminal
+
+        console = Terminal(file=sys.stdout, color_system=None)  # what is shown is plain text
         with console.capture() as text:
             console.print(self.latest_table())
         return text.get().rstrip("\n")

@@ -27,7 +27,7 @@ from freezetrain.report.run import Run
 from freezetrain.report.runs import PAGE
 from freezetrain.report.runs_page import render_runs
 from freezetrain.run_folder import Outcome
-from freezetrain.tables import Column, to_csv, to_markdown
+from freezetrain.tables import Column, markdown, to_csv, to_markdown
 
 
 @dataclass(frozen=True)
@@ -147,15 +147,15 @@ def _written(runs: Sequence[Run], folder: Path) -> list[Any]:
     """Write the files for people and for spreadsheets; what to show of them."""
     rows = language_rows(runs)
     write_text(folder / "forgetting.csv", forgetting_csv(rows))
-    markdown, shown = forgetting_markdown(rows), []
+    written, shown = forgetting_markdown(rows), []
     benchmarks = [run.benchmarks for run in runs if run.benchmarks is not None]
     if benchmarks:
         metrics = [metric for drops in benchmarks for metric in drops.metrics]
         columns = [Column(field.name, field.name) for field in fields(MetricDrop)]
         write_text(folder / "benchmarks.csv", to_csv(columns, metrics))
         table = benchmarks_table(benchmarks)
-        markdown += f"\n{table.title}.\n\n{to_markdown(table)}"
+        written += f"\n{markdown(table.title)}.\n\n{to_markdown(table)}"
         shown.append(table)
-    write_text(folder / "forgetting.md", markdown)
+    write_text(folder / "forgetting.md", written)
     render_runs(runs, folder / PAGE)
     return [*shown, f"report: {folder / PAGE}"]

@@ -10,6 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from freezetrain.escaping import visible
 from freezetrain.report.style import (
     CARD,
     FONT,
@@ -122,7 +123,8 @@ def heat_maps(
         _draw(axes, heat_map, scale, cell)
         # Few columns keep their width; the rest of the panel stays empty.
         axes.set_xlim(0, max(columns, panel / _BROAD))
-        axes.set_xlabel(heat_map.across, loc="left" if columns < panel / _BROAD else "center")
+        place = "left" if columns < panel / _BROAD else "center"
+        axes.set_xlabel(visible(heat_map.across), loc=place)
         if cell >= _ROOM:
             _write_values(axes, heat_map.values, scale, write)
     _bar(figure, panels, scale, label, percent, 14 / height)
@@ -152,7 +154,7 @@ def _draw(axes: Axes, heat_map: HeatMap, scale: Normalize, cell: float) -> None:
         corner = (column + 0.06, row + 0.06)
         ring = Rectangle(corner, 0.88, 0.88, fill=False, edgecolor=VERMILLION, linewidth=1.3)
         axes.add_patch(ring)
-    axes.set_title(heat_map.title, loc="left", size=FONT, color=INK)
+    axes.set_title(visible(heat_map.title), loc="left", size=FONT, color=INK)
     axes.set_ylim(len(heat_map.rows), 0)
     axes.set_yticks(np.arange(len(heat_map.rows)) + 0.5, list(heat_map.rows))
     axes.tick_params(axis="y", labelcolor=INK)

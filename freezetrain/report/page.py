@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from freezetrain.escaping import visible, visible_lines
 from freezetrain.files import write_text
 from freezetrain.formats import language_name
 from freezetrain.report.style import to_svg
@@ -23,6 +24,7 @@ WIDTHS = {"wide": 760, "narrow": 350}  # px; the page shows one of them, by the 
 def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> None:
     """Fill in ``template`` and write it to ``path``; all values are escaped but ``Markup``.
 
+    What cannot be seen in them is made visible; the filter ``lines`` leaves line breaks there.
     ``template`` is named with the room that it lies in: ``"paper/page.html.j2"``. Raises what
     ``write_text`` raises.
     """
@@ -30,12 +32,19 @@ def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> No
         loader=PackageLoader("freezetrain", ""),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_data,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["language"] = language_name
+    environment.filters["lines"] = lambda text: escape(visible_lines(text))
     environment.globals["to_html"] = to_html
     write_text(path, environment.get_template(template).render(**values))
+
+
+def _data(value: Any) -> Any:
+    """What a template writes of ``value``, before it is escaped."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def drawn(name: str, draw: Callable[..., Figure], *values: Any) -> dict[str, Markup]:

@@ -1,17 +1,17 @@
 """Figures as files, PNG and SVG, and as images in TensorBoard."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from freezetrain.errors import UserError
+from freezetrain.escaping import visible
 from freezetrain.files import whole
 from freezetrain.report.page import WIDTHS, Draw
+from freezetrain.report.style import as_data
 
 FOLDER, BOARD = "pictures", "tensorboard"
 
@@ -51,7 +51,8 @@ def to_tensorboard(figures: Mapping[str, Draw], folder: Path) -> None:
             for name, draw in figures.items():
                 figure = _on_white(draw)
                 figure.set_dpi(_DOTS)
-                writer.add_figure(name, figure, global_step=0, close=False)
+                with as_data(figure):
+                    writer.add_figure(visible(name), figure, global_step=0, close=False)
         finally:
             writer.close()
 
@@ -59,8 +60,6 @@ def to_tensorboard(figures: Mapping[str, Draw], folder: Path) -> None:
 def _on_white(draw: Draw) -> Figure:
     figure = draw(WIDTHS["wide"])
     figure.patch.set(facecolor="white", alpha=1)
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a name may hold dollar signs
     return figure
 
 
@@ -68,11 +67,10 @@ def _save(figure: Figure, path: Path, kind: str) -> None:
     # Neither date nor version, which would differ from run to run.
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     with (
-        warnings.catch_warnings(),
+        as_data(figure),
         matplotlib.rc_context({"svg.hashsalt": path.stem}),
         whole(path) as new,
     ):
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(new, format=kind, dpi=_DOTS, metadata=metadata)
 
 

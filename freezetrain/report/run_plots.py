@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from freezetrain.errors import UserError
+from freezetrain.escaping import shortened, visible
 from freezetrain.evaluation import Evaluation
 from freezetrain.evaluation.brake import Measure
 from freezetrain.formats import language_label
@@ -215,8 +216,9 @@ def _course(axes: Axes, run: Run, mark: Mark, measure: Measure) -> None:
 def _limit(axes: Axes, run: Run, mark: Mark, measure: Measure) -> None:
     height = _limit_line(axes, run, "mean", measure, mark)
     if height is not None:
+        limit = f"{height:g}{'' if measure == 'nats_per_byte' else '%'}"
         axes.annotate(
-            f"limit of {run.name}: {height:g}{'' if measure == 'nats_per_byte' else '%'}"[:60],
+            shortened(f"limit of {visible(run.name)}: {limit}", 60),
             (0, height),
             xycoords=("axes fraction", "data"),
             xytext=(4, 3),

@@ -7,7 +7,8 @@ its own as well, so that nothing depends on colour alone.
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import cycle
@@ -21,7 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedFormatter, MaxNLocator
+
+from freezetrain.escaping import shortened, visible, visible_lines
 
 INK, MUTED, GRID, CARD = "#1c2129", "#5a6472", "#e2e5ea", "#fefefd"
 
@@ -142,14 +145,15 @@ def legend(figure: Figure, chosen: dict[str, Mark], line: bool = False) -> None:
     """A key above the plots, in as many columns as fit; names that are too long are cut."""
     width = figure.get_figwidth() * 72
     longest = int((width - 60) / LETTER)
-    names = {name: name if len(name) <= longest else f"{name[: longest - 1]}…" for name in chosen}
+    names = {name: shortened(visible(name), longest) for name in chosen}
     column = LETTER * max(map(len, names.values())) + 50
     handles = [
-        Line2D([], [], label=names[name], linestyle="-" if line else "none", **mark.options())
-        for name, mark in chosen.items()
+        Line2D([], [], linestyle="-" if line else "none", **mark.options())
+        for mark in chosen.values()
     ]
-    figure.legend(
-        handles=handles,
+    key = figure.legend(
+        handles,
+        [str(number) for number in range(len(handles))],  # a name that begins with _ is left out
         loc="outside upper left",
         ncols=max(1, min(len(handles), int(width / column))),
         frameon=False,
@@ -159,6 +163,28 @@ def legend(figure: Figure, chosen: dict[str, Mark], line: bool = False) -> None:
         columnspacing=1.6,
         borderpad=0.2,
     )
+    for text, name in zip(key.get_texts(), names.values(), strict=True):
+        text.set_text(name)
+
+
+@contextmanager
+def as_data(figure: Figure) -> Iterator[None]:
+    """Draw ``figure`` inside: its text is no mathematics, and what is unseen in it is shown.
+
+    A letter that this machine's font lacks is a box in a PNG, and is itself in a page, where the
+    reader's browser has a font.
+    """
+    for axes in figure.axes:
+        for formatter in (axes.xaxis.get_major_formatter(), axes.yaxis.get_major_formatter()):
+            if isinstance(formatter, FixedFormatter):
+                formatter.seq = [visible(label) for label in formatter.seq]
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text(visible_lines(text.get_text()))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def to_svg(figure: Figure, prefix: str) -> str:
@@ -167,14 +193,9 @@ def to_svg(figure: Figure, prefix: str) -> str:
     Its text stays text, in the page's font; its colours follow the page's variables; its ids begin
     with ``prefix``, so that several fit in one page. The same figure gives the same string.
     """
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a name may hold dollar signs
     written = StringIO()
-    with warnings.catch_warnings():
-        # The reader's browser finds the glyphs, whatever this machine's font lacks.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
-            figure.savefig(written, format="svg", metadata={"Date": None}, transparent=False)
+    with as_data(figure), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
+        figure.savefig(written, format="svg", metadata={"Date": None}, transparent=False)
     root = ElementTree.fromstring(written.getvalue())
     _rewrite(root, prefix)
     for size in ("width", "height", "version"):

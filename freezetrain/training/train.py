@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from rich.console import Console
 from torch import nn
 
 from freezetrain.data.texts import progress_bars
@@ -21,6 +20,7 @@ from freezetrain.report.run import RegionFacts, Run
 from freezetrain.report.runs import PAGE
 from freezetrain.report.runs_page import render_runs
 from freezetrain.run_folder import Outcome
+from freezetrain.terminal import Terminal
 from freezetrain.training.checkpoints import latest_checkpoint
 from freezetrain.training.data import TextData, read_data
 from freezetrain.training.module import CausalLM
@@ -47,13 +47,13 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = 
         data = read_data(recipe, tokenizer, plan.world)
     recipe.freeze.check_steps(data.steps)
     if table:
-        Console().print(data.table())
+        Terminal().print(data.table())
     parts = make_parts(plan, tokenizer, data, folder, table)
     texts: list[TextFacts] = []
     if parts.tracker is not None:
         texts = text_facts(parts.tracker.documents, tokenizer)
         if table:
-            Console().print(texts_table(texts, "held-out texts"))
+            Terminal().print(texts_table(texts, "held-out texts"))
     resumed_from = latest_checkpoint(folder)
     L.seed_everything(recipe.optimization.seed, verbose=False)
     trainer = fit(

@@ -4,13 +4,13 @@ import re
 import lightning as L
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
 import freezetrain.callbacks.progress as progress
 from freezetrain.callbacks import ForgettingTracker
 from freezetrain.evaluation import Document
+from freezetrain.terminal import Terminal
 
 
 class Module(L.LightningModule):
@@ -35,7 +35,7 @@ class Module(L.LightningModule):
 def fit(tmp_path, monkeypatch, module):
     screen = io.StringIO()
     monkeypatch.setattr(
-        progress, "Console", lambda **_: Console(file=screen, force_terminal=True, width=100)
+        progress, "Terminal", lambda **_: Terminal(file=screen, force_terminal=True, width=100)
     )
     bar = progress.StepProgress()
     trainer = L.Trainer(
@@ -132,7 +132,7 @@ class Watched(Module):
 
 
 def watched(tmp_path, monkeypatch, make_model, screen, *, table=True):
-    monkeypatch.setattr(progress, "Console", lambda **_: screen)
+    monkeypatch.setattr(progress, "Terminal", lambda **_: screen)
     documents = {
         name: [Document(list(range(first, first + 8)), 8)]
         for name, first in {"zh": 0, "en": 50, "es[/b]": 90, "de": 130}.items()
@@ -157,7 +157,7 @@ def test_in_a_terminal_the_latest_table_stands_above_the_bar(
     tmp_path, monkeypatch, make_model, capsys
 ):
     out = io.StringIO()
-    screen = Console(file=out, force_terminal=True, width=100, height=40)
+    screen = Terminal(file=out, force_terminal=True, width=100, height=40)
     tracker = watched(tmp_path, monkeypatch, make_model, screen)
     assert capsys.readouterr().out == "", "it is printed nowhere else"
     live = [part for part in screens(out.getvalue()) if "train" in part]
@@ -174,14 +174,14 @@ def test_in_a_terminal_the_latest_table_stands_above_the_bar(
 
 def test_elsewhere_each_table_is_printed(tmp_path, monkeypatch, make_model):
     out = io.StringIO()
-    watched(tmp_path, monkeypatch, make_model, Console(file=out, force_terminal=False, width=100))
+    watched(tmp_path, monkeypatch, make_model, Terminal(file=out, force_terminal=False, width=100))
     assert re.findall(r"Forgetting at step (\d+)", out.getvalue()) == ["0", "2", "4"]
     assert "es[/b]" in out.getvalue(), "what looks like markup is a name"
 
 
 def test_a_low_terminal_keeps_its_bar(tmp_path, monkeypatch, make_model):
     out = io.StringIO()
-    screen = Console(file=out, force_terminal=True, width=100, height=13)
+    screen = Terminal(file=out, force_terminal=True, width=100, height=13)
     watched(tmp_path, monkeypatch, make_model, screen)
     with_table = [part for part in screens(out.getvalue()) if "Forgetting at step" in part]
     assert with_table
@@ -193,7 +193,7 @@ def test_a_low_terminal_keeps_its_bar(tmp_path, monkeypatch, make_model):
 
 def test_a_table_that_nobody_wants_is_not_shown(tmp_path, monkeypatch, make_model):
     out = io.StringIO()
-    screen = Console(file=out, force_terminal=True, width=100, height=40)
+    screen = Terminal(file=out, force_terminal=True, width=100, height=40)
     tracker = watched(tmp_path, monkeypatch, make_model, screen, table=False)
     assert "Forgetting" not in out.getvalue()
     assert not tracker.table

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import browser
+import nasty_pages
 import pytest
 from made_comparison import make_compare, many_variants
 from made_paper import make_paper
@@ -124,3 +125,17 @@ def test_what_is_not_known_is_sorted_last(tab: browser.Page, tmp_path: Path) -> 
         tab.run(f"{BUTTONS}[{place}].click()")
         assert column(tab, place)[-2:] == ["–", "–"]
         assert "–" not in column(tab, place)[:-2]
+
+
+@pytest.mark.parametrize("name", ["runs", "quickstart", "paper", "compare"])
+def test_no_name_does_anything(tab: browser.Page, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "page.html"
+    getattr(nasty_pages, name)(path)
+    tab.open(path, 1280, "light")
+    tab.run("document.querySelectorAll('details').forEach(one => one.open = true)")
+    tab.run("document.querySelectorAll('th button').forEach(one => one.click())")
+    asked = [address for address in tab.requests() if not address.startswith("data:")]
+    assert asked == [path.resolve().as_uri()]
+    assert tab.told() == [], "a script of a name calls a function that there is not"
+    assert tab.run("document.scripts.length") == 1
+    assert "<script>boo()</script>" in tab.run("document.body.innerText")

@@ -111,7 +111,7 @@ def test_csv_holds_every_number_in_full() -> None:
             if value is None:
                 assert written[name] == ""
             elif isinstance(value, str):
-                assert written[name] == value
+                assert written[name] == value.replace("\n", r"\n")
             else:
                 assert float(written[name]) == value
 

@@ -1,0 +1,38 @@
+"""Names and other text from outside, as data: what cannot be seen in it is made visible.
+
+Each border to a reader has one function that escapes what has a meaning there, and all of them
+begin with :func:`visible`: ``terminal.Terminal`` (rich), ``tables.to_html`` and
+``report.page.write_page`` (HTML), ``tables.markdown`` (Markdown), ``tables.to_csv`` (CSV),
+``report.style.as_data`` (matplotlib), ``History.scalars`` and ``ForgettingBoard`` (TensorBoard).
+"""
+
+import re
+
+# Control characters; what turns the direction of writing; marks without a width, but for the two
+# joiners (U+200C, U+200D), which Persian and the scripts of India need; halves of surrogate pairs,
+# as Python makes of file names that are not UTF-8; what XML may not hold.
+_UNSEEN = (
+    "\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ufff9-\ufffb\ud800-\udfff\ufffe\uffff\U000e0000-\U000e007f"
+)
+_NAME = re.compile(f"[{_UNSEEN}]")
+_TEXT = re.compile(f"(?!\n)[{_UNSEEN}]")
+
+
+def visible(text: str) -> str:
+    r"""A name in one line: a line break as ``\n``, an escape as ``\x1b``, a mark as ``\u202e``."""
+    return _NAME.sub(_spelt, text)
+
+
+def visible_lines(text: str) -> str:
+    """Text that may have several lines: as :func:`visible`, but line breaks stay."""
+    return _TEXT.sub(_spelt, text)
+
+
+def shortened(text: str, longest: int) -> str:
+    """The beginning of ``text``, with … at its end where that is cut at ``longest`` characters."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def _spelt(character: re.Match[str]) -> str:
+    return character.group().encode("unicode_escape").decode("ascii")
