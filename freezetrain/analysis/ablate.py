@@ -19,6 +19,7 @@ from freezetrain.analysis.effects import (
 )
 from freezetrain.analysis.recipe import AblateRecipe
 from freezetrain.errors import UserError
+from freezetrain.escaping import shortened
 from freezetrain.evaluation import Document, encode_documents
 from freezetrain.formats import exact_percent
 from freezetrain.forward import context_length, without_cache
@@ -28,7 +29,7 @@ from freezetrain.regions import Region
 from freezetrain.run_folder import Outcome
 from freezetrain.scoring import Scores, select
 from freezetrain.scoring.scores import language_scores
-from freezetrain.tables import Table
+from freezetrain.tables import Column, Table
 from freezetrain.typed_json import to_json
 
 Kind = Literal["top", "bottom", "random", "file"]
@@ -103,7 +104,7 @@ def run(recipe: AblateRecipe, folder: Path) -> Outcome:
     model, tokenizer = on_gpu(load_model(recipe.model)), load_tokenizer(recipe.model)
     documents = held_out_documents(recipe.evaluation, tokenizer)
     ablation = ablate_regions(recipe, model, tokenizer, documents)
-    return Outcome(to_json(ablation), removal_tables(ablation))
+    return Outcome(to_json(ablation), [*removal_tables(ablation), *text_tables(ablation)])
 
 
 def ablate_regions(
@@ -229,6 +230,24 @@ def removal_tables(ablation: Ablation) -> list[Table]:
             effects,
         )
         for removed, effects in by_title.items()
+    ]
+
+
+_LONGEST = 240  # letters of a text in the terminal; results.json has all of it
+
+
+def text_tables(ablation: Ablation) -> list[Table]:
+    """A table for each prompt, for the terminal: what the model writes after it, by what is zero.
+
+    A line break in a text is spelt ``\\n`` there.
+    """
+    columns = [
+        Column("set to zero", 0, text=True),
+        Column("the model goes on", 1, lambda text: shortened(text, _LONGEST) or "–", text=True),
+    ]
+    return [
+        Table(f"after the prompt “{shortened(each.prompt, 60)}”", columns, list(each.texts.items()))
+        for each in ablation.texts
     ]
 
 

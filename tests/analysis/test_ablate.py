@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from dataclasses import replace
 from statistics import mean, stdev
 from types import SimpleNamespace
 
@@ -12,12 +14,14 @@ from plain_loss import edited, plain_figures
 
 from freezetrain.analysis.ablate import (
     Ablation,
+    Continuations,
     ablate_regions,
     check_prompts,
     continuation,
     plan_removals,
     removal_tables,
     run,
+    text_tables,
 )
 from freezetrain.analysis.recipe import AblateRecipe
 from freezetrain.errors import UserError
@@ -26,6 +30,7 @@ from freezetrain.recipe.sources import EvaluationTexts, ModelSource
 from freezetrain.regions import Region
 from freezetrain.regions.base import base_of
 from freezetrain.scoring import Scores
+from freezetrain.terminal import Terminal
 from freezetrain.typed_json import from_json, to_json
 
 LENGTH = 32
@@ -183,6 +188,19 @@ def test_texts_are_what_the_edited_model_generates(ablation, model, tokenizer, s
     assert texts["nothing"] != texts["top 20%"]
 
 
+def test_texts_are_shown_cut_and_without_what_acts_in_a_terminal(ablation, capsys):
+    texts = {"nothing": "one\n[b]two[/b]\x1b[2J" + "x" * 300, "core": ""}
+    shown = replace(ablation, texts=[Continuations("What\nis \x9b?" + "y" * 99, texts)])
+    Terminal(width=400).print(*text_tables(shown))
+    written = capsys.readouterr().out
+    assert "after the prompt “What\\nis \\x9b?yyy" in written
+    nothing, core = [line.split() for line in written.splitlines()[-2:]]
+    assert (nothing[0], core) == ("nothing", ["core", "–"])
+    assert nothing[1].startswith("one\\n[b]two[/b]\\x1b[2Jxxx")
+    assert nothing[1].endswith("x…")
+    assert not re.search("[\x1b\x9b]|x{240}|y{60}", written)
+
+
 class Scripted(torch.nn.Module):
     """Says tokens in turn, whatever it is asked."""
 
@@ -208,7 +226,11 @@ def test_a_region_file_and_random_ones_like_it(model_folder, make_model, tmp_pat
     region = Region.random(make_model(), 0.1, seed=9, parameters=["*mlp*"])
     region.save(tmp_path / "mine.safetensors")
     recipe = recipe_of(
-        model_folder, regions=[str(tmp_path / "mine.safetensors")], random_seeds=[0, 1]
+        model_folder,
+        regions=[str(tmp_path / "mine.safetensors")],
+        random_seeds=[0, 1],
+        prompts=["All human beings"],
+        new_tokens=3,
     )
     outcome = run(recipe, tmp_path)
     names = ["mine", "random like mine, seed 0", "random like mine, seed 1"]
@@ -219,7 +241,11 @@ def test_a_region_file_and_random_ones_like_it(model_folder, make_model, tmp_pat
     assert control["like"] == "mine"
     assert control["entries"] == mine["entries"] == region.count
     assert [row["regions"] for row in outcome.results["summary"]] == [names[:1], names[1:]]
-    (table,) = outcome.display
+    table, texts = outcome.display
+    assert texts.title == "after the prompt “All human beings”"
+    (written,) = outcome.results["texts"]
+    assert texts.rows == list(written["texts"].items())
+    assert [row[0] for row in texts.rows] == ["nothing", *names]
     assert table.title.startswith("mine")
     perplexity = outcome.results["figures"]["mine"]["zh"]["perplexity"]
     assert f"{perplexity:,.1f}" in [cell.text for cell in table.cells()[1]]
