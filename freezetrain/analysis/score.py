@@ -3,7 +3,6 @@
 Also the model that is scored, on one device or split over ranks, and how the ranks share it.
 """
 
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -277,8 +276,6 @@ def start_ranks(engine: Engine, launch: Launch) -> None:
     world = world_size(engine, launch)
     if world == 1 and kind_of(engine, world) in ("one", "ddp"):
         return
-    for name in ("lightning.fabric", "lightning.pytorch"):  # whichever was imported last speaks
-        logging.getLogger(name).setLevel(logging.WARNING)
     on_gpu = torch.cuda.is_available()
     Fabric(
         accelerator="gpu" if on_gpu else "cpu",

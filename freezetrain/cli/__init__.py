@@ -15,6 +15,7 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
+from freezetrain import remarks
 from freezetrain.cli.command_line import Command, parse
 from freezetrain.cli.verbs import VERBS
 from freezetrain.errors import CheckError, Preempted, UserError
@@ -87,6 +88,7 @@ def _run(command: Command, launch: Launch) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if command.verbose:
         os.environ[VERBOSE] = "1"
+    remarks.keep_back()
     verb = VERBS[command.verb]
     if launch.world > 1 and not verb.parallel:
         raise UserError(

@@ -1,6 +1,5 @@
 """`freezetrain quickstart`: the paper in minutes, every part real."""
 
-import logging
 import shutil
 from dataclasses import asdict
 from importlib.resources import files
@@ -46,7 +45,6 @@ FILE = "core.safetensors"
 
 
 def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     stages = Stages()
     source = ModelSource(recipe.model or BUILT_IN_BASE)
     languages = languages_in(recipe.texts)

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from freezetrain.errors import UserError
 from freezetrain.ranks import Launch
 from freezetrain.recipe.optimization import Engine, Optimization
+from freezetrain.remarks import printed_kept_back
 
 
 class DeepSpeed(DeepSpeedStrategy):
@@ -42,7 +43,8 @@ class DeepSpeed(DeepSpeedStrategy):
             super().setup_distributed()
         else:
             self.set_world_ranks()
-            self._init_deepspeed_distributed()
+            with printed_kept_back():
+                self._init_deepspeed_distributed()
 
     @property
     def on_gpu(self) -> bool:

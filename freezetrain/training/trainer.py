@@ -1,7 +1,5 @@
 """Lightning's Trainer in a run's folder: fit, resume, and the export at the end."""
 
-import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,16 +28,6 @@ from freezetrain.training.engines import trainer_options, world_size
 from freezetrain.training.export import Types, export
 from freezetrain.training.module import CausalLM, Load
 
-# Lightning advises on matters that freezetrain has decided; a user cannot act on them.
-_ADVICE = (
-    "does not have many workers",
-    "Checkpoint directory",
-    "treespec",
-    "DeepSpeed handles gradient clipping",
-    "saving the DeepSpeed Stage 3 checkpoint",
-    "WeightAveraging callback with a model that overrides",
-)
-
 
 def fit(
     model: PreTrainedModel | Load,
@@ -60,7 +48,6 @@ def fit(
     Raises Preempted, with a checkpoint written, where a signal asks the run to stop.
     """
     settings, engine, launch = data.settings, engine or Engine(), current_launch()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(settings.seed, verbose=False)
     latest = latest_checkpoint(folder)
     world = world_size(engine, launch)
@@ -90,11 +77,8 @@ def fit(
     )
     if isinstance(model, PreTrainedModel):
         model.train()
-    with warnings.catch_warnings():
-        for message in _ADVICE:
-            warnings.filterwarnings("ignore", message=f".*{message}.*")
-        module = CausalLM(model, settings, data.steps)
-        trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
+    module = CausalLM(model, settings, data.steps)
+    trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
     module.model.eval()
     if trainer.global_step < data.steps and not trainer.should_stop:
         raise CheckError(
