@@ -15,6 +15,8 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from freezetrain import freeze
+from freezetrain.analysis.verify import compare, comparison_display
 from freezetrain.errors import UserError
 from freezetrain.freezing import Offender, compare_checkpoints, compare_weights
 from freezetrain.regions import Region
@@ -179,6 +181,91 @@ def test_fused_experts_are_compared_in_memory(tmp_path: Path) -> None:
     assert (found.checked, found.moved, found.changed) == (region.count, 0, changed)
     with pytest.raises(UserError, match="did you mean"):
         compare_weights(before, before, Region.from_masks({"lm_head.weigh": torch.ones(1).bool()}))
+
+
+def with_tables(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As older models are stored: frequencies, masks and places beside the parameters."""
+    return {
+        **state,
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "model.layers.1.attn.bias": torch.ones(1, 1, 8, 8),
+        "model.layers.1.attn.masked_bias": torch.tensor(-1e4),
+        "model.position_ids": torch.arange(8)[None],
+    }
+
+
+TABLES = sorted(with_tables({}))
+
+
+@pytest.mark.parametrize("side", ["base", "adapted", "both"])
+def test_what_is_no_parameter_is_left_out(tmp_path: Path, side: str) -> None:
+    model = llama()
+    region = Region.random(model, 0.1, seed=0)
+    folders = [save(model, tmp_path / name) for name in ("base", "adapted")]
+    total = sum(parameter.numel() for parameter in model.parameters())
+    for folder in folders:
+        file = folder / "model.safetensors"
+        if side in (folder.name, "both"):
+            save_file(with_tables(load_file(file)), file, {"format": "pt"})
+    states = [load_file(folder / "model.safetensors") for folder in folders]
+    for found in (
+        compare_checkpoints(*folders, region),
+        compare_weights(*states, region),
+        compare(*folders, region),
+    ):
+        assert sorted(found.left_out) == TABLES
+        assert (found.checked, found.moved, found.changed) == (region.count, 0, 0)
+        assert found.checked + found.trainable == total
+    (_, said) = comparison_display(compare(*folders, region))
+    assert said.startswith("4 tensors in the files that are no parameters were not compared, first")
+
+
+def test_a_frozen_tensor_is_never_left_out(tmp_path: Path) -> None:
+    name = "model.layers.1.attn.bias"
+    region = Region.from_masks({name: torch.ones(1, 1, 8, 8, dtype=torch.bool)})
+    before = {name: torch.ones(1, 1, 8, 8)}
+    with pytest.raises(UserError, match="hold no"):
+        compare_weights(before, {}, region)
+    assert compare_weights(before, {name: torch.zeros(1, 1, 8, 8)}, region).moved == 64
+
+
+def test_parts_that_the_model_does_not_use_are_left_out(tmp_path: Path) -> None:
+    model = llama()
+    base, adapted = save(model, tmp_path / "base"), save(model, tmp_path / "adapted")
+    file = base / "model.safetensors"
+    more = {**load_file(file), "model.mtp.0.weight": torch.ones(3, 3)}
+    save_file(more, file, {"format": "pt"})
+    region = Region.tensors(model, [QUERY])
+    found = compare(base, adapted, region)
+    assert (found.moved, found.left_out) == (0, ["model.mtp.0.weight"])
+    with pytest.raises(UserError, match=r"hold no 'model\.mtp"):  # which names alone cannot tell
+        compare_checkpoints(base, adapted, region)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_pickled_weights_are_compared(tmp_path: Path, tied: bool) -> None:
+    model = llama(tie_word_embeddings=tied)
+    region = Region.tensors(model, [DOWN])
+    base, adapted = save(model, tmp_path / "base"), save(model, tmp_path / "adapted")
+    flip_lowest_bit(model.get_parameter(DOWN), 7)
+    (adapted / "model.safetensors").unlink()
+    torch.save(model.state_dict(), adapted / "pytorch_model.bin")
+    found = compare(base, adapted, region)
+    assert [(offender.name, offender.index) for offender in found.offenders] == [(DOWN, 7)]
+
+
+def test_quantized_weights_are_refused(tmp_path: Path) -> None:
+    model = llama()
+    base, adapted = save(model, tmp_path / "base"), save(model, tmp_path / "adapted")
+    file = adapted / "model.safetensors"
+    state = load_file(file)
+    save_file({**state, DOWN: state[DOWN].to(torch.float8_e4m3fn)}, file, {"format": "pt"})
+    region = Region.tensors(model, [QUERY])
+    for check in (compare, compare_checkpoints):
+        with pytest.raises(UserError, match="stored quantized"):
+            check(base, adapted, region)
+    with pytest.raises(UserError, match="stored quantized"):
+        freeze(model, torch.optim.SGD(model.parameters(), 0.1), region, base=adapted)
 
 
 def test_bad_folders_and_regions_are_one_clear_error(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ ZERO = {
     "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
     "zero_allow_untested_optimizer": True,
 }
-ZERO_MODELS = ["model-tied-in-files", "model-gpt2", "model-experts-in-files"]
+ZERO_MODELS = [
+    "model-tied-in-files", "model-gpt2", "model-experts-in-files", "model-two-heads",
+]  # fmt: skip
 READ: list[int] = []  # entries of each read of rows
 
 
@@ -42,15 +44,19 @@ def alike(model: PreTrainedModel) -> bool:
     return (head is model.get_input_embeddings().weight) == model.config.tie_word_embeddings
 
 
+def trains(model: PreTrainedModel) -> PreTrainedModel:
+    READ.clear()  # head and embedding may have been compared
+    return model.train()
+
+
 def fsdp(rank: int, world: int, folder: Path) -> None:
     mesh, device = init_device_mesh("cpu", (world,)), torch.device("cpu")
     WeightsFolder.rows = counted(WeightsFolder.rows)
     WeightsFolder.__getitem__ = None  # nothing is read whole
     for place in sorted(folder.glob("model-*")):
         source = ModelSource(str(place))
-        READ.clear()
         try:
-            model = load_sharded(source, mesh, device, prepare=lambda m: m.train())
+            model = load_sharded(source, mesh, device, prepare=trains)
         except UserError as error:
             (folder / f"fsdp-{place.name}.{rank}").write_text(str(error))
             continue

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
     MixtralConfig,
     MixtralForCausalLM,
 )
 
 from freezetrain import ranks
-from freezetrain.errors import UserError
+from freezetrain.errors import CheckError, UserError
 from freezetrain.training import export as module
 from freezetrain.training.export import export
 
@@ -106,6 +107,95 @@ def test_rounds_to_the_asked_type(tmp_path, model, tokenizer):
     for name, value in model.state_dict().items():
         assert value.dtype == torch.float32, "the model itself is left as it was"
         assert torch.equal(loaded.state_dict()[name], value.to(torch.bfloat16))
+
+
+def test_each_tensor_keeps_the_type_that_the_base_has_it_in(tmp_path, model, tokenizer):
+    narrow = {name: torch.bfloat16 for name in model.state_dict() if "norm" not in name}
+    types = {**narrow, "model.norm.weight": torch.float32}
+    export(model, tokenizer, tmp_path / "model", dtype=types)
+    for name, value in stored(tmp_path / "model").items():
+        assert value.dtype == (torch.float32 if "norm" in name else torch.bfloat16), name
+        assert torch.equal(value, model.state_dict()[name].to(value.dtype))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert loaded.dtype == torch.float32, "in which nothing is lost"
+
+
+def test_what_is_stored_as_several_is_in_one_type(tmp_path, tokenizer):
+    model = mixtral()
+    part = "model.layers.0.block_sparse_moe.experts.1.w1.weight"
+    types = dict.fromkeys(stored_names(model, tmp_path / "any"), torch.bfloat16)
+    export(model, tokenizer, tmp_path / "model", dtype={**types, part: torch.float32})
+    held = stored(tmp_path / "model")
+    assert held[part].dtype == held[part.replace(".1.", ".0.")].dtype == torch.float32
+    assert held["lm_head.weight"].dtype == torch.bfloat16
+
+
+def stored_names(model: torch.nn.Module, folder: Path) -> list[str]:
+    model.save_pretrained(folder)
+    return list(stored(folder))
+
+
+def swaps(tensors: dict[str, torch.Tensor]) -> None:
+    """Two of one shape under each other's name."""
+    one, other = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"
+    tensors[one], tensors[other] = tensors[other], tensors[one]
+
+
+def flips(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.layers.0.mlp.up_proj.weight"].view(torch.int32)[-1, -1] ^= 1
+
+
+def loses(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+
+
+def adds(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.layers.0.mlp.up_proj.weight_scale"] = torch.ones(24, 1)
+
+
+def cuts(tensors: dict[str, torch.Tensor]) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name][:8].clone()
+
+
+def rounds(tensors: dict[str, torch.Tensor]) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name].bfloat16()
+
+
+@pytest.mark.parametrize("change", [swaps, flips, loses, adds, cuts, rounds])
+def test_a_folder_that_loads_as_another_model_is_no_export(
+    tmp_path, model, tokenizer, monkeypatch, change
+):
+    def write(tensors, path, metadata):
+        changed = {name: tensor.clone() for name, tensor in tensors.items()}
+        change(changed)
+        save_file(changed, path, metadata)
+
+    monkeypatch.setattr(module, "save_file", write)
+    with pytest.raises(CheckError, match=r"does not load as it was in memory: .*0\.mlp\.up_proj"):
+        export(model, tokenizer, tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_configuration_of_another_type_is_no_export(tmp_path, model, tokenizer, monkeypatch):
+    write = LlamaConfig.save_pretrained
+
+    def save(config, folder, **options):
+        config.dtype = torch.bfloat16
+        write(config, folder, **options)
+
+    monkeypatch.setattr(LlamaConfig, "save_pretrained", save)
+    with pytest.raises(CheckError, match="its values are others"):
+        export(model, tokenizer, tmp_path / "model", dtype=torch.float32)
+
+
+def test_loading_it_again_draws_no_random_number(tmp_path, model, tokenizer):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    export(model, tokenizer, tmp_path / "model")
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_overwrites_nothing(tmp_path, model, tokenizer):

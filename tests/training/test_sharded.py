@@ -37,7 +37,7 @@ MAKE = {
     "gemma": lambda make: Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, head_dim=8)),
     "experts": lambda make: MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=3)),
 }
-IN_PARTS = [*(f"{name}-in-files" for name in MAKE if name != "experts"), "tied"]
+IN_PARTS = [*(f"{name}-in-files" for name in MAKE if name != "experts"), "tied", "two-heads"]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,13 @@ def folder(tmp_path_factory, make_model, tokenizer) -> Path:
     MAKE["gpt2"](make_model).transformer.save_pretrained(folder / "model-headless")
     config = json.loads((folder / "model-gpt2" / "config.json").read_text())
     (folder / "model-headless" / "config.json").write_text(json.dumps(config))
+    # config.json says that head and embedding are one, in a pickle of two
+    two = make_model(vocab_size=401)
+    two.config.save_pretrained(folder / "model-two-heads")
+    settings = json.loads((folder / "model-two-heads" / "config.json").read_text())
+    settings |= {"tie_word_embeddings": True, "architectures": ["LlamaForCausalLM"]}
+    (folder / "model-two-heads" / "config.json").write_text(json.dumps(settings))
+    torch.save(two.state_dict(), folder / "model-two-heads" / "pytorch_model.bin")
     # broken ones
     make_model().save_pretrained(folder / "model-lacking")
     file = folder / "model-lacking" / "model.safetensors"
@@ -93,7 +100,7 @@ def test_fsdp2_holds_what_the_files_do(folder: Path, name: str) -> None:
     torch.testing.assert_close(torch.load(folder / f"fsdp-{source.name}.pt"), expected)
 
 
-@pytest.mark.parametrize("name", ["tied-in-files", "gpt2", "experts-in-files"])
+@pytest.mark.parametrize("name", ["tied-in-files", "gpt2", "experts-in-files", "two-heads"])
 def test_zero_3_holds_what_the_files_do(folder: Path, name: str) -> None:
     assert_equal(folder / f"zero-model-{name}", folder / f"model-{name}")
 

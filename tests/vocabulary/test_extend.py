@@ -1,11 +1,13 @@
 """`freezetrain extend`: old rows keep their bits, new rows are means, text is split as before."""
 
 import json
+import shutil
 from collections import Counter
 from itertools import pairwise
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -115,10 +117,15 @@ def test_characters_that_were_bytes_are_learned(tmp_path):
     assert tokenizer.convert_ids_to_tokens(extend._pieces_of(learned, tokenizer)[4]) == expected
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_rows_of_a_learned_vocabulary(tmp_path, tokenizer, make_model, tied):
+@pytest.mark.parametrize(
+    ("tied", "said"), [(True, True), (False, False), (False, True)], ids=["tied", "untied", "two"]
+)
+def test_rows_of_a_learned_vocabulary(tmp_path, tokenizer, make_model, tied, said):
+    """Two: config.json says that head and embedding are one, and its files hold two."""
     base = make_model(tie_word_embeddings=tied).to(torch.bfloat16)
     base.save_pretrained(tmp_path / "base")
+    base.config.tie_word_embeddings = said
+    base.config.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     recipe = ExtendRecipe(
         ModelSource(str(tmp_path / "base")), learn=30, language="sw", multiple_of=64
@@ -127,6 +134,7 @@ def test_rows_of_a_learned_vocabulary(tmp_path, tokenizer, make_model, tied):
     extended = AutoTokenizer.from_pretrained(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
     assert model.config.vocab_size == outcome.results["rows"] == 448
+    assert model.config.tie_word_embeddings == tied
     assert len(extended) == 430
     names = ["model.embed_tokens.weight"] + ([] if tied else ["lm_head.weight"])
     before, after = base.state_dict(), model.state_dict()
@@ -147,6 +155,18 @@ def test_rows_of_a_learned_vocabulary(tmp_path, tokenizer, make_model, tied):
     for name in before.keys() - {"model.embed_tokens.weight", "lm_head.weight"}:
         assert torch.equal(after[name], before[name])
     assert outcome.results["bytes_per_token"] > outcome.results["bytes_per_token_before"]
+
+
+def test_each_tensor_keeps_its_type(tmp_path, model_folder, tokenizer):
+    base = shutil.copytree(model_folder, tmp_path / "base")
+    state = load_file(base / "model.safetensors")
+    state = {n: t if "norm" in n else t.bfloat16() for n, t in state.items()}
+    save_file(state, base / "model.safetensors", {"format": "pt"})
+    (tmp_path / "new.txt").write_text("kwamba\n")
+    extend.run(ExtendRecipe(ModelSource(str(base)), tokens=str(tmp_path / "new.txt")), tmp_path)
+    for name, tensor in load_file(tmp_path / "model" / "model.safetensors").items():
+        assert tensor.dtype == state[name].dtype, name
+        assert torch.equal(tensor[:400], state[name])
 
 
 def test_tokens_of_a_file(tmp_path, model_folder, tokenizer):
