@@ -29,6 +29,13 @@ class Preempted(Exception):  # noqa: N818  it is no error
     """
 
 
+class Interrupted(Preempted):
+    """The run was stopped by Ctrl-C, and its sentence says what is kept.
+
+    The command line prints it and exits with status 130, as shells do for SIGINT.
+    """
+
+
 def near_misses(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'a' or 'b'?)"`` for the names in ``known`` closest to ``name``.
 

@@ -2,13 +2,11 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 try:
     import fcntl
@@ -82,23 +80,24 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> None:
 
 @contextmanager
 def claimed(folder: Path, recipe: Any, resumable: bool = False) -> Iterator[None]:
-    """:func:`claim`, held against other processes, and undone if bad input ends the job early.
+    """:func:`claim`, held against other processes, and undone if the job ends with nothing left.
 
-    That is, before it left anything. Where the recipe has grown, it takes the place of the earlier
-    one, and results.json, which is to be made anew, goes; bad input brings both back.
+    By bad input, by Ctrl-C, or in any other way. Where the recipe has grown, it takes the place of
+    the earlier one, and results.json, which is to be made anew, goes; bad input brings both back.
     """
-    existed = folder.exists()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     claim(folder, recipe, resumable)
     try:
         with _held(folder), _grown(folder, recipe):
             yield
     except InUseError:
         raise
-    except UserError:
+    except BaseException:
         if os.listdir(folder) == [_RECIPE]:
             (folder / _RECIPE).unlink()
-            if not existed:
-                folder.rmdir()
+            with suppress(OSError):  # another run has begun in one of them
+                for place in made:
+                    place.rmdir()
         raise
 
 
@@ -153,7 +152,7 @@ def _grown(folder: Path, recipe: Any) -> Iterator[None]:
 def _read_recipe(path: Path) -> Any:
     try:
         return yaml12.load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(
             f"{path} is damaged, so that the run cannot be told; give --out a new folder"
         ) from error

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from freezetrain.recipe.check import check
 from freezetrain.recipe.optimization import Engine
 from freezetrain.recipe.sources import EvaluationTexts, ModelSource, TextSource
+from freezetrain.recipe.text_types import LocalPath, Name
 
 Method = Literal["taylor", "taylor-abs", "fisher", "magnitude", "wanda"]
 
@@ -21,7 +22,7 @@ class ScoreRecipe:
     """The base."""
     texts: TextSource = field(default_factory=TextSource)
     """Texts; their training documents are scored."""
-    languages: list[str] = field(default_factory=list)
+    languages: list[Name] = field(default_factory=list)
     """Languages to score, each into a file of its own. Empty: all that the texts hold."""
     methods: list[Method] = field(default_factory=lambda: ["taylor"])
     """What is summed for each weight; taylor is |weight x sum of gradients|, the paper's. Several
@@ -45,7 +46,7 @@ class ScoreRecipe:
     engine: Engine = field(default_factory=Engine)
     """On what the model runs. ddp: each device takes its turn at whole batches. zero-3 and fsdp2:
     weights and sums are split over devices, for a model that does not fit on one."""
-    cache: str | None = None
+    cache: LocalPath | None = None
     """Folder of tokenized texts, which runs share. None: FREEZETRAIN_CACHE, or freezetrain in the
     user's cache."""
     workers: int | None = None
@@ -99,13 +100,13 @@ class SelectRecipe:
     expression: str | None = None
     """Sets combined by | & - ^ and parentheses, as in `core - zh` (expression). A language is its
     own top ratio, core that of languages together, any other name a file in regions."""
-    regions: str | None = None
+    regions: LocalPath | None = None
     """Folder of region files, which an expression names without their ending (expression)."""
-    scores: str | None = None
+    scores: LocalPath | None = None
     """Folder that `freezetrain score` wrote (core, monolingual, expression)."""
-    languages: list[str] = field(default_factory=list)
+    languages: list[Name] = field(default_factory=list)
     """Languages whose scores are used. Empty: all in the folder."""
-    language: str | None = None
+    language: Name | None = None
     """The language of a vocabulary region, or of a monolingual one. None: a monolingual region of
     each language."""
     ratio: float = 0.01
@@ -118,7 +119,7 @@ class SelectRecipe:
     """What is selected whole."""
     norms: bool = False
     """Let the weights of norms be selected too."""
-    like: str | None = None
+    like: LocalPath | None = None
     """Region file that a random region is to equal in size (random; else model)."""
     seed: int = 0
     """Seed of a random region."""
@@ -182,12 +183,12 @@ class AblateRecipe:
 
     model: ModelSource
     """The base."""
-    regions: list[str] = field(default_factory=list)
+    regions: list[LocalPath] = field(default_factory=list)
     """Region files."""
-    scores: str | None = None
+    scores: LocalPath | None = None
     """Folder that `freezetrain score` wrote, to select regions of each ratio from. None: only the
     region files are zeroed, and random regions like them."""
-    languages: list[str] = field(default_factory=list)
+    languages: list[Name] = field(default_factory=list)
     """Languages whose scores are added up (scores). Empty: all in the folder."""
     ratios: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.05])
     """Shares of each tensor's entries that are selected from scores."""
@@ -251,10 +252,10 @@ class PerturbRecipe:
     """The base."""
     weights: list[SingleWeight] = field(default_factory=list)
     """Weights by name and index."""
-    scores: str | None = None
+    scores: LocalPath | None = None
     """Folder that `freezetrain score` wrote: the weights of the highest scores of the whole model
     are changed."""
-    languages: list[str] = field(default_factory=list)
+    languages: list[Name] = field(default_factory=list)
     """Languages whose scores are added up (scores). Empty: all in the folder."""
     count: int = 10
     """Weights taken by score (scores)."""
@@ -294,7 +295,7 @@ class PerturbRecipe:
 class OverlapRecipe:
     """Compare regions: how much do they have in common, and where does each lie?"""
 
-    regions: list[str]
+    regions: list[LocalPath]
     """Region files, or folders of them; of any models whose parameters have the same shapes."""
     names: list[str] = field(default_factory=list)
     """Name of each region. Empty: the shortest endings of their paths that tell them apart."""
@@ -307,12 +308,12 @@ class OverlapRecipe:
 class ConvertRecipe:
     """Convert a region or scores to or from the layout of the paper's released code."""
 
-    source: str
+    source: LocalPath
     """A region or score file, to the paper's layout; a folder of {parameter}.pt files, from it."""
     to: Literal["paper", "freezetrain"]
     """paper: a folder of {parameter}.pt tensors, named masks or scores. freezetrain: a region or
     score file."""
-    language: str | None = None
+    language: Name | None = None
     """The language of scores from the paper's layout, which does not say it; it names the file."""
     model: ModelSource | None = None
     """The base of what comes from the paper's layout: names and shapes are checked against it,
@@ -329,11 +330,11 @@ class ConvertRecipe:
 class VerifyRecipe:
     """Check that every frozen entry of a region is bit-identical in two model folders."""
 
-    base: str
+    base: LocalPath
     """Folder of the base, in Hugging Face format."""
-    adapted: str
+    adapted: LocalPath
     """Folder of the adapted model."""
-    region: str
+    region: LocalPath
     """Region file."""
     clamp: float | None = None
     """Value that the region was set to before it was frozen. None: the base's values."""
@@ -346,5 +347,5 @@ class VerifyRecipe:
 class InfoRecipe:
     """Say what a region or score file holds, or what freezetrain sees in a model folder."""
 
-    path: str
+    path: LocalPath
     """A region file, a score file or a model folder."""

@@ -1,27 +1,35 @@
 """Callbacks that end training in good order: on a signal, and when its time is used up."""
 
+import multiprocessing
+import os
 import signal
 import threading
+import time
 from datetime import timedelta
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, Timer
 
-from freezetrain.errors import Preempted, UserError
+from freezetrain.errors import Interrupted, Preempted, UserError
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+_SAME_PRESS = 0.3
+"""Seconds in which a second SIGINT is the same Ctrl-C: torchrun passes on what the terminal sent
+to all."""
 
 
 class StopOnSignal(Checkpoint):
-    """After SIGTERM, SIGUSR1 or SIGUSR2: finish the optimizer step, save, raise Preempted.
+    """After SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C: finish the optimizer step, save, raise Preempted.
 
-    SIGTERM is what schedulers send before they kill, USR1 and USR2 what ``sbatch --signal`` is
-    told to send. A signal to any rank stops all of them, after the same step: they agree once in
-    each optimizer step. The checkpoint is written by the trainer's ModelCheckpoint, in its folder
-    and under its name, unless it has just saved that step. Its handlers hold from ``on_fit_start``
-    to the end of the fit, when those that were there before come back; a signal before the first
-    step, as while the base is evaluated, stops after it.
+    After Ctrl-C it is Interrupted, a Preempted; a second Ctrl-C is a KeyboardInterrupt at once, as
+    is a first one after the last step. SIGTERM is what schedulers send before they kill, USR1 and
+    USR2 what ``sbatch --signal`` is told to send. A signal to any rank stops all of them, after the
+    same step: they agree once in each optimizer step. The checkpoint is written by the trainer's
+    ModelCheckpoint, in its folder and under its name, unless it has just saved that step. Its
+    handlers hold from ``on_fit_start`` to the end of the fit, when those that were there before
+    come back; a signal before the first step, as while the base is evaluated, stops after it.
 
     A Checkpoint, because Lightning calls those after all other callbacks: what they have to say
     about a step, an evaluation that is due above all, is in its checkpoint. UserError before
@@ -31,7 +39,9 @@ class StopOnSignal(Checkpoint):
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._pressed = 0.0  # when Ctrl-C was
         self._step = 0
+        self._ended = False  # all steps are done
         self._before: dict[signal.Signals, Any] = {}  # the handlers that were there
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -39,18 +49,23 @@ class StopOnSignal(Checkpoint):
             _saver(trainer)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._received = None
+        self._received, self._ended = None, False
         # Lightning's own handler, there until on_train_start, broadcasts from within: in the midst
         # of an evaluation's collective operations ranks would wait for each other forever.
         connector: Any = trainer._signal_connector
         connector._sigterm_notifier_fn = self._receive
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            # Who starts a process in the background may have SIGINT ignored in it.
+            self._before = {
+                number: signal.signal(number, self._receive)
+                for number in SIGNALS
+                if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
+            }
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
         if self._before:
-            for number in SIGNALS:  # Lightning has wrapped one
+            for number in self._before:  # Lightning has wrapped one
                 signal.signal(number, self._receive)
 
     def on_exception(
@@ -71,22 +86,38 @@ class StopOnSignal(Checkpoint):
         self._before = {}
 
     def _receive(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT:
+            again, now = self._received == number, time.monotonic()
+            if self._ended or (again and now - self._pressed > _SAME_PRESS):
+                raise KeyboardInterrupt
+            if not again:
+                self._pressed = now
+                _say("Ctrl-C: stopping once this step is done and saved; Ctrl-C again ends at once")
         self._received = number
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step:
             return  # in the midst of accumulation
         self._step = trainer.global_step
+        self._ended = trainer.global_step >= trainer.max_steps >= 0
         if not trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
             return
         saver = save_step(trainer)
-        name = "a signal that another rank received"
-        if self._received is not None:
+        name, error = "a signal that another rank received", Preempted
+        if self._received == signal.SIGINT:
+            name, error = "Ctrl-C", Interrupted
+        elif self._received is not None:
             name = signal.Signals(self._received).name
-        raise Preempted(
+        raise error(
             f"stopped by {name} after step {trainer.global_step}, which is saved in "
             f"{saver.best_model_path}; start the same command again to go on"
         )
+
+
+def _say(sentence: str) -> None:
+    """Write to the terminal from within a handler of a signal, once for all processes."""
+    if multiprocessing.parent_process() is None and os.environ.get("LOCAL_RANK", "0") == "0":
+        os.write(2, f"\n{sentence}\n".encode())
 
 
 def save_step(trainer: L.Trainer) -> ModelCheckpoint:

@@ -1,11 +1,12 @@
 """`freezetrain`, the command. The command line alone parses, prints and exits.
 
 Status 0: done; 1: a check said no; 2: bad input; 70: a fault of freezetrain; 75: saved early, the
-same command goes on.
+same command goes on; 130: stopped by Ctrl-C.
 """
 
 import errno
 import os
+import signal
 import sys
 import time
 import traceback
@@ -17,14 +18,17 @@ from pathlib import Path
 
 from freezetrain import remarks
 from freezetrain.cli.command_line import Command, parse
+from freezetrain.cli.stopped import BEFORE_A_FOLDER, interrupted, with_way_on
 from freezetrain.cli.verbs import VERBS
-from freezetrain.errors import CheckError, Preempted, UserError
+from freezetrain.errors import CheckError, Interrupted, Preempted, UserError
 from freezetrain.escaping import visible_lines
 from freezetrain.ranks import OUT, Launch, current_launch, end_with_parent, shared_folder
 from freezetrain.recipe import yaml12
 from freezetrain.user_files import VERBOSE, verbose
 
 __all__ = ["main"]
+
+_CTRL_C = 128 + signal.SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,23 +43,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _status(arguments: Sequence[str], launch: Launch) -> int:
     try:
-        return _run(parse(arguments), launch)
+        return _run(arguments, parse(arguments), launch)
     except UserError as error:
         return _print_error(error, launch, 2)
     except CheckError as error:
         return _print_error(error, launch, 1)
     except Preempted as error:
+        status = _CTRL_C if isinstance(error, Interrupted) else os.EX_TEMPFAIL
         if launch.rank == 0:
-            return _print_error(error, launch, os.EX_TEMPFAIL)
+            return _print_error(error, launch, status)
         # Rank 0 says so for all processes that it started.
-        return 0 if launch.by == "freezetrain" else os.EX_TEMPFAIL
+        return 0 if launch.by == "freezetrain" else status
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return _print_fault(launch)
         full = UserError(f"the disk is full: {error}; make room, then give the same command again")
         return _print_error(full, launch, 2)
     except KeyboardInterrupt:
-        return 130
+        if launch.rank == 0:
+            return _print_error(Interrupted(BEFORE_A_FOLDER), launch, _CTRL_C)
+        _leave_the_end_to_rank_0(launch)
+        return _CTRL_C
     except Exception:
         return _print_fault(launch)
 
@@ -76,14 +84,20 @@ def _print_error(error: Exception, launch: Launch, status: int) -> int:
         print(visible_lines(lines), file=sys.stderr)
     rank = f"rank {launch.rank}: " if launch.rank else ""
     print(f"freezetrain: {rank}{visible_lines(str(error))}", file=sys.stderr, flush=True)
-    if launch.by == "freezetrain" and launch.rank:
-        # Lightning kills all processes, rank 0 at once too, when one that it started fails; where
-        # all ranks found the error, rank 0 is to end with its own sentence and status.
-        time.sleep(5)
+    _leave_the_end_to_rank_0(launch)
     return status
 
 
-def _run(command: Command, launch: Launch) -> int:
+def _leave_the_end_to_rank_0(launch: Launch) -> None:
+    """Let rank 0 end first, with its own sentence and status, where all ranks found the error.
+
+    Lightning kills all processes, rank 0 at once too, when one that it started fails.
+    """
+    if launch.by == "freezetrain" and launch.rank:
+        time.sleep(5)
+
+
+def _run(arguments: Sequence[str], command: Command, launch: Launch) -> int:
     # Asked for before torch and the tokenizers start their threads.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if command.verbose:
@@ -112,7 +126,16 @@ def _run(command: Command, launch: Launch) -> int:
         return 0
     folder = shared_folder(launch, command.out, default_folder(command.verb))
     if launch.rank == 0:
-        return _lead(command, folder, launch)
+        try:
+            return _lead(command, folder, launch)
+        except Preempted as error:
+            if launch.external:  # by a command that is not known here
+                raise
+            out = command.out is not None
+            raise with_way_on(error, command.verb, arguments, folder, out) from error
+        except KeyboardInterrupt as error:
+            out = command.out is not None
+            raise interrupted(command.verb, arguments, folder, out) from error
     # Rank 0 finds it finished too, and waits for nobody.
     if launch.external and (folder / "results.json").is_file():
         return 0

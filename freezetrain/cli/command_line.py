@@ -12,20 +12,22 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from yaml import YAMLError
-
 from freezetrain import __version__
 from freezetrain.cli.verbs import VERBS, Verb
 from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe import yaml12
+from freezetrain.recipe.check import shown
 from freezetrain.recipe.mapping import (
+    allows_none,
     check_type,
     check_types,
     construct,
     field_names,
     field_types,
-    without_none,
+    fields_type,
+    plain_type,
 )
+from freezetrain.recipe.text_types import expanded
 
 # `--model X` reads better than `--model.path X`; in a recipe both are groups of fields.
 SHORT = {"model": "path", "texts": "folder"}
@@ -56,15 +58,17 @@ def parse(arguments: Sequence[str]) -> Command:
     kind = VERBS[name].recipe_type()
     values: dict[str, Any] = {}
     for path in options["config"]:
-        _assign_all(values, kind, check_types(kind, _read_recipe(path), where=path))
+        recipe = _read_recipe("--config", path)
+        _assign_all(values, kind, check_types(kind, recipe, where=path, expand=True))
     for field, text in options.items():
         if (hint := _type_of(kind, field)) is not None:
-            value = check_type(hint, _read_option(hint, field, text), field)
+            value = check_type(hint, _read_option(hint, field, text), field, expand=True)
             _assign(values, kind, field, value)
+    out = options["out"]
     return Command(
         name,
         construct(kind, values),
-        Path(options["out"]) if options["out"] else None,
+        None if out is None else Path(_expanded("--out", out)),
         options["print_config"],
         options.get("dry_run", False),
         options["verbose"],
@@ -171,7 +175,7 @@ def _add_fields(parser: argparse.ArgumentParser, kind: type, prefix: str, headin
     docs, types = _field_docs(kind), field_types(kind)
     section = parser.add_argument_group(prefix.rstrip(".") or "recipe", heading)
     for item in fields(kind):
-        name, hint = f"{prefix}{item.name}", without_none(types[item.name])
+        name, hint = f"{prefix}{item.name}", plain_type(types[item.name])
         if is_dataclass(hint):
             _add_fields(parser, hint, f"{name}.", docs[item.name])  # type: ignore[arg-type]
             if name not in SHORT:  # the whole group, as YAML or as a file
@@ -209,6 +213,7 @@ def _field_docs(kind: type) -> dict[str, str]:
 
 
 def _metavar(hint: Any) -> str:
+    hint = plain_type(hint)
     if get_origin(hint) is Literal:
         return f"{{{','.join(get_args(hint))}}}"
     if get_origin(hint) is list:
@@ -228,7 +233,7 @@ def _type_of(kind: type, field: str) -> Any:
     """The type of a dotted field, or of a name in a dict; None where there is no such field."""
     hint: Any = kind
     for part in field.split("."):
-        inner = without_none(hint)
+        inner = fields_type(hint) or plain_type(hint)
         if is_dataclass(inner):
             hint = field_types(inner).get(part)  # type: ignore[arg-type]
         elif get_origin(inner) is dict:
@@ -238,31 +243,34 @@ def _type_of(kind: type, field: str) -> Any:
     return hint
 
 
-def _read_recipe(path: str) -> Mapping[str, Any]:
-    try:
-        recipe = yaml12.load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"cannot read the recipe {path}: it does not exist") from error
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise UserError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from error
+def _read_recipe(option: str, path: str) -> Mapping[str, Any]:
+    what, remedy = "the recipe", "give a YAML file of fields, name: value"
+    recipe = yaml12.read(_expanded(option, path), what, remedy)
     if not isinstance(recipe, Mapping | None):
-        raise UserError(f"{path}: expected the fields of a recipe, name: value, got {recipe!r}")
+        raise UserError(
+            f"{path}: expected the fields of a recipe, name: value, got {shown(recipe)}"
+        )
     return recipe or {}
+
+
+def _expanded(option: str, path: str) -> str:
+    try:
+        return expanded(path)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from error
 
 
 def _read_option(hint: Any, field: str, text: str) -> Any:
     """The value of an option: text as it is, all else as YAML, or the file of a group of fields."""
-    inner = without_none(hint)
+    inner = plain_type(hint)
     if inner is str or get_origin(inner) is Literal:
-        return None if text == "null" and inner is not hint else text
+        return None if text == "null" and allows_none(hint) else text
     if is_dataclass(inner) and text.endswith((".yaml", ".yml")):
-        return _read_recipe(text)
+        return _read_recipe(f"--{field}", text)
     try:
         return yaml12.load(text)
-    except YAMLError as error:
-        raise UserError(
-            f"--{field}: {text!r} is not YAML: {' '.join(str(error).split())}"
-        ) from error
+    except ValueError as error:
+        raise UserError(f"--{field}: cannot read {shown(text)}: {error}") from error
 
 
 def _assign(values: dict[str, Any], kind: type, field: str, value: Any) -> None:
@@ -272,7 +280,7 @@ def _assign(values: dict[str, Any], kind: type, field: str, value: Any) -> None:
         if not isinstance(values.get(group), dict):
             values[group] = {}
         values = values[group]
-    inner = without_none(_type_of(kind, field))
+    inner = plain_type(_type_of(kind, field))
     if is_dataclass(inner) and isinstance(value, Mapping) and isinstance(values.get(last), dict):
         _assign_all(values[last], inner, value)  # type: ignore[arg-type]
     else:

@@ -13,9 +13,13 @@ class Verb:
     job: str  # module in freezetrain with `run(recipe, folder) -> Outcome`
     positional: tuple[str, ...] = ("config",)  # fields that may be given without an option's name
     trailing: str | None = None  # a list, or a field of its items, that takes all further words
-    resumable: bool = False
+    keeps: str | None = None  # what a start leaves for the next one to go on from
     parallel: bool = False  # may run in several processes at once
     dry: bool = False  # may be tried without being run
+
+    @property
+    def resumable(self) -> bool:
+        return self.keeps is not None
 
     def recipe_type(self) -> type:
         module, _, name = self.recipe.partition(":")
@@ -35,14 +39,14 @@ VERBS = {
         "them.",
         "paper.recipe:PaperRecipe",
         "paper.paper",
-        resumable=True,
+        keeps="parts that were done",
         parallel=True,
     ),
     "score": Verb(
         "Score how much the loss of each language depends on each weight.",
         "analysis.recipe:ScoreRecipe",
         "analysis.score",
-        resumable=True,
+        keeps="scores of languages that were done",
         parallel=True,
     ),
     "select": Verb(
@@ -82,7 +86,7 @@ VERBS = {
         "Further pre-train a model, with a region frozen and other languages watched.",
         "training.recipe:TrainRecipe",
         "training.train",
-        resumable=True,
+        keeps="the last checkpoint",
         parallel=True,
         dry=True,
     ),
@@ -90,7 +94,7 @@ VERBS = {
         "Compare ways to train further at equal gain of the target language: does freezing help?",
         "compare.recipe:CompareRecipe",
         "compare.compare",
-        resumable=True,
+        keeps="runs that were done, and checkpoints of others",
     ),
     "forgetting": Verb(
         "Compare models with a base: what did each forget, and gain on the target language?",

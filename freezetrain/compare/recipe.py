@@ -2,10 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from freezetrain.analysis.recipe import ScoreRecipe, SelectRecipe
 from freezetrain.errors import UserError, near_misses
@@ -13,6 +13,7 @@ from freezetrain.recipe.check import check, file_name
 from freezetrain.recipe.mapping import build, change
 from freezetrain.recipe.optimization import Engine
 from freezetrain.recipe.sources import check_held_out
+from freezetrain.recipe.text_types import FieldsOf, LocalPath, Name
 from freezetrain.training.recipe import TrainRecipe
 
 REFERENCE = "plain"
@@ -21,7 +22,21 @@ REFERENCE = "plain"
 # All variants are trained on the same texts in the same order, and evaluated on the same.
 _SHARED = ("model", "texts", "languages", "weights", "temperature", "watch", "from_scratch")
 
+RegionKind = Literal[
+    "core", "monolingual", "random", "vocabulary", "magnitude", "layers", "expression", "file"
+]
+
 _SHARED_SETTINGS = ("seed", "learning_rate", "sequence_length", "document_mask")
+
+
+@dataclass
+class RegionFields(SelectRecipe):
+    """The fields that a region of a comparison may have; some of them are given."""
+
+    kind: RegionKind | None = None  # type: ignore[assignment]
+    """As in `freezetrain select`; file: one that is there."""
+    path: LocalPath | None = None
+    """Region file (file)."""
 
 
 @dataclass
@@ -30,7 +45,7 @@ class Variant:
 
     region: str | None = None
     """The region frozen: a name of regions, or several combined by | & - ^ and parentheses."""
-    changes: dict[str, Any] = field(default_factory=dict)
+    changes: Annotated[dict[str, Any], FieldsOf(TrainRecipe)] = field(default_factory=dict)
     """Fields of train with other values, as in a recipe: {replay: {share: 0.05}}. In penalty,
     fisher may name the method of the comparison's own scores."""
     learning_rates: list[float] = field(default_factory=list)
@@ -58,7 +73,7 @@ class CompareRecipe:
     """What all runs share: the base, the target's texts, how long; watch says which held-out
     documents are evaluated, of which languages, once a run is trained. The learning rate and the
     seed in it are not used."""
-    variants: dict[str, Variant] = field(default_factory=lambda: {REFERENCE: Variant()})
+    variants: dict[Name, Variant] = field(default_factory=lambda: {REFERENCE: Variant()})
     """Name to variant: region (a name of regions, or several combined by | & - ^), changes (other
     fields of train, as in a recipe), and learning_rates and seeds where they are not those of all;
     each may be left out. The one called plain, {}, is what the others are compared with."""
@@ -66,13 +81,15 @@ class CompareRecipe:
     """Peak learning rates. A variant is judged by its curve through them, so give two or more."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of the data order; what differs less than seeds do is noise."""
-    regions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    regions: dict[Name, Annotated[dict[str, Any], FieldsOf(RegionFields)]] = field(
+        default_factory=dict
+    )
     """Name to region: fields of `freezetrain select`, of which model, texts and language are filled
     in; like may name an earlier region, scores a method of scoring; or kind: file with a path."""
-    scoring: dict[str, Any] = field(default_factory=dict)
+    scoring: Annotated[dict[str, Any], FieldsOf(ScoreRecipe)] = field(default_factory=dict)
     """Fields of `freezetrain score`, made before the runs where a region needs scores; model and
     texts (those that watch evaluates) are filled in. Languages: those held out, unless named."""
-    scores: str | None = None
+    scores: LocalPath | None = None
     """Folder that `freezetrain score` left, instead of scoring."""
     gain: float | None = None
     """Target gain, in nats per UTF-8 byte, at which variants are compared. None: what plain
@@ -132,10 +149,6 @@ class CompareRecipe:
         stray = [seed for seed in seeds if seed not in self.seeds_of(REFERENCE)]
         expected = "some of plain's: runs are compared seed by seed"
         check(not stray, f"{where}: seeds", expected, stray)
-        for group in ("optimization", "penalty"):
-            value = variant.changes.get(group)
-            is_group = value is None or isinstance(value, Mapping)
-            check(is_group, f"{where}: changes.{group}", "a group of fields", value)
         settings = variant.changes.get("optimization") or {}
         own = ("region", "brake", "engine")
         fixed = [field_name for field_name in (*_SHARED, *own) if field_name in variant.changes]
@@ -189,9 +202,7 @@ class CompareRecipe:
     @property
     def methods(self) -> list[str]:
         """Of the comparison's own scores."""
-        methods = self.scoring.get("methods") or ["taylor"]
-        check(isinstance(methods, list), "scoring.methods", "a list", methods)
-        return list(methods)
+        return list(self.scoring.get("methods") or ["taylor"])
 
     def scores_of(self, method: str | None, folder: str, where: str) -> str:
         """The folder of scores by ``method``, None: the first, where all lie in ``folder``."""

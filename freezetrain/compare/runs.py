@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import platform
 import shutil
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -229,6 +230,8 @@ def _begin(places: Any, together: int, recipe: CompareRecipe, prepared: Prepared
     """In a new process: its device, its share of the cores."""
     global _comparison
     end_with_parent()
+    # Ctrl-C reaches all processes: one that trains saves its step first, others just end.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     place = places.get()
     if (gpus := visible_gpus()) is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]

@@ -66,7 +66,7 @@ def hub_rows(config: str, source: TextSource) -> datasets.Dataset:
     Raises UserError where the data set cannot be reached or read, has no such split or field, and
     at the first bad document unless ``source.bad_lines`` is skip.
     """
-    local = Path(str(source.hub)).expanduser().is_dir()
+    local = Path(str(source.hub)).is_dir()
     # `datasets` 5.2 does not notice that files of a folder have changed since it read them.
     return (_streamed if local or source.streaming else _downloaded)(config, source)
 
@@ -153,7 +153,7 @@ def _fingerprint(rows: str, config: str, source: TextSource) -> str:
 def _read(source: TextSource, read: Callable[[str], T]) -> T:
     """What ``read`` (folder or id) gets from `datasets`; its errors become one sentence."""
     place = str(source.hub)
-    local = Path(place).expanduser()
+    local = Path(place)
     require_data_set(place)
     if local.is_dir():
         with reading("the data set in the folder", place, "repair it, or download it again"):

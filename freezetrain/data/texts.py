@@ -155,7 +155,7 @@ def _language_files(source: TextSource) -> dict[str, list[Path]]:
     Raises UserError where there is no such folder, where it holds no texts, and where a language
     has two places.
     """
-    folder = Path(source.folder).expanduser() if source.folder else BUILT_IN
+    folder = Path(source.folder) if source.folder else BUILT_IN
     if not folder.is_dir():
         raise UserError(
             f"expected a folder of texts at {folder}, there is "

@@ -22,6 +22,7 @@ from freezetrain.errors import UserError
 from freezetrain.files import remove_unfinished, require_space, whole
 from freezetrain.ranks import end_with_parent
 from freezetrain.recipe.sources import TextSource
+from freezetrain.recipe.text_types import expanded
 
 _VERSION = 1  # of what is kept on disk
 
@@ -113,7 +114,7 @@ def tokenize(
     """
     texts = read_languages(source, [language])[language]
     texts.to_train()  # refuses a language without a training document
-    cache = Path(cache).expanduser() if cache else _default_cache()
+    cache = Path(cache) if cache else _default_cache()
     try:
         content = _content(texts.train.rows, cache)
         key = [_VERSION, content, source.test_one_in, tokenizer_digest(tokenizer)]
@@ -134,7 +135,7 @@ def tokenize(
 
 def _default_cache() -> Path:
     if folder := os.environ.get("FREEZETRAIN_CACHE"):
-        return Path(folder)
+        return Path(expanded(folder))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "freezetrain"
 
 

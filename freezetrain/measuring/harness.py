@@ -39,7 +39,7 @@ class Harness:
             ) from error
         self._settings = settings
         with _quiet():
-            folder = None if settings.folder is None else Path(settings.folder).expanduser()
+            folder = None if settings.folder is None else Path(settings.folder)
             own = None if folder is None else _own_tasks(folder)
             if own is not None and set(settings.tasks) <= set(own.all_subtasks):
                 self._manager = own

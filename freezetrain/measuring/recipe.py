@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from freezetrain.recipe.check import check
 from freezetrain.recipe.sources import EvaluationTexts, ModelSource
+from freezetrain.recipe.text_types import LocalPath, Name
 
 
 @dataclass
@@ -12,7 +13,7 @@ class Benchmarks:
 
     tasks: list[str] = field(default_factory=list)
     """Names of tasks, groups or tags: its own, or those in folder. Empty: none are run."""
-    folder: str | None = None
+    folder: LocalPath | None = None
     """Folder with task files (YAML) of your own; Python functions that they name are run."""
     metrics: dict[str, str] = field(default_factory=dict)
     """Metric that counts for a task, where that is not the first that the task has."""
@@ -46,7 +47,7 @@ class ForgettingRecipe:
     """Model before further pre-training."""
     models: list[ModelSource]
     """Models after it, each with its own tokenizer."""
-    target: str | None = None
+    target: Name | None = None
     """Target language; all others are held out. None: all are held out."""
     evaluation: EvaluationTexts = field(default_factory=EvaluationTexts)
     """What is evaluated."""

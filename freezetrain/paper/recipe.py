@@ -8,6 +8,7 @@ from freezetrain.analysis.recipe import AblateRecipe, Method, ScoreRecipe
 from freezetrain.recipe.check import check
 from freezetrain.recipe.optimization import Engine
 from freezetrain.recipe.sources import EvaluationTexts, ModelSource, TextSource
+from freezetrain.recipe.text_types import LocalPath, Name
 
 PAPER_CORE = ("ar", "es", "ru", "zh", "ko", "vi")
 """Languages of the core region in Zhang et al. 2024 (arXiv 2402.14700)."""
@@ -24,12 +25,12 @@ class PaperRecipe:
     """The base."""
     texts: TextSource = field(default_factory=TextSource)
     """Texts: training documents are scored, held-out ones evaluated."""
-    languages: list[str] = field(default_factory=list)
+    languages: list[Name] = field(default_factory=list)
     """Languages that are scored; each gets a monolingual region. Empty: all that the texts hold."""
-    core_languages: list[str] = field(default_factory=list)
+    core_languages: list[Name] = field(default_factory=list)
     """Languages whose scores make the core region. Empty: the paper's (ar es ru zh ko vi), as far
     as they are scored."""
-    evaluated: list[str] = field(default_factory=list)
+    evaluated: list[Name] = field(default_factory=list)
     """Languages that are evaluated. Empty: those that are scored."""
     methods: list[Method] = field(default_factory=lambda: ["taylor", "taylor-abs"])
     """Scores, made in one pass. Regions are selected by the first; the others are compared."""
@@ -67,7 +68,7 @@ class PaperRecipe:
     """Tokens generated after each prompt."""
     seed: int = 0
     """Seed of the choice of sequences and of random dimensions and weights."""
-    cache: str | None = None
+    cache: LocalPath | None = None
     """Folder of tokenized texts, which runs share. None: FREEZETRAIN_CACHE, or freezetrain in the
     user's cache."""
     workers: int | None = None

@@ -4,20 +4,23 @@ from dataclasses import dataclass, field
 
 from freezetrain.recipe.check import check
 from freezetrain.recipe.sources import TextSource
+from freezetrain.recipe.text_types import LocalPath, Name
 
 
 @dataclass
 class QuickstartRecipe:
     """The paper in minutes: find the core region, test it, freeze it, watch 30 languages."""
 
-    model: str | None = None
+    model: LocalPath | None = None
     """Folder or hub id of any Hugging Face causal LM. None: the small base that comes with
     freezetrain."""
     texts: TextSource = field(default_factory=TextSource)
     """Texts to score, train and evaluate on."""
-    target: str = "zh"
+    target: Name = "zh"
     """Language to adapt to."""
-    score_languages: list[str] = field(default_factory=lambda: ["en", "es", "ru", "de", "ja", "ko"])
+    score_languages: list[Name] = field(
+        default_factory=lambda: ["en", "es", "ru", "de", "ja", "ko"]
+    )
     """Languages whose scores make the core region."""
     ratio: float = 0.01
     """Share of entries in the core region, in (0, 1]."""

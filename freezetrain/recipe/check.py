@@ -5,11 +5,19 @@ from collections.abc import Mapping
 
 from freezetrain.errors import UserError
 
+_LONGEST = 200  # characters of a value in a sentence
+
 
 def check(condition: bool, name: str, expected: str, value: object) -> None:
     """UserError naming the field unless ``condition`` holds."""
     if not condition:
-        raise UserError(f"{name} must be {expected}, got {value!r}; change it in the recipe")
+        raise UserError(f"{name} must be {expected}, got {shown(value)}; change it in the recipe")
+
+
+def shown(value: object) -> str:
+    """``value`` as a sentence names it: as Python writes it, cut where that is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def check_temperature(name: str, temperature: float, weights: Mapping[str, float]) -> None:

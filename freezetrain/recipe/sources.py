@@ -6,6 +6,7 @@ from typing import Literal
 
 from freezetrain.errors import UserError
 from freezetrain.recipe.check import check
+from freezetrain.recipe.text_types import LocalPath, Name
 
 Dtype = Literal["float32", "bfloat16", "float16", "stored"]
 
@@ -16,7 +17,7 @@ Attention = Literal["auto", "flash_attention_2", "sdpa", "eager"]
 class ModelSource:
     """A Hugging Face causal language model."""
 
-    path: str
+    path: LocalPath
     """Folder in Hugging Face format, or an id on the hub."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
@@ -33,11 +34,11 @@ class ModelSource:
 class TextSource:
     """Texts of several languages: a folder with one file a language, or a data set of the hub."""
 
-    folder: str | None = None
+    folder: LocalPath | None = None
     """Folder of <language>.jsonl, .json, .txt, .parquet, .dev or .devtest, also .gz, .xz, .bz2,
     .zst; or with a folder <language>/ of such files. None: the Universal Declaration of Human
     Rights in 30 languages, which comes with freezetrain."""
-    hub: str | None = None
+    hub: LocalPath | None = None
     """Id of a data set on the hub, or a folder in the hub's layout, instead of folder."""
     hub_config: str = "{language}"
     """Configuration of the data set that holds a language's texts; {language} is its name."""
@@ -47,7 +48,7 @@ class TextSource:
     """Branch, tag or commit of the data set."""
     streaming: bool = False
     """Read the data set over the network as far as documents says, rather than download it."""
-    names: dict[str, str] = field(default_factory=dict)
+    names: dict[Name, str] = field(default_factory=dict)
     """What the folder or data set calls a language, where it is not the language's name here."""
     text_field: str = "text"
     """Field of the text in JSONL and Parquet files and in data sets."""
@@ -97,7 +98,7 @@ class EvaluationTexts:
 
     texts: TextSource = field(default_factory=TextSource)
     """Texts whose held-out documents are evaluated."""
-    languages: list[str] = field(default_factory=list)
+    languages: list[Name] = field(default_factory=list)
     """Languages to evaluate. Empty: all that the texts hold."""
     documents: int | None = None
     """Evaluate at most this many held-out documents of each language, chosen by a hash of their

@@ -4,6 +4,7 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.regions.region import Region
@@ -21,14 +22,16 @@ _NAME = re.compile(rf"""(?P<quoted>"[^"]+"|'[^']+')|{_BARE}""")
 
 _IN_QUOTES = "; put a name with other signs in quotes"
 
-_MOST = 100  # names, and parentheses, that one expression may have
+_LONGEST = 10_000  # characters of an expression
+
+_MOST = 100  # names, operators, and parentheses, that one expression may have
 
 
 class Expression:
     """``| & - ^`` of sets and parentheses, as Python ranks them, over names of regions.
 
     A name holds letters, digits and ``_ . + @``; in quotes it may hold anything. So ``core-zh``
-    is a difference, and ``"pt-BR"`` a name. At most 100 names and as many parentheses.
+    is a difference, and ``"pt-BR"`` a name. At most 100 names, operators and parentheses.
 
     Raises:
         UserError: what is no such expression; the message says where.
@@ -37,9 +40,20 @@ class Expression:
     def __init__(self, text: str) -> None:
         self.text = text
         self._names: dict[int, str] = {}  # place in the text, from 0 -> name
+        if len(text) > _LONGEST:
+            text = text[: _LONGEST + 1]  # refused below, without work on the rest
         # Python's parser sees an x in the place of each name, since names need not be Python's.
         line = re.sub(r"\s", " ", text)
-        for match in _NAME.finditer(text):
+        matches = list(islice(_NAME.finditer(text), _MOST + 1))
+        signs = _NAME.sub("", text) if len(matches) <= _MOST else ""
+        operators, parentheses = len(re.findall(r"[|^&-]", signs)), signs.count("(")
+        if len(text) > _LONGEST or max(len(matches), operators, parentheses) > _MOST:
+            raise UserError(
+                f"expected an expression of at most {_LONGEST:,} characters and {_MOST} names, "
+                f"operators and parentheses, got more of them in {text[:80]!r}…: combine some of "
+                "the regions first"
+            )
+        for match in matches:
             quoted = bool(match["quoted"])
             place = match.start() + quoted
             self._names[place] = match[0][1:-1] if quoted else match[0]
@@ -49,12 +63,6 @@ class Expression:
             raise UserError(
                 f"expected names of regions, | & - ^ and parentheses, got {other[0]!r} at "
                 f"character {other.start() + 1} of {text!r}{_IN_QUOTES}"
-            )
-        if max(len(self._names), line.count("(")) > _MOST:
-            raise UserError(
-                f"expected an expression of at most {_MOST} names and parentheses, got "
-                f"{len(self._names)} names and {line.count('(')} parentheses: combine some of the "
-                "regions first"
             )
         self._indent = len(line) - len(line.lstrip())  # which Python's parser does not take
         try:

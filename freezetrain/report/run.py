@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Evaluation, Forgetting, History
 from freezetrain.evaluation.benchmarks import BenchmarkDrops
@@ -212,5 +210,5 @@ def _recipe(folder: Path) -> Mapping[str, Any]:
     path = folder / "recipe.yaml"
     try:
         return yaml12.load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; give another run") from error

@@ -13,6 +13,7 @@ from freezetrain.recipe.sources import (
     TextSource,
     check_held_out,
 )
+from freezetrain.recipe.text_types import LocalPath, Name
 
 
 @dataclass
@@ -21,9 +22,9 @@ class Replay:
 
     texts: TextSource = field(default_factory=TextSource)
     """Texts replayed: their training documents."""
-    languages: list[str] = field(default_factory=list)
+    languages: list[Name] = field(default_factory=list)
     """Languages replayed. Empty: all that the texts hold but those trained on."""
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[Name, float] = field(default_factory=dict)
     """Share of each language among what is replayed, sum 1. Empty: by temperature."""
     temperature: float = 1.0
     """A language's share is proportional to its tokens to the power 1/temperature: 1 by size,
@@ -145,12 +146,12 @@ class Penalty:
     strength: float
     """0 or more. F is 1 on average, so that it means about the same with and without fisher: where
     each of N weights has moved by d, the loss rises by strength / 2 x N x d^2 nats per token."""
-    fisher: str | None = None
+    fisher: LocalPath | None = None
     """Folder of scores made by `freezetrain score` with method fisher: F is their sum over the
     languages, divided by its mean over all scored weights. Weights that were not scored (by
     default embeddings, last norm and head) are not pulled. None: F is 1 for all, these too."""
 
-    languages: list[str] | None = None
+    languages: list[Name] | None = None
     """Languages whose fisher scores are summed: those to keep. None: all in the folder."""
 
     def __post_init__(self) -> None:
@@ -168,16 +169,16 @@ class TrainRecipe:
     """The base."""
     texts: TextSource = field(default_factory=TextSource)
     """Texts trained on: their training documents."""
-    languages: list[str] = field(default_factory=list)
+    languages: list[Name] = field(default_factory=list)
     """Languages trained on. Empty: all that the texts hold."""
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[Name, float] = field(default_factory=dict)
     """Share of each language, sum 1. Empty: by temperature."""
     temperature: float = 1.0
     """A language's share is proportional to its tokens to the power 1/temperature: 1 by size,
     more evens languages out."""
     replay: Replay | None = None
     """Texts of languages to keep, mixed in. None: none."""
-    region: str | None = None
+    region: LocalPath | None = None
     """Region file; the region is frozen. None: plain full training."""
     freeze: Freezing = field(default_factory=Freezing)
     """How it is frozen."""
@@ -202,7 +203,7 @@ class TrainRecipe:
     """Type that the exported weights are rounded to; stored: the one that the base was saved in."""
     from_scratch: bool = False
     """Pre-train with random weights: model.path needs only a configuration and a tokenizer."""
-    cache: str | None = None
+    cache: LocalPath | None = None
     """Folder of tokenized texts, which runs share. None: FREEZETRAIN_CACHE, or freezetrain in the
     user's cache."""
     workers: int | None = None

@@ -1,6 +1,9 @@
 """Lightning's Trainer in a run's folder: fit, resume, and the export at the end."""
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
@@ -45,7 +48,8 @@ def fit(
 
     Resuming after a kill at any moment gives the weights of the uninterrupted run: data order and
     dropout depend on seed and position alone, and a checkpoint is written whole or not at all.
-    Raises Preempted, with a checkpoint written, where a signal asks the run to stop.
+    Raises Preempted, with a checkpoint written, where a signal asks the run to stop; Interrupted
+    where Ctrl-C does; KeyboardInterrupt where it is pressed twice, or before training begins.
     """
     settings, engine, launch = data.settings, engine or Engine(), current_launch()
     L.seed_everything(settings.seed, verbose=False)
@@ -78,7 +82,8 @@ def fit(
     if isinstance(model, PreTrainedModel):
         model.train()
     module = CausalLM(model, settings, data.steps)
-    trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
+    with _interrupts():
+        trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
     module.model.eval()
     if trainer.global_step < data.steps and not trainer.should_stop:
         raise CheckError(
@@ -86,6 +91,23 @@ def fit(
             "exported, and checkpoints so far are kept"
         )
     return trainer
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """KeyboardInterrupt as such, of which Lightning makes an exit with status 1.
+
+    It also has further ones ignored, in all that follows in the process.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from error
 
 
 class Export(L.Callback):

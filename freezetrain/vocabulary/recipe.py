@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from freezetrain.recipe.check import check
 from freezetrain.recipe.sources import ModelSource, TextSource
+from freezetrain.recipe.text_types import LocalPath, Name
 
 
 @dataclass
@@ -12,13 +13,13 @@ class ExtendRecipe:
 
     model: ModelSource
     """The base."""
-    tokens: str | None = None
+    tokens: LocalPath | None = None
     """File with one new token a line."""
     learn: int = 0
     """Learn this many new tokens from the texts of language (instead of tokens)."""
     texts: TextSource = field(default_factory=TextSource)
     """Texts whose training documents new tokens are learned from (learn)."""
-    language: str | None = None
+    language: Name | None = None
     """The language that new tokens are learned from (learn)."""
     multiple_of: int = 64
     """Pad the embeddings to a multiple of this many rows, which GPUs compute faster."""

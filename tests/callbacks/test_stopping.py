@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import lightning as L
 import pytest
@@ -12,7 +13,7 @@ from frozen_reference import TinyLM, mixed_region
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from freezetrain.callbacks import RegionFreeze, StopOnSignal, TimeLimit
-from freezetrain.errors import Preempted, UserError
+from freezetrain.errors import Interrupted, Preempted, UserError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*Checkpoint directory",
 )
 
-HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class Signals(Module):
@@ -62,13 +63,21 @@ def assert_equal(weights, expected):
 
 @pytest.mark.parametrize(
     ("number", "batch"),  # the first and the last micro-batch of a step
-    [(signal.SIGTERM, 2), (signal.SIGTERM, 5), (signal.SIGUSR1, 2), (signal.SIGUSR2, 5)],
+    [
+        (signal.SIGTERM, 2),
+        (signal.SIGTERM, 5),
+        (signal.SIGUSR1, 2),
+        (signal.SIGUSR2, 5),
+        (signal.SIGINT, 2),
+    ],
 )
 def test_stops_after_the_step_and_goes_on_from_there(tmp_path, uninterrupted, batch, number):
     step = batch // ACCUMULATE + 1
     save, module = EachStep(tmp_path), Signals(batch, number)
-    name = signal.Signals(number).name
-    with pytest.raises(Preempted, match=rf"^stopped by {name} after step {step}, .*step={step}\."):
+    name, kind = signal.Signals(number).name, Preempted
+    if number == signal.SIGINT:
+        name, kind = "Ctrl-C", Interrupted
+    with pytest.raises(kind, match=rf"^stopped by {name} after step {step}, .*step={step}\."):
         fit(StopOnSignal(), region(), save, module=module)
     assert module.seen == list(range(step * ACCUMULATE)), "the step is finished, none is begun"
     assert save.saved == [step]
@@ -118,11 +127,11 @@ def test_the_handlers_that_were_there_come_back(tmp_path):
     try:
         stop = StopOnSignal()
         module = fit(stop, EachStep(tmp_path), module=Looks())
-        assert module.during == [stop._receive] * 3, "neither Lightning's nor those before it"
-        assert [signal.getsignal(number) for number in HANDLED] == [mine] * 3
+        assert module.during == [stop._receive] * 4, "neither Lightning's nor those before it"
+        assert [signal.getsignal(number) for number in HANDLED] == [mine] * 4
         with pytest.raises(Preempted):
             fit(stop, EachStep(tmp_path), module=Signals(3, signal.SIGTERM))
-        assert [signal.getsignal(number) for number in HANDLED] == [mine] * 3
+        assert [signal.getsignal(number) for number in HANDLED] == [mine] * 4
         assert not got
     finally:
         for number, handler in zip(HANDLED, before, strict=True):
@@ -143,9 +152,52 @@ def test_a_signal_before_training_stops_after_its_first_step(tmp_path, monkeypat
 
     monkeypatch.setattr(_SignalConnector, "_sigterm_notifier_fn", broadcasts)
     save = EachStep(tmp_path)
-    with pytest.raises(Preempted, match=f"stopped by {number.name} after step 1"):
+    name = "Ctrl-C" if number == signal.SIGINT else number.name
+    with pytest.raises(Preempted, match=f"stopped by {name} after step 1"):
         fit(Early(), StopOnSignal(), save)
     assert save.saved == [1]
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path, monkeypatch):
+    class Twice(Signals):
+        pause = 0.4
+
+        def training_step(self, batch, batch_idx):
+            result = super().training_step(batch, batch_idx)
+            if batch_idx == self.batch:
+                time.sleep(self.pause)
+                os.kill(os.getpid(), self.number)
+            return result
+
+    before, save = signal.getsignal(signal.SIGINT), EachStep(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        fit(StopOnSignal(), save, module=Twice(2, signal.SIGINT))
+    assert isinstance(error.value.__context__, KeyboardInterrupt)
+    assert save.saved == []
+    assert signal.getsignal(signal.SIGINT) == before
+    monkeypatch.setattr(Twice, "pause", 0)  # the same press, passed on by torchrun
+    with pytest.raises(Interrupted, match="stopped by Ctrl-C after step 2"):
+        fit(StopOnSignal(), save, module=Twice(2, signal.SIGINT))
+
+
+def test_ctrl_c_after_the_last_step_ends_at_once(tmp_path):
+    class Late(L.Callback):
+        def on_train_end(self, *_):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit) as error:
+        fit(Late(), StopOnSignal(), EachStep(tmp_path))
+    assert isinstance(error.value.__context__, KeyboardInterrupt)
+
+
+def test_where_ctrl_c_is_ignored_it_stays_so(tmp_path):
+    """As in a process that a shell has started in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        module = fit(StopOnSignal(), EachStep(tmp_path), module=Signals(2, signal.SIGINT))
+        assert module.seen == list(range(STEPS * ACCUMULATE))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_handlers_come_back_where_nothing_is_left_to_train(tmp_path):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from freezetrain.cli import main
-from freezetrain.errors import CheckError, Preempted, UserError
+from freezetrain.errors import CheckError, Interrupted, Preempted, UserError
 from freezetrain.run_folder import Outcome
 
 TRAIN = ("train", "--model", "x", "--out", "out")
@@ -109,16 +109,23 @@ def test_other_verbs_run_in_one_process(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(UserError("bad"), 2), (CheckError("moved"), 1), (Preempted("saved"), 75)],
+    [
+        (UserError("bad"), 2),
+        (CheckError("moved"), 1),
+        (Preempted("saved"), 75),
+        (Interrupted("saved"), 130),
+    ],
 )
 def test_status_and_sentence(job, monkeypatch, capsys, error, code):
     job.action = raising(error)
     assert status(*TRAIN) == code
-    assert capsys.readouterr().err == f"freezetrain: {error}\n"
+    saved = isinstance(error, Preempted)
+    way_on = ": freezetrain train --model x --out out" if saved else ""
+    assert capsys.readouterr().err == f"freezetrain: {error}{way_on}\n"
     torchrun(monkeypatch, 1)
     assert status(*TRAIN) == code
     said = capsys.readouterr().err
-    assert said == ("" if code == 75 else f"freezetrain: rank 1: {error}\n")
+    assert said == ("" if saved else f"freezetrain: rank 1: {error}\n")
 
 
 def test_a_process_of_lightnings_that_was_preempted_did_not_fail(job, monkeypatch, tmp_path):
@@ -128,19 +135,79 @@ def test_a_process_of_lightnings_that_was_preempted_did_not_fail(job, monkeypatc
     assert status("train", "--model", "x") == 0
 
 
-def test_preempted_goes_on_with_the_same_command(job):
-    def save_and_stop(folder):
+def saving(error):
+    def action(folder):
         (folder / "checkpoint").write_text("5")
-        raise Preempted("saved")
+        raise error
 
-    job.action = save_and_stop
+    return action
+
+
+def interrupting(*files):
+    """Ctrl-C in a job that has left these files."""
+
+    def action(folder):
+        for file in files:
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).touch()
+        raise KeyboardInterrupt
+
+    return action
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ((), "nothing is kept: begin again with freezetrain train --model 'a b' --out "),
+        (("forgetting.json",), "no step was saved: begin again with freezetrain train --model "),
+        (
+            ("checkpoints/step=9.ckpt", "checkpoints/step=10.ckpt", "checkpoints/.step=11.ckpt"),
+            "the last checkpoint, runs/x/checkpoints/step=10.ckpt; go on with freezetrain train ",
+        ),
+    ],
+)
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(job, monkeypatch, capsys, files, said):
+    monkeypatch.setattr("freezetrain.run_folder.default_folder", lambda verb: Path("runs/x"))
+    job.action = interrupting(*files)
+    assert status("train", "--model", "a b") == 130
+    sentence = capsys.readouterr().err
+    assert sentence.startswith("freezetrain: stopped by Ctrl-C; ")
+    assert said in sentence
+    assert sentence.endswith(" train --model 'a b' --out runs/x\n")
+    assert Path("runs").exists() == bool(files)
+
+
+def test_ctrl_c_in_a_verb_that_cannot_go_on(monkeypatch, capsys):
+    job = SimpleNamespace(run=lambda recipe, folder: interrupting()(folder))
+    monkeypatch.setitem(sys.modules, "freezetrain.analysis.info", job)
+    assert status("info", "x", "--out", "a/b/c") == 130
+    said = capsys.readouterr().err
+    assert said == "freezetrain: stopped by Ctrl-C; nothing is kept, and info begins anew\n"
+    assert not Path("a").exists()
+    job.run = lambda recipe, folder: interrupting("half")(folder)
+    assert status("info", "x", "--out", "a") == 130
+    assert "a keeps what was made so far, from which info cannot go on" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_there_is_a_folder(monkeypatch, capsys):
+    def stopped(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("freezetrain.cli.parse", stopped)
+    assert status(*TRAIN) == 130
+    said = capsys.readouterr().err
+    assert said == "freezetrain: stopped by Ctrl-C before anything was made\n"
+
+
+def test_preempted_goes_on_with_the_same_command(job):
+    job.action = saving(Preempted("saved"))
     assert status(*TRAIN) == 75
     job.action = lambda folder: Outcome({"resumed": (folder / "checkpoint").read_text()})
     assert status(*TRAIN) == 0
 
 
 def test_what_may_change_on_resuming(job, capsys):
-    job.action = raising(Preempted("saved"))
+    job.action = saving(Preempted("saved"))
     told = ("--engine.devices", 1, "--optimization.micro_batch", 2, "--optimization.batch_tokens",
             4096)  # fmt: skip
     assert status(*TRAIN, *told) == 75

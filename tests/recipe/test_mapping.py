@@ -1,18 +1,20 @@
 """Recipes from plain values, and with some fields changed."""
 
+import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
 from freezetrain.errors import UserError
 from freezetrain.recipe.check import check
-from freezetrain.recipe.mapping import build, change
+from freezetrain.recipe.mapping import build, change, check_types
+from freezetrain.recipe.text_types import FieldsOf, LocalPath, Name
 
 
 @dataclass
 class Part:
-    path: str
+    path: LocalPath
     share: float = 0.5
 
     def __post_init__(self) -> None:
@@ -31,6 +33,9 @@ class Whole:
     numbers: list[float] = field(default_factory=list)
     shares: dict[str, float] = field(default_factory=dict)
     anything: dict[str, Any] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+    languages: list[Name] = field(default_factory=list)
+    some: "Annotated[dict[str, Any], FieldsOf(Whole)]" = field(default_factory=dict)
 
 
 def test_values_of_every_type():
@@ -93,6 +98,23 @@ def test_only_the_named_fields_change_also_inside_groups():
         ({"numbers": 1}, "here: numbers: expected a list, as [a, b], got 1"),
         ({"numbers": [1, "x"]}, "here: numbers[1]: expected float, got 'x'"),
         ({"shares": {"en": "x"}}, "here: shares.en: expected float, got 'x'"),
+        ({"numbers": [1, math.nan]}, "here: numbers[1]: expected a finite number, got nan"),
+        ({"part": {"share": -math.inf}}, "here: part.share: expected a finite number, got -inf"),
+        ({"shares": {"en": 2**63}}, "here: shares.en: expected a number of at most 64 bits"),
+        ({"count": -(2**63) - 1}, "here: count: expected a number of at most 64 bits"),
+        (
+            {"anything": {"a": [{"b": math.inf}]}},
+            "here: anything.a[0].b: expected a finite number, got inf",
+        ),
+        ({"anything": {"a": {1: 2}}}, "here: a name in anything.a: expected str, got 1"),
+        ({"anything": {"a": {2}}}, "here: anything.a: expected a value of JSON, got {2}"),
+        ({"anything": {"a": "x\0"}}, "here: anything.a: expected text without control characters"),
+        ({"part": {"path": "a\nb"}}, "here: part.path: expected text without control characters"),
+        ({"part": {"path": ""}}, "here: part.path: expected a path, got an empty text"),
+        ({"texts": ["x\ud800"]}, "here: texts[0]: expected text in UTF-8, got 'x\\ud800'"),
+        ({"languages": ["a/b"]}, "here: languages[0]: expected a name that a file can bear"),
+        ({"some": {"named": {"x": {"path": 1}}}}, "here: some.named.x.path: expected str, got 1"),
+        ({"some": {"prt": 1}}, "here: unknown field 'some.prt' (did you mean 'some.part'"),
         ({"shares": {1: 0.5}}, "here: a name in shares: expected str, got 1; put it in quotes"),
     ],
 )
@@ -105,3 +127,26 @@ def test_bad_values_are_one_sentence(changes, complaint):
 def test_the_first_field_that_must_be_given_is_named():
     with pytest.raises(UserError, match=r"here: missing part\.path: give it on the command line"):
         build(Whole, {}, "here")
+
+
+def test_paths_that_a_user_wrote_are_expanded_wherever_they_are(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/$me")
+    monkeypatch.setenv("DATA", "/data")
+    written = {
+        "part": {"path": "~/a"},
+        "parts": [{"path": "$DATA/b"}],
+        "named": {"x": {"path": "c-${DATA}-$"}},
+        "some": {"part": {"path": "~"}},
+        "texts": ["~/$DATA"],  # which is no path
+        "languages": ["$DATA"],
+    }
+    values = check_types(Whole, written, expand=True)
+    assert values == {
+        "part": {"path": "/home/$me/a"},
+        "parts": [{"path": "/data/b"}],
+        "named": {"x": {"path": "c-/data-$"}},
+        "some": {"part": {"path": "/home/$me"}},
+        "texts": ["~/$DATA"],
+        "languages": ["$DATA"],
+    }
+    assert check_types(Whole, values) == values  # once
