@@ -79,14 +79,14 @@ def require_model(source: ModelSource) -> None:
 
 def require_data_set(place: str) -> None:
     """UserError unless there is such a folder, or an id that the hub or a cache may have."""
-    if Path(place).expanduser().is_dir():
+    if Path(place).is_dir():
         return
     from freezetrain.hub_network import can_be_id, why_offline
 
     if not can_be_id(place):
         raise UserError(
             f"cannot read the data set {place}: there is no such folder"
-            f"{folders_like(Path(place).expanduser())}; give texts.hub a folder in the hub's "
+            f"{folders_like(Path(place))}; give texts.hub a folder in the hub's "
             "layout, or an id on the hub"
         )
     if (why := why_offline()) and not _data_set_cached(place):

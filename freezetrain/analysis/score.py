@@ -52,8 +52,10 @@ from freezetrain.training.engines import (
     deepspeed_config,
     devices,
     kind_of,
+    require_devices,
     world_size,
 )
+from freezetrain.training.memory import require_memory
 from freezetrain.training.sharded import load_partitioned, load_sharded
 
 Made = dict[str, Any]  # how the scores of a language came about, as their file says
@@ -109,6 +111,7 @@ def score_languages(recipe: ScoreRecipe, folder: Path) -> dict[str, dict[str, Ma
     """
     launch = current_launch()
     check_batch(recipe.engine, launch, recipe.batch)
+    require_devices(recipe.engine, launch)
     tokenizer = load_tokenizer(recipe.model)
     shape = meta_model(recipe.model)
     check_fit(shape, tokenizer, recipe.sequence_length)
@@ -121,6 +124,8 @@ def score_languages(recipe: ScoreRecipe, folder: Path) -> dict[str, dict[str, Ma
     )
     require_space(folder, needed, "the scores")
     drawn = {name: _drawn(recipe, name, tokenizer) for name in todo}
+    most = max((_sequences(sequences) for sequences in drawn.values()), default=0)
+    require_memory(shape, min(recipe.batch, most), recipe.sequence_length, "batch")
     start_ranks(recipe.engine, launch)
     todo = from_first_rank(todo)
     if is_first_rank():

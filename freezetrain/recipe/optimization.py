@@ -11,6 +11,11 @@ Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true"]
 
 Schedule = Literal["cosine", "wsd", "constant"]
 
+MOST_SEQUENCES = 2**36
+"""Of a run: what places each of them in memory, 1024 at a time, stays below a few gigabytes."""
+
+_MOST_HOURS = 1e6
+
 Kind = Literal["auto", "ddp", "fsdp2", "zero-1", "zero-2", "zero-3"]
 
 
@@ -83,7 +88,8 @@ class Optimization:
             value = getattr(self, name)
             check(math.isfinite(value) and value > 0, name, "a number above 0", value)
         hours = self.max_hours
-        check(hours is None or hours > 0, "max_hours", "a number above 0", hours)
+        expected = f"above 0 and at most {_MOST_HOURS:,.0f}"
+        check(hours is None or 0 < hours <= _MOST_HOURS, "max_hours", expected, hours)
         check(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
         check(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
         check(0 <= self.seed < 2**32, "seed", "from 0 to 2**32 - 1", self.seed)
@@ -97,6 +103,12 @@ class Optimization:
         tokens, unit = self.step_tokens, self.sequence_length * self.micro_batch
         expected = f"a multiple of micro_batch x sequence_length, {unit}"
         check(tokens % unit == 0, "batch_tokens", expected, tokens)
+        for name in ("max_steps", "max_tokens"):
+            value = getattr(self, name)
+            sequences = 0 if value is None else self.steps(0) * self.step_sequences
+            expected = f"less: a run has at most {MOST_SEQUENCES:,} sequences, and these would be "
+            expected += f"{sequences:,}"
+            check(sequences <= MOST_SEQUENCES, name, expected, value)
 
     @property
     def step_tokens(self) -> int:

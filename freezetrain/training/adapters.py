@@ -1,6 +1,6 @@
 """Low-rank adapters of linear layers, by PEFT, and the plain model that they make."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +18,8 @@ def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> None:
     """Give linear layers of ``model`` adapters, as Hu et al. 2021 (arXiv 2106.09685), in place.
 
     They alone are trainable. A is drawn by ``seed``, B is zero, so that the model computes what it
-    did. UserError where PEFT is not installed, or a name of ``lora.targets`` fits no linear layer
-    of the decoder blocks.
+    did. UserError where PEFT is not installed, the rank is larger than any layer, or a name of
+    ``lora.targets`` fits no linear layer of the decoder blocks.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -30,6 +30,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> None:
         ) from error
     layers = _linear_layers(model)
     names = _targets(layers, lora.targets)
+    _check_rank(lora.rank, [layers[name] for name in names])
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.scale * lora.rank,  # type: ignore[arg-type]
@@ -51,6 +52,16 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in inside.named_modules()
         if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
     }
+
+
+def _check_rank(rank: int, layers: Sequence[nn.Module]) -> None:
+    """UserError for more rows than any of the layers has inputs or outputs."""
+    largest = max(side for layer in layers for side in layer.get_parameter("weight").shape)
+    if rank > largest:
+        raise UserError(
+            f"lora.rank is {rank} and the largest side of a layer is {largest}; use {largest} or "
+            "less"
+        )
 
 
 def _targets(layers: dict[str, nn.Module], targets: list[str]) -> list[str]:

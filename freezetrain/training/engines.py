@@ -89,6 +89,17 @@ def devices(engine: Engine, launch: Launch) -> int:
     return engine.devices or max(1, gpus)
 
 
+def require_devices(engine: Engine, launch: Launch) -> None:
+    """UserError for more processes on CPU cores than there are of those (and than 8)."""
+    cores = os.cpu_count() or 1
+    asked, most = devices(engine, launch), max(8, cores)
+    if not launch.external and not torch.cuda.is_available() and asked > most:
+        raise UserError(
+            f"engine.devices is {asked} and this machine has no GPU and {cores} CPU cores; ask for "
+            f"{most} or fewer"
+        )
+
+
 def world_size(engine: Engine, launch: Launch) -> int:
     """Processes that train, on all machines."""
     return devices(engine, launch) * (launch.nodes if launch.external else 1)

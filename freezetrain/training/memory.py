@@ -7,11 +7,14 @@ with real runs. Not in it: CUDA's context, kernels' workspaces, and what the all
 between blocks.
 """
 
+import os
 from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
+from freezetrain.errors import UserError
+from freezetrain.files import readable
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.regions import Region, decoder_blocks
 from freezetrain.training.activations import count_activations
@@ -110,6 +113,26 @@ def estimate(
             if part.during != ("load",)
         ]
     return MemoryEstimate(tuple(part for part in parts if part.device or part.host))
+
+
+def require_memory(model: PreTrainedModel, sequences: int, length: int, name: str) -> None:
+    """UserError for a batch of which what each block hands on does not fit into memory.
+
+    That much is there in any backward pass, in 16 bits at least and also where activations are
+    computed again. ``model`` may be on the meta device; ``name``: the field that says how many
+    ``sequences`` of ``length`` tokens are taken at once.
+    """
+    width = getattr(model.config.get_text_config(), "hidden_size", None) or 1
+    needed = 2 * sequences * length * int(width) * len(decoder_blocks(model))
+    if torch.cuda.is_available():
+        there = torch.cuda.get_device_properties(0).total_memory
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UserError(
+            f"{name} is {sequences}, of which the hidden states alone take {readable(needed)}, and "
+            f"there are {readable(there)} of memory; lower it"
+        )
 
 
 class _Shapes:

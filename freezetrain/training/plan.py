@@ -90,9 +90,11 @@ def make_plan(recipe: TrainRecipe, launch: Launch) -> Plan:
 def shape_and_region(recipe: TrainRecipe) -> tuple[PreTrainedModel, Region | None]:
     """The model on the meta device, with adapters, and the region.
 
-    UserError where a type rounds frozen entries, or sequence length or region do not fit the model.
+    UserError where a type rounds frozen entries or cannot hold the value that they are set to, or
+    where sequence length or region do not fit the model.
     """
     refuse_types(recipe)
+    refuse_clamp(recipe)
     model = meta_model(recipe.model, trained_in_16_bits(recipe.optimization), recipe.from_scratch)
     check_length(model, recipe.optimization.sequence_length)
     if recipe.lora is not None:
@@ -131,6 +133,27 @@ def refuse_types(recipe: TrainRecipe) -> None:
                 f"the base is stored in {base}, and {field}, {dtype}, would round the entries that "
                 "are to be frozen; use model.dtype float32, export_dtype stored and precision "
                 "32-true or bf16-mixed"
+            )
+
+
+def refuse_clamp(recipe: TrainRecipe) -> None:
+    """UserError for a value of frozen entries that a type on the way to the export cannot hold."""
+    value = recipe.freeze.clamp
+    if recipe.region is None or value is None:
+        return
+    types = {"model.dtype": recipe.model.dtype, "export_dtype": recipe.export_dtype}
+    if trained_in_16_bits(recipe.optimization):
+        types["optimization.precision"] = "bfloat16"
+    stored = stored_dtype(recipe.model) or torch.float32
+    for field, name in types.items():
+        dtype = stored if name == "stored" else getattr(torch, name)
+        held = torch.tensor(value, dtype=torch.float64).to(dtype)
+        if not held.isfinite() or (value and not held):
+            size = "large" if value and held else "small"
+            limits = torch.finfo(dtype)
+            raise UserError(
+                f"freeze.clamp is {value:g}, which is too {size} for {field}, {dtype}; give 0, or "
+                f"a value of {limits.tiny:.2g} to {limits.max:.4g} above or below it"
             )
 
 

@@ -23,6 +23,8 @@ from freezetrain.run_folder import Outcome
 from freezetrain.terminal import Terminal
 from freezetrain.training.checkpoints import latest_checkpoint
 from freezetrain.training.data import TextData, read_data
+from freezetrain.training.engines import require_devices
+from freezetrain.training.memory import require_memory
 from freezetrain.training.module import CausalLM
 from freezetrain.training.parts import Parts, make_parts
 from freezetrain.training.plan import Plan, make_plan
@@ -42,6 +44,9 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = 
     tokenizer = load_tokenizer(recipe.model)
     plan = make_plan(recipe, launch)
     check_fit(plan.model, tokenizer, recipe.optimization.sequence_length)
+    require_devices(recipe.engine, launch)
+    length, sequences = recipe.optimization.sequence_length, recipe.optimization.micro_batch
+    require_memory(plan.model, sequences, length, "optimization.micro_batch")
     require_space(folder, plan.disk_bytes, "checkpoints and the model")
     with progress_bars(shown=progress):
         data = read_data(recipe, tokenizer, plan.world)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -233,6 +234,47 @@ def test_freezing_that_cannot_be(refused, tmp_path, model_folder, region_file, o
     assert said.startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (("--freeze.clamp", 1e39),
+         "freeze.clamp is 1e+39, which is too large for model.dtype, torch.float32"),
+        (("--freeze.clamp", 1e6, "--export_dtype", "float16"),
+         "freeze.clamp is 1e+06, which is too large for export_dtype, torch.float16"),
+        (("--freeze.clamp", 3.4e38, "--optimization.precision", "bf16-mixed"),
+         "too large for optimization.precision, torch.bfloat16"),
+        (("--freeze.clamp", 1e-60), "which is too small for model.dtype, torch.float32; give 0"),
+        (("--optimization.micro_batch", 10**10), "optimization.micro_batch is 10000000000, of"),
+        (("--optimization.max_steps", 2**62), "max_steps must be less: a run has at most 68,719,"),
+        (("--optimization.max_hours", 1e308), "max_hours must be above 0 and at most 1,000,000"),
+        (("--engine.devices", 1000, "--optimization.batch_tokens", 256_000),
+         "engine.devices is 1000 and this machine has no GPU and"),
+    ],
+)  # fmt: skip
+def test_what_the_recipe_tells_is_refused_before_anything_is_written(
+    refused, tmp_path, model_folder, region_file, more, complaint
+):
+    command = train(model_folder, tmp_path, "--region", region_file, "--watch.off", "false")
+    if "--engine.devices" in more and torch.cuda.is_available():
+        pytest.skip("GPUs are counted by another check")
+    assert complaint in refused(*command, *more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_adapters_larger_than_any_layer(refused, tmp_path, model_folder):
+    said = refused(*train(model_folder, tmp_path, "--lora.rank", 25))
+    assert said == "lora.rank is 25 and the largest side of a layer is 24; use 24 or less"
+
+
+def test_a_batch_to_score_that_fits_no_memory(refused, tmp_path, model_folder, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: 50)  # 2,500 bytes
+    said = refused(
+        "score", "--model", model_folder, "--languages", "[zh]", "--sequence_length", 32,
+        "--batch", 2**62, "--sequences", 3, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert said.startswith("batch is 3, of which the hidden states alone take 6.14 KB, and there")
+
+
 def test_output_folder_of_another_run_is_left_as_it_is(refused, tmp_path, model_folder):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
@@ -246,6 +288,16 @@ def test_output_folder_that_cannot_be_written(refused, tmp_path, model_folder):
     said = refused("info", model_folder, "--out", tmp_path / "file" / "out")
     assert "cannot write to" in said
     assert "is a file" in refused("info", model_folder, "--out", tmp_path / "file")
+    said = refused("info", "nowhere", "--out", "n" * 300)
+    assert said.startswith("--out: expected a file name of at most 255 bytes, got 300 in 'nnn")
+    assert "--out: cannot expand '$NO_RUN/x'" in refused("info", "nowhere", "--out", "$NO_RUN/x")
+    assert "expected a path, got an empty text" in refused("info", "nowhere", "--out", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
+def test_output_folder_in_a_folder_that_is_only_read(refused, tmp_path, model_folder):
+    (tmp_path / "read").mkdir(mode=0o500)
+    assert "cannot write to" in refused("info", model_folder, "--out", tmp_path / "read" / "a")
 
 
 def test_loss_that_is_not_finite_is_a_check_that_says_no(tmp_path, model_folder, capsys):

@@ -154,6 +154,72 @@ def test_a_bad_recipe_is_named(text, complaint, tmp_path):
     assert complaint in str(error.value)
 
 
+def test_paths_are_expanded_in_recipes_and_on_the_command_line(tmp_path, monkeypatch):
+    """For every verb's paths in all places: fields, groups, lists, names, and whole recipes."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("W", str(tmp_path))
+    (tmp_path / "r.yaml").write_text(
+        "model: {path: ~/m}\ntexts: {folder: $W/t}\nreplay: {texts: {folder: '~'}}\n"
+        "penalty: {strength: 1, fisher: '${W}/f'}\n"
+    )
+    told = parse(["train", "$W/r.yaml", "--out=~/run", "--cache", "~/c", "--region", "~/r"])
+    assert told.out == Path("/home/me/run")
+    assert told.recipe.model.path == "/home/me/m"
+    assert told.recipe.texts.folder == f"{tmp_path}/t"
+    assert told.recipe.replay.texts.folder == "/home/me"
+    assert told.recipe.penalty.fisher == f"{tmp_path}/f"
+    assert (told.recipe.cache, told.recipe.region) == ("/home/me/c", "/home/me/r")
+    assert recipe("report", "~/a", "$W").runs == ["/home/me/a", str(tmp_path)]
+    assert recipe("overlap", "--regions", "[~/a, '${W}/b']").regions[1] == f"{tmp_path}/b"
+    told = recipe("forgetting", "~/b", "~/m", "org/$W", "--benchmarks.tasks", "[x]",
+                  "--benchmarks.folder=~/tasks")  # fmt: skip
+    assert [model.path for model in (told.base, *told.models)] == [
+        "/home/me/b", "/home/me/m", f"org/{tmp_path}",
+    ]  # fmt: skip
+    assert told.benchmarks.folder == "/home/me/tasks"
+    told = recipe(
+        "compare", "--train.model.path", "~/m", "--train.languages", "[zh]",
+        "--regions", "{a: {kind: file, path: ~/a}}", "--regions.b.scores", "~/s",
+        "--variants", "{plain: {}, x: {region: a, changes: {replay: {texts: {folder: ~/t}}}}}",
+        "--scores", "~/s",
+    )  # fmt: skip
+    assert told.train.model.path == "/home/me/m"
+    assert told.regions == {
+        "a": {"kind": "file", "path": "/home/me/a"},
+        "b": {"scores": "/home/me/s"},
+    }
+    changes = told.variants["x"].changes
+    assert changes == {"replay": {"texts": {"folder": "/home/me/t"}}}
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["verify", "a", "b", "c", "--clamp", ".nan"], "clamp: expected a finite number, got nan"),
+        (["quickstart", "--learning_rate", "1e999"], "learning_rate: expected a finite number"),
+        ([*TRAIN, "--weights", "{zh: .inf}"], "weights.zh: expected a finite number, got inf"),
+        ([*TRAIN, "--engine.kind", "zero-2", "--engine.deepspeed", "{a: [.nan]}"],
+         "engine.deepspeed.a[0]: expected a finite number, got nan"),
+        (["score", "--model", "x", "--batch", "1" + "0" * 20],
+         "--batch: cannot read '100000000000000000000': it holds a number beyond 64 bits"),
+        (["select", "--scores", "a\x1bb"], "scores: expected text without control characters"),
+        (["select", "--scores", "caf\udce9"], "scores: expected text in UTF-8, got 'caf"),
+        (["extend", "--model", "x", "--language", "../zh"], "language: expected a name that a"),
+        ([*TRAIN, "--languages", "[" + "z" * 300 + "]"], "languages[0]: expected a name of at"),
+        (["info", "$NO_SUCH/x"], "path: cannot expand '$NO_SUCH/x': the variable 'NO_SUCH' is not"),
+        (["report", "a", "~no-such-user/x"], "runs[1]: cannot expand '~no-such-user/x': no user"),
+        (["train", "$NO_SUCH.yaml"], "--config: cannot expand '$NO_SUCH.yaml'"),
+        ([*TRAIN, "--languages", "[" * 5000], "it holds values nested more than 100 deep"),
+        ([*TRAIN, "--optimization", "{seed: 1, seed: 2}"], "it holds the name 'seed' twice"),
+    ],
+)  # fmt: skip
+def test_what_no_number_no_path_and_no_name_can_be(words, complaint):
+    with pytest.raises(UserError) as error:
+        recipe(*words)
+    assert complaint in str(error.value)
+    assert len(str(error.value)) < 400
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_each_verb(verb, capsys):
     with pytest.raises(SystemExit, match="0"):
