@@ -66,7 +66,7 @@ AVERAGES = {
 }
 
 
-MORE = ("EMA on another device", "plain average", "ours")
+MORE = ("EMA on another device", "EMA of epochs", "plain average", "ours")
 
 
 class Validated(Module):

@@ -97,7 +97,7 @@ def train_with_two_optimizers(rank: int, world: int, engine: str) -> dict[str, T
     return {n: v.full_tensor() if isinstance(v, DTensor) else v for n, v in values.items()}
 
 
-@pytest.mark.parametrize("engine", ["DDP", "FSDP2"])
+@pytest.mark.parametrize("engine", ["FSDP2", pytest.param("DDP", marks=pytest.mark.exhaustive)])
 def test_two_optimizers_under_one_freeze(engine: str) -> None:
     region = mixed_region(TinyLM())
     reference = Constants(TinyLM(), region, flat=False)
