@@ -25,6 +25,7 @@ from freezetrain.stored_model import (
     download,
     lacking,
     refuse_quantized,
+    say,
     take_ties,
     take_type,
     weights_here,
@@ -113,16 +114,21 @@ class Described:
     """None: they are not here."""
 
 
-def describe(source: ModelSource, fetch: bool = False, quantized: bool = False) -> Described:
+def fetch(source: ModelSource) -> None:
+    """Download the weights of an id on the hub, whose headers say what the model is."""
+    if not Path(source.path).is_dir():
+        with _loading("model", source):
+            download(source.path, source.revision)
+
+
+def describe(source: ModelSource, quantized: bool = False) -> Described:
     """What ``source`` is, from its configuration and the headers of its files.
 
-    ``fetch``: download the files of an id on the hub first. ``quantized``: weights that
-    transformers dequantizes as it runs are taken too. Raises UserError as :func:`load_model`.
+    ``quantized``: weights that transformers dequantizes as it runs are taken too. Raises UserError
+    as :func:`load_model`.
     """
     config = _load_config(source)
     with _loading("model", source):
-        if fetch and not Path(source.path).is_dir():
-            download(source.path, source.revision)
         files = weights_here(source.path, source.revision)
     if quantized and quantization(config) is not None:
         return Described(config, None)
@@ -152,7 +158,7 @@ def load_model(
     if in_16_bits is None:
         in_16_bits = source.dtype in ("bfloat16", "float16")
     if described is None:
-        _, described = _shape(source, in_16_bits, random_weights, quantized, fetch=True)
+        described = checked(source, random_weights, in_16_bits, quantized)
     config = described.config
     with _loading("model", source), without_progress_bars():
         if random_weights:
@@ -174,14 +180,25 @@ def load_model(
             f"the files of {source.path} hold {len(unused)} tensors that the model of its "
             f"config.json does not use, first {unused[0]!r}; give a complete model"
         )
+    if (method := quantization(config)) is not None:
+        say(f"the weights of {source.path} are stored quantized ({method}), as it is evaluated")
+        if quantization(model.config) is None and source.dtype != "stored":  # dequantized
+            nn.Module.to(model, _torch_dtype(source.dtype, config))
     return model.eval()
 
 
-def checked(source: ModelSource, random_weights: bool, in_16_bits: bool | None) -> Described:
-    """As :func:`describe`, of files that are here, with all checked that headers can tell."""
+def checked(
+    source: ModelSource,
+    random_weights: bool,
+    in_16_bits: bool | None,
+    quantized: bool = False,
+) -> Described:
+    """As :func:`describe`, of files that were fetched, with all checked that headers can tell."""
     if in_16_bits is None:
         in_16_bits = source.dtype in ("bfloat16", "float16")
-    return _shape(source, in_16_bits, random_weights, fetch=True)[1]
+    if not random_weights:
+        fetch(source)
+    return _shape(source, in_16_bits, random_weights, quantized)[1]
 
 
 def meta_model(
@@ -205,10 +222,9 @@ def _shape(
     in_16_bits: bool,
     random_weights: bool = False,
     quantized: bool = False,
-    fetch: bool = False,
 ) -> tuple["PreTrainedModel", Described]:
     """The model without weights, and what the headers of its files say, which fit it."""
-    described = describe(source, fetch and not random_weights, quantized)
+    described = describe(source, quantized)
     with _loading("model", source), few_modules(source.path):
         with torch.device("meta"):
             model = _new(source, described.config, in_16_bits)

@@ -18,6 +18,7 @@ from transformers.utils.hub import get_checkpoint_shard_files
 from freezetrain.errors import UserError
 from freezetrain.freezing.weights_folder import FLOATS, WeightsFolder, quantization, quantized
 from freezetrain.model_files import layers_left_out
+from freezetrain.ranks import current_launch
 from freezetrain.user_files import reading
 
 if TYPE_CHECKING:
@@ -109,6 +110,9 @@ def take_ties(model: "PreTrainedModel", config: "PretrainedConfig", files: Weigh
     whether ``config`` changed.
     """
     loaded, report = _from_headers(type(model), config, files)
+    for name, _ in loaded.named_parameters(remove_duplicate=False):
+        if name in files and files.headers[name].is_integer:
+            raise UserError(quantized(files.path, f"{name!r} is {files.headers[name].dtype}"))
     if mismatched := sorted(report["mismatched_keys"]):
         name, stored, said = mismatched[0]
         raise UserError(
@@ -133,7 +137,7 @@ def take_ties(model: "PreTrainedModel", config: "PretrainedConfig", files: Weigh
             for part in config_parts(config):
                 if getattr(part, "tie_word_embeddings", False):
                     part.tie_word_embeddings = False
-            _say(
+            say(
                 f"config.json of {files.path} says that {first} and {second} are one tensor, and "
                 "its files hold two that differ: they are used, trained and saved as two"
             )
@@ -201,7 +205,7 @@ def _check_unexpected(model: "PreTrainedModel", files: WeightsFolder, names: lis
                 "without which the weights mean another model; dequantize or merge it first"
             )
     if names:
-        _say(
+        say(
             f"{len(names)} tensors in the files of {files.path}, first {names[0]!r}, are not of "
             f"{type(model).__name__} and are left out: neither used nor saved"
         )
@@ -225,6 +229,7 @@ def _equal(model: "PreTrainedModel", files: WeightsFolder, first: str, second: s
 
 
 @cache
-def _say(sentence: str) -> None:
-    """Once in a process."""
-    _log.warning(sentence)
+def say(sentence: str) -> None:
+    """Once in a process, and of several that train together in the first."""
+    if current_launch().rank == 0:
+        _log.warning(sentence)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,42 @@ def test_a_configuration_that_says_so_is_refused_also_without_weights(folder, se
     for use in (meta_model, stored_dtype, lambda s: load_model(s, random_weights=True)):
         with pytest.raises(UserError, match=rf"stored quantized \({method}\)"):
             use(source(folder))
+
+
+def in_blocks(folder: Path, size: int = 8) -> None:
+    """Store the layers in FP8 with a scale for each block, and dequantized in a folder beside."""
+    state, plain = weights(folder), weights(folder)
+    for name in [name for name in state if ".layers." in name and "norm" not in name]:
+        rows, columns = state[name].shape
+        blocks = state[name].view(rows // size, size, columns // size, size)
+        scales = (blocks.abs().amax((1, 3)) / 448).bfloat16().float()
+        state[name] = (
+            (blocks / scales[:, None, :, None]).view(rows, columns).to(torch.float8_e4m3fn)
+        )
+        state[f"{name}_scale_inv"] = scales
+        held = state[name].float().view(blocks.shape) * scales[:, None, :, None]
+        plain[name] = held.view(rows, columns).bfloat16().float()  # as transformers rounds it
+    shutil.copytree(folder, folder.parent / "plain")
+    put(folder.parent / "plain", plain)
+    put(folder, {n: t.bfloat16() if n in (HEAD, EMBEDDING) else t for n, t in state.items()})
+    config = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [size, size]}
+    configure(folder, dtype="bfloat16", quantization_config=config)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_quantized_model_may_be_evaluated_where_transformers_can(folder, dtype, caplog):
+    in_blocks(folder)
+    ids = torch.arange(20)[None]
+    loaded = load_model(source(folder, dtype=dtype), quantized=True)
+    expected = load_model(source(folder.parent / "plain", dtype=dtype))
+    for name, tensor in expected.named_parameters():
+        if ".layers." in name:
+            torch.testing.assert_close(loaded.get_parameter(name), tensor, rtol=0.01, atol=1e-6)
+    close = {"rtol": 0.05, "atol": 0.02}
+    torch.testing.assert_close(loaded(ids).logits, expected(ids).logits, **close)
+    assert "are stored quantized (fp8), as it is evaluated" in caplog.text
+    with pytest.raises(UserError, match=r"stored quantized \(fp8\)"):
+        load_model(source(folder, dtype=dtype))
 
 
 # Types

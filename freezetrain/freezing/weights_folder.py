@@ -1,5 +1,6 @@
 """The weights of a Hugging Face model folder, read one tensor at a time."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,9 @@ _COMPUTED = (
     "position_ids",
     "num_batches_tracked",
 )
+
+# Last parts of names of packed weights: GPTQ's qweight, MXFP4's gate_up_proj_blocks, and others.
+_PACKED = re.compile(r"(weight|packed|blocks|scales|zeros|codes|absmax)[^.]*$")
 
 # Where configurations say that weights are quantized: transformers, MLX, compressed-tensors.
 _QUANTIZED = ("quantization_config", "quantization", "compression_config")
@@ -150,9 +154,9 @@ class WeightsFolder(Mapping[str, Tensor]):
         """UserError unless all weights are stored as plain floating point, with no scale beside."""
         method = quantization(self._config)
         for name, header in self.headers.items():
-            # Of whole numbers only masks, counts and the like are no packed weights.
-            computed = is_computed(name, header.shape) or len(header.shape) < 2
-            if not header.is_float and not (header.is_integer and computed):
+            # Whole numbers may also be masks, counts, places in tables.
+            packed = header.is_integer and _PACKED.search(name)
+            if packed or not (header.is_float or header.is_integer):
                 method = method or f"{name!r} is {header.dtype}"
                 break
         if method is not None:

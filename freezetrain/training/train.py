@@ -12,7 +12,7 @@ from freezetrain.data.texts import progress_bars
 from freezetrain.evaluation import Forgetting, forgetting, forgetting_table
 from freezetrain.evaluation.texts import TextFacts, text_facts, texts_table
 from freezetrain.files import require_space
-from freezetrain.models import check_fit, load_tokenizer
+from freezetrain.models import check_fit, fetch, load_tokenizer
 from freezetrain.ranks import current_launch
 from freezetrain.regions import Region, decoder_blocks
 from freezetrain.report.page import flat
@@ -42,6 +42,8 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = 
     launch = current_launch()
     table = table and launch.rank == 0
     tokenizer = load_tokenizer(recipe.model)
+    if not recipe.from_scratch:
+        fetch(recipe.model)  # the plan depends on what its files hold
     plan = make_plan(recipe, launch)
     check_fit(plan.model, tokenizer, recipe.optimization.sequence_length)
     require_devices(recipe.engine, launch)

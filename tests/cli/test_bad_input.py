@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from freezetrain.cli import main
 from freezetrain.cli.verbs import VERBS
@@ -107,6 +107,39 @@ def test_files_that_do_not_fit_the_configuration(refused, tmp_path, model_folder
     said = refused(*train(tmp_path / "odd", tmp_path))
     assert said.startswith(f"config.json of {tmp_path / 'odd'} and its weights do not fit: ")
     assert "[400, 16] in the files, and [400, 32] by config.json" in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "--model", "BASE", "--languages", "[zh]", "--optimization.sequence_length", 32),
+        ("train", "--model", "BASE", "--languages", "[zh]", "--dry_run"),
+        ("extend", "--model", "BASE", "--learn", 3, "--language", "zh"),
+        ("score", "--model", "BASE", "--languages", "[zh]", "--sequence_length", 32),
+        ("select", "--model", "BASE", "--kind", "random"),
+        ("select", "--model", "BASE", "--kind", "vocabulary", "--language", "zh"),
+        ("ablate", "--model", "BASE", "--regions", "[REGION]"),
+        ("perturb", "--model", "BASE", "--dimensions", "[1]"),
+        ("quickstart", "--model", "BASE"),
+        ("paper", "--model", "BASE"),
+        ("compare", "--train.model.path", "BASE", "--train.languages", "[zh]"),
+        ("info", "BASE"),
+        ("verify", "BASE", "BASE", "REGION"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_quantized_base_is_refused(refused, tmp_path, model_folder, region_file, command):
+    base = shutil.copytree(model_folder, tmp_path / "base")
+    state = load_file(base / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    state |= {name: state[name].to(torch.float8_e4m3fn), f"{name}_scale_inv": torch.ones(1, 1)}
+    save_file(state, base / "model.safetensors", {"format": "pt"})
+    words = [str(word).replace("REGION", str(region_file)) for word in command]
+    words = [word.replace("BASE", str(base)) for word in words]
+    if "--dry_run" not in words:
+        words += ["--out", tmp_path / "out"]
+    assert "stored quantized" in refused(*words)
+    assert not (tmp_path / "out").exists()
 
 
 def test_norwegian_is_a_language(refused, tmp_path):
