@@ -258,7 +258,8 @@ def check_prompts(
     new_tokens: int,
 ) -> None:
     """UserError if a prompt and ``new_tokens`` after it are more than the model was built for."""
-    for prompt, document in zip(prompts, encode_documents(prompts, tokenizer), strict=True):
+    for prompt in prompts:
+        (document,) = encode_documents([prompt], tokenizer)
         needed = len(document.ids) + new_tokens
         if needed > (context := context_length(model) or needed):
             raise UserError(

@@ -1,6 +1,7 @@
 """Documents of one file, of any kind and compression; bad lines are named by file and number."""
 
 import bz2
+import codecs
 import gzip
 import io
 import itertools
@@ -9,7 +10,8 @@ import lzma
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -19,6 +21,7 @@ from datasets import Features, Value
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe.sources import TextSource
+from freezetrain.user_files import reason
 
 _UNREADABLE = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, pa.ArrowException)
 
@@ -27,9 +30,21 @@ AT_ONCE = 256  # documents in memory: one may be a whole book
 SENTENCES = (".dev", ".devtest")
 """Text files of the FLORES-200 release, a sentence a line, whose number all languages share."""
 
-_KINDS = (".jsonl", ".json", ".txt", ".parquet", *SENTENCES)
+KINDS = (".jsonl", ".ndjson", ".json", ".txt", ".parquet", *SENTENCES)
 
 _COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
+
+LONGEST = 64 * 2**20
+"""Bytes of a line, or of a paragraph of a text file: the longest document."""
+
+LARGEST_ARRAY = 2**30
+"""Bytes of a JSON file that is one array, which is read as a whole."""
+
+EXPANSION = 250
+"""Times a file's size that its text may have, beyond the first ``LONGEST`` bytes. Text that people
+wrote shrinks to a third or a tenth."""
+
+_XZ_MEMORY = 512 * 2**20  # bytes; the strongest setting of xz asks for 65 MB
 
 FEATURES = Features({"text": Value("large_string"), "key": Value("uint32"), "kind": Value("uint8")})
 """What is read of a document: its text, the CRC-32 of its key, which decides the split, and its
@@ -40,36 +55,51 @@ GOOD, BLANK, BAD = 0, 1, 2
 
 def kind_of(path: Path) -> str | None:
     """The ending that says how a file is read, whatever it is compressed with; None: no texts."""
-    if path.name.startswith(".") or not path.is_file():
-        return None
-    suffixes = path.suffixes[:-1] if path.suffix in _COMPRESSIONS else path.suffixes
-    return suffixes[-1] if suffixes and suffixes[-1] in _KINDS else None
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
 
 
 def read_file(path: Path, source: TextSource) -> Iterator[dict[str, Any]]:
     """The documents of one file in its order, as rows (FEATURES), without blank ones.
 
-    Raises UserError where the file cannot be read, and at the first bad document unless
-    ``source.bad_lines`` is skip. Bad is what is no JSON object, or has no string (or no valid
-    Unicode) in the text field, or nothing in the key field.
+    Raises UserError as :func:`read_places` does.
+    """
+    return (row for _, row in read_places(path, source))
+
+
+def read_places(path: Path, source: TextSource) -> Iterator[tuple[str, dict[str, Any]]]:
+    """As :func:`read_file`, each with its place in the file: ``line 7``.
+
+    Raises UserError where the file cannot be read or holds more than the bounds here, and at the
+    first bad document unless ``source.bad_lines`` is skip. Bad is what is no JSON object, or has
+    no string (or no valid Unicode) in the text field, or nothing in the key field.
     """
     kind = cast(str, kind_of(path))
     text = _text_lines if source.txt_documents == "lines" else _paragraphs
-    readers = {".jsonl": _json_lines, ".json": _json, ".txt": text, ".parquet": _parquet}
+    readers = {".json": _json, ".txt": text, ".parquet": _parquet}
+    readers |= dict.fromkeys((".jsonl", ".ndjson"), _json_lines)
     readers |= dict.fromkeys(SENTENCES, _text_lines)
-    if path.stat().st_size == 0:
+    if (size := path.stat().st_size) == 0:
         raise UserError(f"{path} is empty; give it some text or leave it out")
+    most = max(LONGEST, EXPANSION * size)
     try:
-        with _open(path) as file:
+        with _open(path, most) as file:
             for place, item in readers[kind](file, source):
                 row = document(item, f"{path} {place}", source)
+                most -= len(row["text"] or "")
+                if most < 0:  # of Parquet, which repeats a text without storing it again
+                    raise ValueError(_EXPANDS)
                 if row["kind"] != BLANK:
-                    yield row
+                    yield place, row
     except _UNREADABLE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot read {path} as {kind.removeprefix('.')}: {reason}; repair or replace it"
+            f"cannot read {path} as {kind.removeprefix('.')}: {reason(error)}; repair or replace it"
         ) from error
+
+
+_EXPANDS = f"it expands to more than {EXPANSION} times its size, which no text does"
 
 
 def document(item: Any, place: str, source: TextSource) -> dict[str, Any]:
@@ -77,10 +107,10 @@ def document(item: Any, place: str, source: TextSource) -> dict[str, Any]:
 
     Raises UserError, with ``place``, where it is bad and ``source.bad_lines`` is stop.
     """
-    reason = _fault(item, source)
-    if reason is not None:
+    fault = _fault(item, source)
+    if fault is not None:
         if source.bad_lines == "stop":
-            raise UserError(f"{place} {reason}; repair it, or skip such lines with bad_lines: skip")
+            raise UserError(f"{place} {fault}; repair it, or skip such lines with bad_lines: skip")
         return {"text": None, "key": 0, "kind": BAD}
     text = item[source.text_field]
     key = text if source.key_field is None else str(item[source.key_field])
@@ -113,56 +143,130 @@ def _fault(item: Any, source: TextSource) -> str | None:
     return None
 
 
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".zst":
-        # Arrow's reader, as zstandard's own takes a file that was cut off for a whole one.
-        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 2**20)
-    openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-    return openers.get(path.suffix, open)(path, "rb")
+def _open(path: Path, most: int) -> IO[bytes]:
+    """The bytes of a file, of which at most ``most`` can be read."""
+    suffix = path.suffix.lower()
+    if suffix not in _COMPRESSIONS:
+        return path.open("rb")
+    if suffix == ".xz":
+        with path.open("rb") as head:  # the memory that it asks for stands at its beginning
+            lzma.LZMADecompressor(memlimit=_XZ_MEMORY).decompress(head.read(2**16), 1)
+    # Arrow's reader, as zstandard's own takes a file that was cut off for a whole one.
+    zstd = partial(pa.input_stream, compression="zstd")
+    openers: dict[str, Any] = {
+        ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": zstd
+    }  # fmt: skip
+    return io.BufferedReader(_Bounded(openers[suffix](str(path)), most), 2**20)
 
 
-def _json_lines(file: IO[bytes], source: TextSource, first: int = 1) -> Iterator[tuple[str, Any]]:
-    """An item a line; ``first`` is the number of the next one."""
-    for number, line in enumerate(file, first):
+class _Bounded(io.RawIOBase):
+    """What a compressed file holds, up to a number of bytes; ValueError beyond it."""
+
+    def __init__(self, opened: Any, most: int) -> None:
+        self._opened = opened
+        self._left = most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        read = self._opened.read(len(buffer))
+        buffer[: len(read)] = read
+        self._left -= len(read)
+        if self._left < 0:
+            raise ValueError(_EXPANDS)
+        return len(read)
+
+    def close(self) -> None:
+        self._opened.close()
+        super().close()
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Lines with their ends; ValueError for one that is longer than a document may be."""
+    while line := file.readline(LONGEST + 1):
+        if len(line) > LONGEST:
+            raise ValueError(f"a line is longer than {LONGEST // 2**20} MiB")
+        yield line
+
+
+def _json_lines(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
+    """An item a line."""
+    return _items(enumerate(_lines(file), 1))
+
+
+def _items(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[str, Any]]:
+    """The item of each line that is not blank, with the line's number."""
+    for number, line in lines:
+        if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(_UTF_16)
         if line.strip():
             yield f"line {number}", _parsed(line)
+
+
+_UTF_16 = "it is text in UTF-16, and UTF-8 is read"
 
 
 def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
+    except RecursionError:
+        return ValueError("it is nested too deeply")
+    except ValueError as error:  # not JSON, or not UTF-8
         return error
 
 
 def _json(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
     """A JSON file is one array of objects, or what a JSONL file is."""
-    first = file.readline()
-    if first.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
-        for number, item in enumerate(json.loads(first + file.read()), 1):
-            yield f"item {number}", item
+    blank = b"\xef\xbb\xbf \t\r\n"
+    lines = enumerate(_lines(file), 1)
+    number, first = next(((n, line) for n, line in lines if line.strip(blank)), (0, b""))
+    if not first.lstrip(blank).startswith(b"["):
+        yield from _items(itertools.chain([(number, first)], lines))
         return
-    if first.strip():
-        yield "line 1", _parsed(first)
-    yield from _json_lines(file, source, 2)
+    rest = file.read(LARGEST_ARRAY)
+    if len(rest) == LARGEST_ARRAY:
+        raise ValueError(
+            f"it is one array of more than {LARGEST_ARRAY // 2**20} MiB (give an item a line)"
+        )
+    for place, item in enumerate(json.loads(first + rest), 1):
+        yield f"item {place}", item
+
+
+def _decoded(file: IO[bytes]) -> Iterator[str]:
+    """Lines of text, without the byte order marks of files that were joined."""
+    start = cast(io.BufferedReader, file).peek(2)[:2]
+    if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise ValueError(_UTF_16)
+    text = io.TextIOWrapper(file, encoding="utf-8")
+    while line := text.readline(LONGEST + 1):
+        if len(line) > LONGEST:
+            raise ValueError(f"a line is longer than {LONGEST // 2**20} MiB")
+        yield line.removeprefix("\ufeff")
 
 
 def _text_lines(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
     """A document is a line."""
-    for number, line in enumerate(io.TextIOWrapper(file, encoding="utf-8-sig"), 1):
+    for number, line in enumerate(_decoded(file), 1):
         yield _text_document(number, line, source)
 
 
 def _paragraphs(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
     """A document is a paragraph: lines up to a blank one."""
     paragraph: list[str] = []
-    lines = itertools.chain(io.TextIOWrapper(file, encoding="utf-8-sig"), [""])
-    for number, line in enumerate(lines, 1):
+    size = 0
+    for number, line in enumerate(itertools.chain(_decoded(file), [""]), 1):
         if line.strip():
             paragraph.append(line)
+            size += len(line)
+            if size > LONGEST:
+                raise ValueError(
+                    f"a paragraph is longer than {LONGEST // 2**20} MiB (documents may be lines: "
+                    "txt_documents)"
+                )
         elif paragraph:
             yield _text_document(number - len(paragraph), "".join(paragraph), source)
-            paragraph = []
+            paragraph, size = [], 0
 
 
 def _text_document(line: int, text: str, source: TextSource) -> tuple[str, dict[str, Any]]:
@@ -172,7 +276,7 @@ def _text_document(line: int, text: str, source: TextSource) -> tuple[str, dict[
 
 def _parquet(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
     with tempfile.TemporaryFile() as unpacked:
-        if not isinstance(getattr(file, "raw", None), io.FileIO):
+        if isinstance(getattr(file, "raw", None), _Bounded):
             shutil.copyfileobj(file, unpacked)  # compressed again: Parquet is read from its end
             file = cast(IO[bytes], unpacked)
         table = pq.ParquetFile(file)

@@ -1,9 +1,10 @@
 """Texts of several languages, in a folder or a data set: kept on disk, split by document."""
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,13 +16,15 @@ import numpy as np
 from datasets.exceptions import DatasetGenerationError
 
 from freezetrain.data.hub import configurations, hub_rows
-from freezetrain.data.reading import AT_ONCE, BAD, FEATURES, GOOD, SENTENCES, kind_of, read_file
+from freezetrain.data.language_files import LanguageFiles, language_files
+from freezetrain.data.reading import AT_ONCE, BAD, FEATURES, GOOD, read_file, read_places
 from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe.sources import TextSource
+from freezetrain.user_files import reason
 
 BUILT_IN = Path(__file__).parent / "udhr"
 
-_VERSION = 1  # of what is kept on disk
+_VERSION = 2  # of what is kept on disk
 
 _LARGE = 64 * 2**20  # bytes: below this, progress bars and processes of reading would only be noise
 
@@ -29,9 +32,22 @@ _LARGE = 64 * 2**20  # bytes: below this, progress bars and processes of reading
 class Texts(Sequence[str]):
     """Documents of one language: rows ``numbers`` of ``rows``, which stay on disk until read."""
 
-    def __init__(self, rows: datasets.Dataset, numbers: np.ndarray) -> None:
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        numbers: np.ndarray,
+        places: "Callable[[Sequence[int]], list[str]] | None" = None,
+    ) -> None:
         self.rows = rows
         self.numbers = numbers
+        self._places = places or _rows_of
+
+    def places(self, documents: Sequence[int]) -> list[str]:
+        """Where these documents, given in ascending order, were read: ``en.jsonl line 7``.
+
+        Files are read once more for it, as far as the last of them.
+        """
+        return self._places([int(self.numbers[document]) for document in documents])
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -56,7 +72,7 @@ class Texts(Sequence[str]):
         """
         keys = self.rows.data.table.column("key").to_numpy()[self.numbers]
         first = np.argsort(_scattered(keys), kind="stable")[:documents]
-        return Texts(self.rows, np.sort(self.numbers[first]))
+        return Texts(self.rows, np.sort(self.numbers[first]), self._places)
 
 
 def _scattered(keys: np.ndarray) -> np.ndarray:
@@ -94,7 +110,9 @@ class Language:
 
 def languages_in(source: TextSource) -> list[str]:
     """Names of the languages that the source holds, sorted."""
-    return sorted(configurations(source) if source.hub else _language_files(source))
+    if source.hub:
+        return sorted(configurations(source))
+    return sorted(name for name, files in files_of(source).items() if files.texts)
 
 
 def read_languages(source: TextSource, languages: Sequence[str] = ()) -> dict[str, Language]:
@@ -113,22 +131,34 @@ def read_languages(source: TextSource, languages: Sequence[str] = ()) -> dict[st
     if source.hub is not None:
         configs = configurations(source, languages)
         read = {name: partial(hub_rows, config, source) for name, config in configs.items()}
+        places = {}
     else:
         if source.folder is None:
             source = replace(source, key_field="section")
-        files = _language_files(source)
+        files = {name: found.texts for name, found in files_of(source).items() if found.texts}
         read = {name: partial(_folder_rows, paths, source) for name, paths in files.items()}
+        places = {name: partial(_places_of, paths, source) for name, paths in files.items()}
     where = source.hub or source.folder or "the built-in texts"
     for language in languages:
         if language not in read:
+            left = "".join(f" but {name}" for name in files_not_read(source, [language])[:1])
             raise UserError(
-                f"no texts for language {language!r} in {where}{near_misses(language, read)}; it "
-                f"holds {' '.join(sorted(read))}"
+                f"no texts for language {language!r} in {where}{left}"
+                f"{near_misses(language, read)}; it holds {' '.join(sorted(read))}"
             )
-    return {name: _split(read[name](), name, where, source) for name in languages or sorted(read)}
+    return {
+        name: _split(read[name](), name, where, source, places.get(name, _rows_of))
+        for name in languages or sorted(read)
+    }
 
 
-def _split(rows: datasets.Dataset, language: str, where: str, source: TextSource) -> Language:
+def _split(
+    rows: datasets.Dataset,
+    language: str,
+    where: str,
+    source: TextSource,
+    places: Callable[[Sequence[int]], list[str]],
+) -> Language:
     keys, kinds = (rows.data.table.column(name).to_numpy() for name in ("key", "kind"))
     good, bad = kinds == GOOD, int((kinds == BAD).sum())
     if not good.any():
@@ -140,64 +170,28 @@ def _split(rows: datasets.Dataset, language: str, where: str, source: TextSource
     is_test = keys % source.test_one_in == 0 if source.test_one_in else np.zeros_like(good)
     dtype = np.uint32 if len(rows) < 2**32 else np.uint64
     train, test = (
-        Texts(rows, np.flatnonzero(good & side).astype(dtype)) for side in (~is_test, is_test)
+        Texts(rows, np.flatnonzero(good & side).astype(dtype), places)
+        for side in (~is_test, is_test)
     )
     return Language(language, train, test, bad)
 
 
-def _language_files(source: TextSource) -> dict[str, list[Path]]:
-    """Files of each language in the source's folder, in the order that they are read in.
-
-    A language is one file ``<language>.jsonl`` (or another kind, also compressed), or a folder
-    ``<language>/`` with such files of any name, sorted by name. ``source.names`` says which file
-    or folder a language's texts are in where that has another name; all others keep theirs.
-
-    Raises UserError where there is no such folder, where it holds no texts, and where a language
-    has two places.
-    """
+def files_of(source: TextSource) -> dict[str, LanguageFiles]:
+    """Files of each language of a folder, as :func:`language_files`; none of a data set."""
+    if source.hub is not None:
+        return {}
     folder = Path(source.folder) if source.folder else BUILT_IN
-    if not folder.is_dir():
-        raise UserError(
-            f"expected a folder of texts at {folder}, there is "
-            f"{'a file' if folder.is_file() else 'none'}; give texts.folder a "
-            "folder with one file a language, such as en.jsonl"
-        )
-    places = _places(folder)
-    if not places:
-        raise UserError(
-            f"{folder} holds no texts; expected one file a language, such as en.jsonl, "
-            "en.jsonl.zst, en.txt, en.parquet or en.devtest, or a folder en/ of such files"
-        )
-    named = set(source.names) | set(source.names.values())
-    languages = {place: files for place, files in places.items() if place not in named}
-    for language, place in source.names.items():
-        if place not in places:
-            raise UserError(
-                f"names calls language {language!r} {place!r}, which {folder} does not hold"
-                f"{near_misses(place, places)}; it holds {' '.join(places)}"
-            )
-        languages[language] = places[place]
-    return dict(sorted(languages.items()))
+    return language_files(folder, source.names)
 
 
-def _places(folder: Path) -> dict[str, list[Path]]:
-    """What the folder calls a language → its files."""
-    places: dict[str, tuple[Path, list[Path]]] = {}
-    for path in sorted(folder.iterdir()):
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        texts = [file for file in files if kind_of(file)]
-        if path.is_dir():  # FLORES-200's dev/ and devtest/ are no languages, but hold them
-            texts = [file for file in texts if kind_of(file) not in SENTENCES]
-        if not texts or path.name.startswith("."):
-            continue
-        name = path.name if path.is_dir() else path.name.split(".")[0]
-        if name in places:
-            raise UserError(
-                f"{folder} holds two files for {name!r}, {places[name][0].name} and {path.name}; "
-                f"keep one file a language, or put them in a folder {name}/"
-            )
-        places[name] = path, texts
-    return {name: texts for name, (_, texts) in places.items()}
+def files_not_read(source: TextSource, languages: Sequence[str] = ()) -> list[str]:
+    """Files in the places of ``languages`` (all where empty) that are not read, and why."""
+    return [
+        name
+        for language, files in files_of(source).items()
+        if not languages or language in languages
+        for name in files.not_read
+    ]
 
 
 def _folder_rows(files: Sequence[Path], source: TextSource) -> datasets.Dataset:
@@ -233,8 +227,25 @@ def _folder_rows(files: Sequence[Path], source: TextSource) -> datasets.Dataset:
         for _ in _rows(files, source):  # says what went wrong, which another process could not
             pass
         raise
+    except OSError as error:
+        raise UserError(
+            f"cannot keep the texts of {files[0]} in {datasets.config.HF_DATASETS_CACHE}: "
+            f"{reason(error)}; set HF_DATASETS_CACHE to a folder that can be written to"
+        ) from error
     except ValueError as error:  # what `datasets` says of a data set without a row
         raise UserError(f"{files[0]} holds no text; give it some or leave it out") from error
+
+
+def _places_of(files: Sequence[Path], source: TextSource, rows: Sequence[int]) -> list[str]:
+    """File and place of the ``rows``, in ascending order, of those that :func:`_rows` gives."""
+    every = (f"{path} {place}" for path in files for place, _ in read_places(path, source))
+    wanted = set(rows)
+    read = itertools.islice(every, max(rows, default=-1) + 1)
+    return [place for row, place in enumerate(read) if row in wanted]
+
+
+def _rows_of(rows: Sequence[int]) -> list[str]:
+    return [f"row {row + 1}" for row in rows]
 
 
 def _rows(files: Sequence[Path], source: TextSource) -> Iterator[dict]:

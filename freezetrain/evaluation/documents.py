@@ -1,6 +1,6 @@
 """Documents as token ids, and the windows in which a model looks at them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -36,15 +36,27 @@ class Document:
         return len(self.ids) - 1
 
 
-def encode_documents(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[Document]:
+class Documents(list[Document]):
+    """The documents of one language, and which of its texts could not be one."""
+
+    def __init__(self, documents: Iterable[Document] = ()) -> None:
+        super().__init__(documents)
+        self.left_out: list[int] = []
+        """Places, among the texts, of those in which a tokenizer finds nothing to predict."""
+        self.left_out_first: list[str] = []
+        """Where the first few of these were read."""
+
+
+def encode_documents(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> Documents:
     """Tokenize ``texts`` so that every token of a text is predicted exactly once.
 
     The first token is predicted from BOS, else from EOS (the "rolling" convention of
     lm-evaluation-harness, https://github.com/EleutherAI/lm-evaluation-harness). A tokenizer with
     neither has no such context: the text's first token is then the context and is not predicted,
     while its bytes still count, for base and adapted model alike. No other special token is added.
+    A text of which the tokenizer leaves nothing to predict is left out and counted.
 
-    Raises ``UserError`` for an empty text or one in which nothing can be predicted.
+    Raises ``UserError`` for an empty text, and where no text has anything to predict.
     """
     specials = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     context = [token for token in specials if token is not None][:1]
@@ -55,7 +67,7 @@ def encode_documents(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase")
                 f"{number} (counted from 0) of {len(texts)}; leave it out"
             )
     if not texts:
-        return []
+        return Documents()
     # Not verbose: texts longer than the model are cut into windows later, not a cause to warn.
     encoded = tokenizer(
         list(texts),
@@ -64,15 +76,18 @@ def encode_documents(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase")
         return_attention_mask=False,
         verbose=False,
     )
-    documents = []
+    documents = Documents()
     for number, (text, ids) in enumerate(zip(texts, encoded["input_ids"], strict=True)):
         if len(context) + len(ids) < 2:
-            raise UserError(
-                f"document {number} (counted from 0) has {len(ids)} tokens and the tokenizer has "
-                f"{'a' if context else 'no'} BOS or EOS token to predict the first from, so there "
-                "is nothing to predict; leave it out"
-            )
-        documents.append(Document(ids=context + list(ids), bytes=len(text.encode("utf-8"))))
+            documents.left_out.append(number)
+        else:
+            documents.append(Document(ids=context + list(ids), bytes=len(text.encode("utf-8"))))
+    if not documents:
+        raise UserError(
+            f"the tokenizer makes fewer than {2 - len(context)} tokens of each of {len(texts)} "
+            "documents, so that there is nothing to predict; give other texts, or the tokenizer "
+            "that the model was trained with"
+        )
     return documents
 
 

@@ -37,6 +37,10 @@ class TextFacts:
     """Share of the tokens that are pieces of a character: the 256 bytes ``<0x00>`` to ``<0xFF>``
     that SentencePiece falls back to, or, in byte-level BPE, those whose bytes are not valid UTF-8
     by themselves; None for a tokenizer of another kind."""
+    left_out: int = 0
+    """Documents of which the tokenizer leaves nothing to predict; they are not evaluated."""
+    left_out_first: str = ""
+    """Where the first few of these were read."""
 
     @property
     def bytes_per_token(self) -> float | None:
@@ -61,6 +65,8 @@ def text_facts(
                 tokens=total,
                 unknown=None if unknown is None else _share(counts, [unknown], total),
                 byte_fallback=None if fallback is None else _share(counts, fallback, total),
+                left_out=len(getattr(texts, "left_out", ())),
+                left_out_first="; ".join(getattr(texts, "left_out_first", ())),
             )
         )
     return facts
@@ -76,7 +82,20 @@ def texts_table(facts: Sequence[TextFacts], title: str) -> Table:
         Column("unknown", "unknown", share),
         Column("byte fallback", "byte_fallback", share),
     ]
-    return Table(title, columns, facts, sortable=True)
+    return Table(title, columns, facts, note=_left_out(facts), sortable=True)
+
+
+def _left_out(facts: Sequence[TextFacts]) -> str:
+    """What was not evaluated, in a sentence; nothing where all was."""
+    some = [language for language in facts if language.left_out]
+    if not some:
+        return ""
+    named = ", ".join(f"{language.left_out} of {language.language}" for language in some)
+    first = "; ".join(language.left_out_first for language in some if language.left_out_first)
+    return (
+        f"documents of which the tokenizer leaves nothing to predict, left out: {named}"
+        f"{f' (first {first})' if first else ''}"
+    )
 
 
 def _byte_pieces(tokenizer: "PreTrainedTokenizerBase") -> set[int] | None:

@@ -5,6 +5,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from freezetrain.data.tokens import tokenizer_digest
 from freezetrain.errors import CheckError, UserError, near_misses
 from freezetrain.evaluation import DocumentSums, History, forgetting_table
 from freezetrain.evaluation.benchmarks import (
@@ -49,12 +52,15 @@ def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
     # What can be refused is, before any model is run.
     max_length = _common_window(recipe, sources)
     harness = Harness(recipe.benchmarks) if recipe.benchmarks.tasks else None
-    before = _measured(recipe, recipe.base, base, max_length, harness)
+    every = [load_tokenizer(source) for source in sources]
+    distinct = {tokenizer_digest(tokenizer): tokenizer for tokenizer in every}
+    others = list(distinct.values()) if len(distinct) > 1 else []
+    before = _measured(recipe, recipe.base, base, max_length, harness, others)
     main_metrics(before.scores, recipe.benchmarks.metrics)
     tables = [texts_table(before.texts, f"texts, in tokens of {base}")]
     runs = []
     for name, source in zip(names, recipe.models, strict=True):
-        after = _measured(recipe, source, name, max_length, harness)
+        after = _measured(recipe, source, name, max_length, harness, others)
         if after.texts != before.texts:
             tables.append(texts_table(after.texts, f"texts, in tokens of {name}"))
         history = History(recipe.target)
@@ -118,9 +124,11 @@ def _measured(
     name: str,
     max_length: int,
     harness: Harness | None,
+    others: Sequence[PreTrainedTokenizerBase],
 ) -> _Measured:
+    """``others``: the tokenizers of all models, where they differ."""
     tokenizer = load_tokenizer(source)
-    documents = held_out_documents(recipe.evaluation, tokenizer)
+    documents = held_out_documents(recipe.evaluation, tokenizer, others)
     if recipe.target is not None and recipe.target not in documents:
         raise UserError(
             f"the target {recipe.target!r} is not among the languages evaluated"

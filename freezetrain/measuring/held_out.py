@@ -1,21 +1,32 @@
 """Held-out documents of a recipe, and what a model gives on them."""
 
+from collections.abc import Mapping, Sequence
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from freezetrain.data.texts import read_languages
+from freezetrain.data.texts import Texts, read_languages
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Document, DocumentSums, encode_documents, evaluate_documents
+from freezetrain.evaluation.documents import Documents
 from freezetrain.forward import context_length
 from freezetrain.progress import progress_bar
 from freezetrain.recipe.sources import EvaluationTexts
+
+_NAMED = 3  # documents that are left out
 
 _LONGEST_WINDOW = 2048  # tokens; attention over a longer one costs more than it tells
 
 
 def held_out_documents(
-    evaluation: EvaluationTexts, tokenizer: PreTrainedTokenizerBase
+    evaluation: EvaluationTexts,
+    tokenizer: PreTrainedTokenizerBase,
+    others: Sequence[PreTrainedTokenizerBase] = (),
 ) -> dict[str, list[Document]]:
-    """Tokenized held-out documents of each language. Raises UserError where one has none."""
+    """Tokenized held-out documents of each language. Raises UserError where one has none.
+
+    ``others``: tokenizers of the models that this one is compared with; a document of which one of
+    them leaves nothing to predict is left out for all.
+    """
     languages = read_languages(evaluation.texts, evaluation.languages)
     for name, language in languages.items():
         if not language.test:
@@ -24,12 +35,29 @@ def held_out_documents(
                 "it more documents, or another texts.test_one_in (1 holds out all)"
             )
     few = evaluation.documents
-    return {
-        name: encode_documents(
-            language.test if few is None else language.test.sample(few), tokenizer
-        )
-        for name, language in languages.items()
-    }
+    documents: dict[str, list[Document]] = {}
+    for name, language in languages.items():
+        texts = language.test if few is None else language.test.sample(few)
+        try:
+            documents[name] = _encoded(texts, tokenizer, others)
+        except UserError as error:
+            raise UserError(f"language {name!r}: {error}") from error
+    return documents
+
+
+def _encoded(
+    texts: Texts, tokenizer: PreTrainedTokenizerBase, others: Sequence[PreTrainedTokenizerBase]
+) -> Documents:
+    documents = encode_documents(texts, tokenizer)
+    left_out = {*documents.left_out}
+    left_out |= {n for other in others for n in encode_documents(texts, other).left_out}
+    if left_out != {*documents.left_out}:
+        numbers = [n for n in range(len(texts)) if n not in {*documents.left_out}]
+        kept = zip(numbers, documents, strict=True)
+        documents = Documents(document for n, document in kept if n not in left_out)
+    documents.left_out = sorted(left_out)
+    documents.left_out_first = texts.places(documents.left_out[:_NAMED])
+    return documents
 
 
 def window_length(evaluation: EvaluationTexts, model: PreTrainedModel) -> int:
@@ -45,7 +73,7 @@ def window_length(evaluation: EvaluationTexts, model: PreTrainedModel) -> int:
 
 def evaluate_with_bar(
     model: PreTrainedModel,
-    documents: dict[str, list[Document]],
+    documents: Mapping[str, Sequence[Document]],
     evaluation: EvaluationTexts,
     what: str,
     max_length: int | None = None,

@@ -1,7 +1,7 @@
 """The LightningDataModule: texts trained on and replayed, as packed sequences in a fixed order."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,13 +10,15 @@ from transformers import PreTrainedTokenizerBase
 
 from freezetrain.data.order import Order, check_weights, pools
 from freezetrain.data.packing import Packed, SequenceLoader
-from freezetrain.data.texts import languages_in
+from freezetrain.data.texts import files_not_read, languages_in
 from freezetrain.data.tokens import tokenize
 from freezetrain.errors import UserError
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import TextSource
 from freezetrain.tables import Column, Table
 from freezetrain.training.recipe import Replay, TrainRecipe
+
+_NAMED = 5  # files that are not read
 
 
 class TextData(L.LightningDataModule):
@@ -27,6 +29,7 @@ class TextData(L.LightningDataModule):
     the settings limit neither steps nor tokens, one pass over what is trained on, with what is
     replayed on top.
 
+    ``not_read``: files among the texts that are not read, each with the reason, for the table.
     Evaluation is not its business: ForgettingTracker reads whole held-out documents.
     Raises UserError where weights name other languages than these.
     """
@@ -39,11 +42,13 @@ class TextData(L.LightningDataModule):
         temperature: float = 1.0,
         replayed: Mapping[str, Packed] | None = None,
         replay: Replay | None = None,
+        not_read: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.packed = dict(packed)
         self.replayed = dict(replayed or {})
         self.settings = settings
+        self.not_read = list(not_read)
         self._replay = (replay or Replay()) if self.replayed else None
         self._pools = pools(_tokens(self.packed), weights or {}, temperature)
         once = sum(map(len, self.packed.values()))
@@ -118,8 +123,11 @@ class TextData(L.LightningDataModule):
             rows.append({"language": name + replay, **facts})
             if facts["skipped"]:
                 skipped.append(f"{facts['skipped']} of {name}")
-        note = f"bad lines skipped: {', '.join(skipped)}" if skipped else ""
-        return Table("texts trained on", columns, rows, note=note)
+        notes = [f"bad lines skipped: {', '.join(skipped)}"] if skipped else []
+        if self.not_read:
+            more = f" and {len(self.not_read) - _NAMED} more" if len(self.not_read) > _NAMED else ""
+            notes.append(f"files not read: {', '.join(self.not_read[:_NAMED])}{more}")
+        return Table("texts trained on", columns, rows, note="; ".join(notes))
 
 
 def _tokens(packed: Mapping[str, Packed]) -> dict[str, int]:
@@ -154,6 +162,7 @@ def read_data(
                 f"language {both[0]!r} is both trained on and replayed; leave it out of one of "
                 "languages and replay.languages"
             )
+    not_read = files_not_read(recipe.replay.texts, replayed) if recipe.replay is not None else []
     check_weights(trained, recipe.weights)
     if recipe.replay is not None:
         check_weights(replayed, recipe.replay.weights, "replay.weights")
@@ -169,4 +178,5 @@ def read_data(
         recipe.temperature,
         {name: packed(recipe.replay.texts, name) for name in replayed} if recipe.replay else {},
         recipe.replay,
+        [*files_not_read(recipe.texts, recipe.languages), *not_read],
     )

@@ -120,6 +120,7 @@ class Trained:
         results: dict[str, Any] = {
             "resumed_from": None if self.resumed_from is None else self.resumed_from.name,
             "data": self.data.facts(),
+            "files_not_read": self.data.not_read,
         }
         if self.texts:
             results["texts"] = [asdict(facts) for facts in self.texts]

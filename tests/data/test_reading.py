@@ -1,13 +1,17 @@
 import bz2
+import codecs
 import gzip
 import json
 import lzma
 import zlib
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from freezetrain.data import reading as module
 from freezetrain.data.reading import BAD, GOOD, read_file
 from freezetrain.data.texts import read_languages
 from freezetrain.errors import UserError
@@ -98,7 +102,7 @@ def test_what_is_no_such_file_is_refused(tmp_path):
         with pytest.raises(UserError, match=f"cannot read .*{name} as "):
             texts(tmp_path / name)
     (tmp_path / "en.txt").write_bytes(b"caf\xe9 in latin 1")
-    with pytest.raises(UserError, match=r"cannot read .*en.txt as txt: 'utf-8' codec can't decode"):
+    with pytest.raises(UserError, match=r"cannot read .*en.txt as txt: it is not text in UTF-8"):
         texts(tmp_path / "en.txt")
     (tmp_path / "en.txt").write_bytes(b"")
     with pytest.raises(UserError, match=r"en.txt is empty"):
@@ -111,7 +115,7 @@ def test_what_is_no_such_file_is_refused(tmp_path):
         (b'{"id": 2, "te', "is no JSON: Invalid control character"),
         (b"text", "is no JSON: Expecting value"),
         (b'{"text": "caf\xe9"}', "is no JSON: 'utf-8' codec can't decode"),
-        (b"[" * 100_000, "is no JSON: maximum recursion"),
+        (b"[" * 100_000, "is no JSON: it is nested too deeply"),
         (b'["text"]', "is no JSON object but has type list"),
         (b'{"id": 1, "txet": "b"}', r"has no field 'text' \(did you mean 'txet'\?\).*are id txet"),
         (b'{"id": 1, "text": 5}', "expected a string in field 'text', got int"),
@@ -141,3 +145,68 @@ def test_fields_of_parquet_are_named(tmp_path):
         texts(path, text_field="txt")
     with pytest.raises(UserError, match=r"en.parquet row 1 .*string in field 'id', got int"):
         texts(path, text_field="id")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "JSONL", "ndjson", "Jsonl.GZ"])
+def test_endings_in_any_case(tmp_path, ending):
+    path = tmp_path / f"en.{ending}"
+    (gzip.open if ending.endswith("GZ") else open)(path, "wb").write(b'{"text": "a"}\n')
+    assert texts(path) == ["a"]
+
+
+def test_marks_and_blank_lines_of_files_that_were_joined(tmp_path):
+    mark = codecs.BOM_UTF8
+    (tmp_path / "en.txt").write_bytes(mark + b"one\r\n\r\n" + mark + b"two\n")
+    assert texts(tmp_path / "en.txt") == ["one", "two"]
+    (tmp_path / "en.jsonl").write_bytes(mark + b'{"text": "a"}\r\n' + mark + b'{"text": "b"}')
+    assert texts(tmp_path / "en.jsonl") == ["a", "b"]
+    for start in (b"\n", b" \r\n\n" + mark, mark):
+        (tmp_path / "en.json").write_bytes(start + b'[{"text": "a"},\n{"text": "b"}]')
+        assert texts(tmp_path / "en.json") == ["a", "b"]
+    (tmp_path / "en.json").write_bytes(b"\n\n{\n")
+    with pytest.raises(UserError, match=r"en.json line 3 is no JSON"):
+        texts(tmp_path / "en.json")
+
+
+@pytest.mark.parametrize("ending", ["txt", "jsonl", "json"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_named(tmp_path, ending, encoding):
+    path = tmp_path / f"en.{ending}"
+    path.write_bytes('\ufeff{"text": "a"}\n'.encode(encoding))
+    with pytest.raises(UserError, match=rf"en.{ending} as {ending}: it is text in UTF-16"):
+        texts(path)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz", ".bz2", ".zst"])
+@pytest.mark.parametrize("filling", [b"\n", b"a", b'{"text": "a"}\n'])
+def test_a_file_that_expands_without_end_is_refused(tmp_path, monkeypatch, ending, filling):
+    monkeypatch.setattr(module, "LONGEST", 2**16)
+    path = tmp_path / f"en.jsonl{ending}"
+    path.write_bytes(COMPRESS[ending](filling * (2**22 // len(filling))))
+    with pytest.raises(UserError, match=r"expands to more than 250 times|a line is longer than"):
+        texts(path)
+
+
+def test_parquet_that_repeats_a_text_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LONGEST", 2**16)
+    text = pa.array(["a" * 1000]).dictionary_encode()
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), text.dictionary)
+    pq.write_table(pa.table({"text": column}), tmp_path / "en.parquet")
+    with pytest.raises(UserError, match="expands to more than 250 times its size"):
+        texts(tmp_path / "en.parquet")
+
+
+@pytest.mark.parametrize("content", [b"a" * 70_000, b"a\n" * 40_000])
+def test_a_document_without_end_is_refused(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(module, "LONGEST", 2**16)
+    (tmp_path / "en.txt").write_bytes(content)
+    with pytest.raises(UserError, match=r"en.txt as txt: a (line|paragraph) is longer than"):
+        texts(tmp_path / "en.txt")
+
+
+def test_xz_that_asks_for_more_memory_than_any_setting_is_refused(tmp_path):
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 2**30}]
+    raw = lzma.compress(b'{"text": "a"}\n', filters=filters)
+    (tmp_path / "en.jsonl.xz").write_bytes(raw)
+    with pytest.raises(UserError, match=r"en.jsonl.xz as jsonl: .*Memory usage limit"):
+        texts(tmp_path / "en.jsonl.xz")

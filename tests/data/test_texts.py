@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import zlib
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import zstandard
 
 from freezetrain.data import texts as module
-from freezetrain.data.texts import BUILT_IN, languages_in, read_languages
+from freezetrain.data.texts import BUILT_IN, files_not_read, languages_in, read_languages
 from freezetrain.errors import UserError
 from freezetrain.recipe.sources import TextSource
 
@@ -262,3 +263,51 @@ def test_without_a_key_field_the_text_decides(parallel):
 def test_the_hash_of_keys_loses_none():
     keys = np.arange(100_000, dtype=np.uint32)
     assert len(set(module._scattered(keys).tolist())) == 100_000
+
+
+def test_all_files_are_read_or_named(tmp_path):
+    """In folders within a language's, with endings in capitals; each left out has its reason."""
+    write(tmp_path / "sw" / "a.jsonl", ["one"])
+    write(tmp_path / "sw" / "b.JSONL", ["two"])
+    write(tmp_path / "sw" / "c.ndjson", ["three"])
+    (tmp_path / "sw" / "2020").mkdir()
+    write(tmp_path / "sw" / "2020" / "d.jsonl", ["zero"])
+    (tmp_path / "sw" / "2020" / "again").symlink_to(tmp_path / "sw")  # a circle
+    (tmp_path / "sw" / "e.jsonl").symlink_to("/nowhere/e.jsonl")
+    (tmp_path / "sw" / "f.csv").write_text("text\nfour\n")
+    (tmp_path / "sw" / ".g.jsonl").write_text("hidden")
+    os.mkfifo(tmp_path / "sw" / "h.jsonl")
+    write(tmp_path / "es.JSONL", ["uno"])
+    (tmp_path / "fr.csv").write_text("text\nun\n")
+    source = TextSource(folder=str(tmp_path))
+    assert read(tmp_path) == {"es": ["uno"], "sw": ["zero", "one", "two", "three"]}
+    assert languages_in(source) == ["es", "sw"]
+    left = [
+        "fr.csv (its name ends in none of .jsonl .ndjson .json .txt .parquet .dev .devtest)",
+        "sw/e.jsonl (a link to nothing)",
+        "sw/f.csv (its name ends in none of .jsonl .ndjson .json .txt .parquet .dev .devtest)",
+        "sw/h.jsonl (no file)",
+    ]
+    assert files_not_read(source) == left
+    assert files_not_read(source, ["sw"]) == left[1:]
+    with pytest.raises(UserError, match=r"no texts for language 'fr'.*but fr\.csv \(its name ends"):
+        read_languages(source, ["fr"])
+
+
+def test_the_place_of_a_document_is_found_again(tmp_path):
+    write(tmp_path / "en" / "a.jsonl", ["one", " ", "two"])
+    (tmp_path / "en" / "b.txt").write_text("three\n\nfour\n")
+    source = TextSource(folder=str(tmp_path), test_one_in=0)
+    train = read_languages(source)["en"].train
+    assert train.places([1, 3]) == [
+        f"{tmp_path}/en/a.jsonl line 3",
+        f"{tmp_path}/en/b.txt line 3",
+    ]
+
+
+def test_a_cache_that_cannot_be_written_to(tmp_path, monkeypatch):
+    write(tmp_path / "en.jsonl", ["one"])
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file" / "x")
+    with pytest.raises(UserError, match=r"cannot keep the texts of .*set HF_DATASETS_CACHE to a"):
+        read(tmp_path)

@@ -81,8 +81,14 @@ def test_an_empty_document_is_refused_by_its_place(empty):
 def test_nothing_to_predict_is_refused():
     (document,) = encode_documents(["A"], byte_level_bpe(bos_token="<s>"))
     assert document.tokens == 1
-    with pytest.raises(UserError, match="nothing to predict"):
+    with pytest.raises(UserError, match=r"fewer than 2 tokens of each of 1 documents"):
         encode_documents(["A"], byte_level_bpe())
+
+
+def test_a_document_without_anything_to_predict_is_left_out_and_counted():
+    documents = encode_documents(["A", LINES[0], "B", LINES[1]], byte_level_bpe())
+    assert documents == encode_documents([LINES[0], LINES[1]], byte_level_bpe())
+    assert documents.left_out == [0, 2]
 
 
 def test_no_texts_are_no_documents():

@@ -44,7 +44,7 @@ def test_counts_are_of_the_texts_without_the_context_token(words):
     rows = rows_of(TEXTS, words)
     assert rows["en"] == {
         "language": "en", "documents": 2, "bytes": 19, "tokens": 4, "unknown": 1 / 4,
-        "byte_fallback": None,
+        "byte_fallback": None, "left_out": 0, "left_out_first": "",
     }  # fmt: skip
     assert (rows["zh"]["bytes"], rows["zh"]["tokens"], rows["zh"]["unknown"]) == (15, 3, 2 / 3)
     json.dumps(list(rows.values()), allow_nan=False)
