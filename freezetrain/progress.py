@@ -1,6 +1,5 @@
 """Progress bars of long jobs; stages of a job, timed, whose results a repeated run reads again."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from freezetrain.escaping import visible
 from freezetrain.files import write_json
 from freezetrain.ranks import from_first_rank, is_first_rank, on_first_rank, together
 from freezetrain.terminal import Terminal, What
+from freezetrain.user_files import read_json, reading
 
 
 class Update(Protocol):
@@ -68,6 +68,8 @@ class Stages:
             with together():
                 if is_first_rank():
                     write_json(path, {"seconds": self.seconds[name], "found": result})
-        stored = on_first_rank(lambda: json.loads(path.read_text(encoding="utf-8")))
-        self.seconds[name] = stored["seconds"]
-        return stored["found"]
+        remedy = "delete the file, it is then made anew"
+        stored = on_first_rank(lambda: read_json(path, "what an earlier start kept in", remedy))
+        with reading("what an earlier start kept in", path, remedy):
+            self.seconds[name] = float(stored["seconds"])
+            return stored["found"]

@@ -1,7 +1,6 @@
 """What a comparison makes before its runs: the base's figures, scores, regions."""
 
 import hashlib
-import json
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import or_
@@ -23,6 +22,7 @@ from freezetrain.recipe.check import file_name
 from freezetrain.regions import Expression, Region, decoder_blocks
 from freezetrain.scoring.scores import language_scores
 from freezetrain.training.plan import penalty_of, shape_and_region
+from freezetrain.user_files import read_json, reading
 
 SUFFIX = ".safetensors"
 
@@ -91,8 +91,10 @@ def _base(
         model = on_gpu(load_model(recipe.train.model))
         evaluated = evaluate_with_bar(model, documents, recipe.train.watch, "evaluate the base")
         write_json(path, {name: sums.to_dict() for name, sums in evaluated.items()})
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return {name: DocumentSums.from_dict(sums) for name, sums in stored.items()}
+    what, remedy = "what the base gave in", "delete the file, the base is then evaluated anew"
+    stored = read_json(path, what, remedy)
+    with reading(what, path, remedy):
+        return {name: DocumentSums.from_dict(sums) for name, sums in stored.items()}
 
 
 def _regions(
@@ -107,11 +109,13 @@ def _regions(
     combined.mkdir(exist_ok=True)
     for name, fields in recipe.regions.items():
         file, made_from = named / f"{name}{SUFFIX}", named / f"{name}.json"
-        if file.exists() and json.loads(made_from.read_text(encoding="utf-8")) != fields:
-            raise UserError(
-                f"regions.{name} was made in another way in {folder}: as {made_from.read_text()}; "
-                "give the new one another name"
-            )
+        if file.exists():
+            earlier = read_json(made_from, "how a region was made,", f"delete {file}")
+            if earlier != fields:
+                raise UserError(
+                    f"regions.{name} was made in another way in {folder}: as {earlier}; give the "
+                    "new one another name"
+                )
         if not file.exists():
             region = _region(recipe, name, named, scores)
             region.resolve(shape)

@@ -1,6 +1,5 @@
 """The runs of a comparison: which there are, and how they are spread over devices."""
 
-import json
 import multiprocessing
 import os
 import platform
@@ -29,8 +28,11 @@ from freezetrain.recipe.check import file_name
 from freezetrain.run_folder import changed_fields, claim
 from freezetrain.training import train
 from freezetrain.training.recipe import TrainRecipe
+from freezetrain.user_files import read_json, reading
 
 _RESULTS = "results.json"
+
+_ANEW = "delete the folder of this run, it is then made anew"
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,15 @@ class Run:
 
     def read(self) -> dict[str, Any]:
         """What it left: its figures, ``forgetting`` in full and its ``recipe``."""
-        values: dict[str, Any] = json.loads((self.folder / _RESULTS).read_text(encoding="utf-8"))
+        path = self.folder / _RESULTS
+        values: dict[str, Any] = read_json(path, "the results of a run in", _ANEW)
         return values
 
     def read_result(self) -> RunResult:
         values = self.read()
-        figures = {key: values[key] for key in values if key not in ("forgetting", "recipe")}
-        return RunResult.from_dict(asdict(self.result()) | figures)
+        with reading("the results of a run in", self.folder / _RESULTS, _ANEW):
+            figures = {key: values[key] for key in values if key not in ("forgetting", "recipe")}
+            return RunResult.from_dict(asdict(self.result()) | figures)
 
     def result(self, **figures: Any) -> RunResult:
         """A result of this run."""

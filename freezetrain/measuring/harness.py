@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation.benchmarks import Score, Scores
 from freezetrain.evaluation.figures import finite_or_none
+from freezetrain.hub_network import offline_unless_reachable
 from freezetrain.measuring.recipe import Benchmarks
+from freezetrain.user_files import reading, reason
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -38,7 +40,9 @@ class Harness:
                 "install it with pip install '.[benchmarks]' in freezetrain's clone"
             ) from error
         self._settings = settings
-        with _quiet():
+        where = settings.folder or "lm-evaluation-harness"
+        remedy = "correct them, or leave benchmarks out"
+        with _quiet(), offline_unless_reachable(), reading("the task files in", where, remedy):
             folder = None if settings.folder is None else Path(settings.folder)
             own = None if folder is None else _own_tasks(folder)
             if own is not None and set(settings.tasks) <= set(own.all_subtasks):
@@ -88,10 +92,9 @@ class Harness:
         try:
             self._manager.load([task])
         except Exception as error:  # of its data: a network, a missing file, an unknown format
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"cannot load the task {task!r} of lm-evaluation-harness: {reason}; it needs its "
-                "data here, or a network"
+                f"cannot load the task {task!r} of lm-evaluation-harness: {reason(error)}; it "
+                "needs its data here, or a network"
             ) from error
 
 

@@ -1,18 +1,19 @@
 """A run as the report shows it: made of live objects, or read from what a run left on the disk."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from freezetrain.errors import UserError
+from freezetrain.errors import CheckError, UserError
 from freezetrain.evaluation import Evaluation, Forgetting, History
 from freezetrain.evaluation.benchmarks import BenchmarkDrops
 from freezetrain.evaluation.brake import Brake, Measure
 from freezetrain.evaluation.texts import TextFacts
 from freezetrain.recipe import yaml12
 from freezetrain.report.page import flat
+from freezetrain.typed_json import require_types
+from freezetrain.user_files import read_json, reading
 
 FORGETTING = "forgetting.json"
 
@@ -174,13 +175,16 @@ def read_runs(path: Path, name: str) -> list[Run]:
 
 
 def _parsed(data: Mapping[str, Any], path: Path) -> Run:
-    try:
-        return Run.from_dict(data)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"expected the evaluations that a ForgettingTracker of this version writes in {path}, "
-            f"and they cannot be read ({error}); give another file"
-        ) from error
+    with reading("the evaluations of a run in", path, _REMEDY):
+        try:
+            run = Run.from_dict(data)
+        except (UserError, CheckError) as error:  # which name no file
+            raise ValueError(str(error)) from error
+        require_types(run, Run, "the run")
+    return run
+
+
+_REMEDY = "give a file as this version's ForgettingTracker or train writes it"
 
 
 def _check_languages(history: History) -> None:
@@ -197,10 +201,7 @@ def _check_languages(history: History) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; give another run") from error
+    data = read_json(path, "the results of a run in", _REMEDY)
     if not isinstance(data, dict):
         raise UserError(f"expected a mapping in {path}, got {type(data).__name__}; give a run")
     return data
@@ -208,7 +209,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _recipe(folder: Path) -> Mapping[str, Any]:
     path = folder / "recipe.yaml"
-    try:
-        return yaml12.load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; give another run") from error
+    if not path.is_file():
+        return {}
+    with reading("the recipe of a run,", path, "give the folder of another run"):
+        recipe = yaml12.load(path.read_text(encoding="utf-8"))
+        if not isinstance(recipe, dict):
+            raise ValueError(f"expected a mapping, got {type(recipe).__name__}")
+    return recipe

@@ -23,16 +23,15 @@ from freezetrain.regions import embedding_parameters
 from freezetrain.run_folder import Outcome
 from freezetrain.tables import Column, Table
 from freezetrain.training.export import export
+from freezetrain.user_files import reading
 from freezetrain.vocabulary.learned_tokens import Learned, learn_tokens
 from freezetrain.vocabulary.recipe import ExtendRecipe
 
 
 def tokens_in(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The tokens of a file, one a line. UserError, with its number, for a line that is none."""
-    try:
+    with reading("the new tokens in", path, "give a text file, in UTF-8, of one token a line"):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} as UTF-8: {error}; give a file of tokens") from error
     if not lines:
         raise UserError(f"{path} is empty; give one new token a line")
     known, first = tokenizer.get_vocab(), dict[str, int]()
