@@ -29,11 +29,14 @@ _WARNINGS = (
 
 # Loggers whose notes (hardware, seeds, ranks, signals) say nothing of the result.
 _QUIET = (
+    "lightning.fabric.strategies.deepspeed",
     "lightning.fabric.utilities.distributed",
     "lightning.fabric.utilities.rank_zero",
     "lightning.fabric.utilities.seed",
+    "lightning.pytorch.strategies.deepspeed",
     "lightning.pytorch.trainer.connectors.checkpoint_connector",
     "lightning.pytorch.trainer.connectors.signal_connector",
+    "lightning.pytorch.utilities.migration.utils",
     "lightning.pytorch.utilities.rank_zero",
 )
 

@@ -10,6 +10,7 @@ from made_comparison import make_compare, many_variants
 from made_paper import make_paper
 from made_quickstart import make_quickstart
 from made_runs import make_run, two
+from nasty_names import unseen
 
 from freezetrain.compare.page import render_compare
 from freezetrain.paper.claims import paper_claims
@@ -131,6 +132,7 @@ def test_what_is_not_known_is_sorted_last(tab: browser.Page, tmp_path: Path) -> 
 def test_no_name_does_anything(tab: browser.Page, tmp_path: Path, name: str) -> None:
     path = tmp_path / "page.html"
     getattr(nasty_pages, name)(path)
+    assert unseen(path.read_text(encoding="utf-8")) == []
     tab.open(path, 1280, "light")
     tab.run("document.querySelectorAll('details').forEach(one => one.open = true)")
     tab.run("document.querySelectorAll('th button').forEach(one => one.click())")

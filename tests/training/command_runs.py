@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import yaml
 from forked_ranks import run_ranks
 
 from freezetrain.freezing.weights_folder import WeightsFolder
+
+_OF_LIBRARIES = re.compile(r"(?i).*(warning|deprecated|deepspeed|lightning|global_rank|dirpath).*")
 
 ENGINES = ("ddp", "fsdp2", "zero-1", "zero-2", "zero-3")
 
@@ -54,7 +57,12 @@ def start(*runs: Run, world: int, stop_in: int = 0) -> None:
     """
     for run in runs:
         run.folder.with_suffix(".yaml").write_text(yaml.safe_dump(run.recipe))
-    run_ranks(_train, [run.folder for run in runs], stop_in, world=world, group=False)
+    logs = runs[0].folder.with_suffix(".logs")
+    run_ranks(_train, [run.folder for run in runs], stop_in, world=world, group=False, logs=logs)
+    for log in logs.iterdir():
+        # Tables, bars and lines of ours alone: libraries say nothing that one cannot act on.
+        told = _OF_LIBRARIES.search(log.read_text(encoding="utf-8"))
+        assert told is None, f"{log.name}: {told}"
 
 
 def _train(rank: int, world: int, folders: list[Path], stop_in: int) -> None:

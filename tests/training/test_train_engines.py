@@ -102,9 +102,12 @@ def test_two_ranks_stay_near_the_base_as_one(recipe, alone, tmp_path, name):
 
 @pytest.mark.parametrize("kind", by_engine("ddp", "fsdp2", "zero-1", "zero-2"))
 def test_stopped_and_resumed_by_other_numbers_of_ranks(recipe, alone, tmp_path, kind):
-    """One rank to the midst of step 3, two to that of step 6, one to the end."""
-    run = Run(tmp_path / "run", {**recipe, "engine": {"kind": kind}})
+    """One rank to the midst of step 3, two to that of step 6, one to the end; in a moved folder."""
+    run = Run(tmp_path / "here" / "run", {**recipe, "engine": {"kind": kind}})
+    run.folder.parent.mkdir()
     start(run, world=1, stop_in=3)
+    run.folder.parent.rename(tmp_path / "there")
+    run = Run(tmp_path / "there" / "run", run.recipe)
     start(run, world=2, stop_in=6)
     start(run, world=1)
     assert run.sequences == alone.sequences
