@@ -3,11 +3,9 @@
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -18,8 +16,9 @@ from torch._subclasses.fake_tensor import (
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from freezetrain.errors import UserError
-from freezetrain.places import COPY, mapping
-from freezetrain.user_files import reading, reason
+from freezetrain.freezing.weights_folder import WeightsFolder
+from freezetrain.places import COPY
+from freezetrain.user_files import reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,69 +30,16 @@ _MOST_TO_TRY = 3_000  # modules of a model that is tried, each of which takes a 
 _ELEMENTS_PER_BYTE = 8  # of the most tightly packed weights
 
 
-def check_weights(folder: Path, model: nn.Module) -> None:
-    """UserError for weights that cannot be opened, or are too few to be those of ``model``.
-
-    ``model`` is on the meta device. Headers and sizes alone are read. The names of shards are
-    taken from the index, which must name files of the folder. A folder without weights passes.
-    """
-    files = _weight_files(folder)
-    size = sum(file.stat().st_size for file in files)
-    for file in files:
-        if file.suffix == ".safetensors":
-            with reading("the weights", file, "copy the file again"), safe_open(file, "pt"):
-                pass
-        else:
-            _check_pickle(file)
+def check_weights(files: WeightsFolder, model: nn.Module) -> None:
+    """UserError for files that are too small to hold ``model``, which is on the meta device."""
+    size = sum(file.stat().st_size for file in {header.file for header in files.headers.values()})
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     described = sum(tensor.numel() for tensor in tensors.values())
-    if files and described > size * _ELEMENTS_PER_BYTE:
+    if described > size * _ELEMENTS_PER_BYTE:
         raise UserError(
-            f"config.json of {folder} describes a model of {described:,} weights, and its files "
-            f"hold {size:,} bytes; give the config.json that the weights were saved with"
+            f"config.json of {files.path} describes a model of {described:,} weights, and its "
+            f"files hold {size:,} bytes; give the config.json that the weights were saved with"
         )
-
-
-def _check_pickle(file: Path) -> None:
-    """UserError for a pickle of anything but a dict of tensors, which is not run."""
-    remedy = "save the weights as safetensors, where you trust the file, and give these"
-    with reading("the weights", file, remedy):
-        # Of storages it needs sizes alone.
-        content = torch.load(file, map_location="meta", weights_only=True)
-        tensors = list(content.values()) if isinstance(content, dict) else [content]
-        if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
-            raise ValueError("expected a dict of tensors")
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Those that transformers reads: safetensors before pickles, one file before shards."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.exists():
-            return sorted({folder / shard for shard in shards(index).values()})
-    return []
-
-
-def shards(index: Path) -> dict[str, str]:
-    """Name of a tensor -> name of the file that holds it, by the ``index`` beside the files.
-
-    UserError for an index that is none, and for files outside its folder or missing.
-    """
-    names = mapping(index, "the index of the weights").get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
-        raise UserError(
-            f"cannot read the index of the weights {index}: expected a weight_map of names and "
-            f"files; {COPY}"
-        )
-    for tensor, file in names.items():
-        if Path(file).name != file or not (index.parent / file).is_file():
-            raise UserError(
-                f"the shard {file} of {index.parent}, with {tensor!r}, is missing; copy all files "
-                "of the model into one folder"
-            )
-    return names
 
 
 def layers_left_out(model: nn.Module, unexpected: set[str]) -> list[str]:

@@ -230,11 +230,10 @@ def _shape(
             model = _new(source, described.config, in_16_bits)
         if not source.trust_remote_code:
             check_runs(model, source.path)
-    if random_weights:
+    if random_weights or described.files is None:
         return model, described
-    if (folder := Path(source.path)).is_dir():
-        check_weights(folder, model)
-    if described.files is not None and take_ties(model, described.config, described.files):
+    check_weights(described.files, model)
+    if take_ties(model, described.config, described.files):
         with _loading("model", source), torch.device("meta"):
             model = _new(source, described.config, in_16_bits)
     return model, described

@@ -15,6 +15,8 @@ from freezetrain.user_files import read_json, reading
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
+_SAFE = ".safetensors"
+
 _PICKLE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 FLOATS = {
@@ -108,7 +110,7 @@ class WeightsFolder(Mapping[str, Tensor]):
         self._config: dict[str, Any] = config if isinstance(config, dict) else {}
         text = self._config.get("text_config")
         self._text: dict[str, Any] = text if isinstance(text, dict) else {}
-        self._pickles: dict[Path, dict[str, Tensor]] = {}
+        self._pickles: dict[Path, dict[str, Tensor]] = {}  # those that tensors were asked of
         self.headers = self._read_headers()
         """Name of each stored tensor -> what its file says of it."""
 
@@ -165,16 +167,16 @@ class WeightsFolder(Mapping[str, Tensor]):
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last``, not included, of a stored tensor; nothing else is read."""
         file = self.headers[name].file
-        if file in self._pickles:
-            return self._pickles[file][name][first:last].clone()
+        if file.suffix != _SAFE:
+            return self._unpickled(file)[name][first:last].clone()
         with self._open(file) as opened:
             rows: Tensor = opened.get_slice(name)[first:last]
             return rows
 
     def __getitem__(self, name: str) -> Tensor:
         file = self.headers[name].file
-        if file in self._pickles:
-            return self._pickles[file][name]
+        if file.suffix != _SAFE:
+            return self._unpickled(file)[name]
         with self._open(file) as opened:
             tensor: Tensor = opened.get_tensor(name)
             return tensor
@@ -239,7 +241,7 @@ class WeightsFolder(Mapping[str, Tensor]):
         return [self.path / filename for filename in dict.fromkeys(names.values())], names
 
     def _headers_of(self, file: Path) -> Iterator[tuple[str, Header]]:
-        if file.suffix == ".safetensors":
+        if file.suffix == _SAFE:
             with self._open(file) as opened:
                 for name in opened.keys():  # noqa: SIM118
                     part = opened.get_slice(name)
@@ -247,11 +249,25 @@ class WeightsFolder(Mapping[str, Tensor]):
             return
         remedy = "save the weights as safetensors, where you trust the file, and give these"
         with reading("the weights", file, remedy):
-            tensors = _unpickled(file)
-        self._pickles[file] = tensors
+            tensors = torch.load(file, map_location="meta", weights_only=True)  # reads no numbers
+            if not isinstance(tensors, dict) or not all(
+                isinstance(name, str) and isinstance(tensor, Tensor)
+                for name, tensor in tensors.items()
+            ):
+                raise ValueError("expected a dict of tensors")
         for name, tensor in tensors.items():
             code = _CODES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.").upper())
             yield name, Header(file, tuple(tensor.shape), code)
+
+    def _unpickled(self, file: Path) -> dict[str, Tensor]:
+        """Tensors of a .bin file, which stay in it until they are used."""
+        if file not in self._pickles:
+            try:
+                tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # as torch wrote them before 1.6: not to be mapped into memory
+                tensors = torch.load(file, map_location="cpu", weights_only=True)
+            self._pickles[file] = tensors
+        return self._pickles[file]
 
     def _open(self, file: Path) -> Any:
         try:
@@ -292,16 +308,3 @@ def _get(settings: Any, key: str) -> Any:
     if isinstance(settings, Mapping):
         return settings.get(key)
     return None if settings is None else getattr(settings, key, None)
-
-
-def _unpickled(file: Path) -> dict[str, Tensor]:
-    """Tensors of a .bin file, which stay in it until they are used. ValueError for other things."""
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # as torch wrote files before 1.6, which cannot be mapped into memory
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
-        raise ValueError("expected a dict of tensors")
-    return content
