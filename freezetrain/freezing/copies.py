@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from freezetrain.errors import UserError
+from freezetrain.errors import UserError, near_misses
 from freezetrain.freezing.layout import Layout, Shard, value_digest
 from freezetrain.regions import Region, Resolved
 from freezetrain.regions.parameters import plain_name
@@ -31,7 +31,8 @@ class Copies:
         names: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(plain_name(name))
-        self._names = [names[id(frozen.parameter)] for frozen in resolved]
+        # Also the region's own name, as in a state dict without what DDP puts before names.
+        self._names = [{*names[id(frozen.parameter)], frozen.key} for frozen in resolved]
 
     @property
     def known(self) -> bool:
@@ -84,6 +85,16 @@ class Copies:
         parameters = {frozen.key: frozen.parameter for frozen in self._region.resolve(copy)}
         return {frozen.name: parameters[frozen.key] for frozen in self._resolved}
 
+    def refuse_none(self, state: Mapping[str, Tensor]) -> None:
+        """UserError unless ``state`` has a parameter with frozen entries."""
+        known = {plain_name(name) for name in state}
+        if self._resolved and not any(names & known for names in self._names):
+            raise UserError(
+                f"the state dict has no parameter with frozen entries, such as "
+                f"{self._resolved[0].name!r}{near_misses(self._resolved[0].name, known)}: give one "
+                "with the names that the model has"
+            )
+
     @torch.no_grad()
     def first_moved(
         self, state: Mapping[str, Tensor], expected: Sequence[int], mine: Sequence[int]
@@ -99,7 +110,7 @@ class Copies:
         state = {plain_name(name): value for name, value in state.items()}
         masters = {shard.number: place for place, shard in enumerate(self._layout.masters)}
         for number, names in enumerate(self._names):
-            for name in names:
+            for name in sorted(names):
                 value = state.get(name)
                 if not isinstance(value, Tensor) or value.is_meta or not value.numel():
                     continue

@@ -262,6 +262,7 @@ class Freeze:
         if copy is not None:
             self._copies.refuse_unknown()
             state = self._copies.state_of(copy) if isinstance(copy, nn.Module) else copy
+            self._copies.refuse_none(state)
             self._audit.copy(self._copies, state, "the copy of the model")
         return self.count
 

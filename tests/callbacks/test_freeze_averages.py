@@ -241,6 +241,8 @@ def test_a_handle_puts_frozen_entries_into_an_average_of_any_loop() -> None:
         handle.put_into(nn.Linear(2, 2))
     with pytest.raises(CheckError, match=r"holds up\.weight in shape \[3\]"):
         handle.verify({"up.weight": torch.zeros(3)})
+    with pytest.raises(UserError, match=r"no parameter with frozen entries, such as 'embedding"):
+        handle.verify({"model.embedding": torch.zeros(3)})
     handle.remove()
     with pytest.raises(UserError, match="was removed"):
         handle.put_into(averaged)

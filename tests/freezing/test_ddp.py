@@ -24,8 +24,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from freezetrain.errors import UserError
-from freezetrain.freezing import freeze
+from freezetrain.errors import CheckError, UserError
+from freezetrain.freezing import Freeze, freeze
 
 
 def train_rank(rank: int, world: int, options: dict[str, Any]) -> dict[str, Tensor]:
@@ -72,14 +72,37 @@ def muon_and_adamw(named: dict[str, nn.Parameter]) -> list[Optimizer]:
     return [muon, adamw([p for name, p in named.items() if name not in MATRICES])]
 
 
+def check_copies(handle: Freeze, model: nn.Module, other: nn.Module, rank: int) -> None:
+    """``other`` has other weights, laid out as those of ``model`` are."""
+    with pytest.raises(
+        CheckError, match=r"copy of the model holds other values of (module\.)?embedding"
+    ):
+        handle.verify(other)
+    handle.put_into(other)
+    assert handle.verify(other) == handle.count
+    state = {name: value.detach().clone() for name, value in model.named_parameters()}
+    handle.verify_checkpoint(state)
+    whole = {n: v.full_tensor() if isinstance(v, DTensor) else v for n, v in state.items()}
+    handle.verify_checkpoint({} if rank else whole)  # as one rank writes it
+    whole["down.bias"] = whole["down.bias"].float() + 1
+    with pytest.raises(CheckError, match=r"^rank 0, .* about to be written .* of down\.bias"):
+        handle.verify_checkpoint({} if rank else whole)
+    if rank:
+        last = state["down.bias"]
+        (last.to_local() if isinstance(last, DTensor) else last)[-1] += 1
+    with pytest.raises(CheckError, match=r"^rank 1, .* about to be written .* of down\.bias"):
+        handle.verify_checkpoint(state)
+
+
 def train_with_two_optimizers(rank: int, world: int, engine: str) -> dict[str, Tensor]:
-    inner = TinyLM()
+    inner, other = TinyLM(), TinyLM(seed=1)
     model: nn.Module = inner
     if engine == "DDP":
         model = DistributedDataParallel(inner)
     else:
-        for module in (inner.up, inner.down, inner):
-            fully_shard(module)
+        for each in (inner, other):
+            for module in (each.up, each.down, each):
+                fully_shard(module)
     optimizers = muon_and_adamw(dict(inner.named_parameters()))
     region = mixed_region(TinyLM())
     with freeze(model, optimizers, region, audit_every=1) as handle:
@@ -93,6 +116,7 @@ def train_with_two_optimizers(rank: int, world: int, engine: str) -> dict[str, T
                 optimizer.step()
                 optimizer.zero_grad()
         assert handle.verify() == handle.count == sum(e.count for e in region.values())
+        check_copies(handle, inner, other, rank)
     values = {name: p.detach() for name, p in inner.named_parameters()}
     return {n: v.full_tensor() if isinstance(v, DTensor) else v for n, v in values.items()}
 
