@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from freezetrain.errors import UserError
 from freezetrain.freezing.weights_folder import WeightsFolder
 from freezetrain.places import COPY
-from freezetrain.user_files import reason
+from freezetrain.user_files import quiet, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,7 +110,8 @@ _FAILURES: dict[str, str | None] = {}
 
 
 def _failure(model: "PreTrainedModel") -> str | None:
-    with torch.no_grad(), FakeTensorMode():
+    # Of what cannot be tried torch logs whole tracebacks.
+    with torch.no_grad(), FakeTensorMode(), quiet("torch._subclasses.fake_tensor"):
         tensors = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype)
             for name, tensor in [*model.named_parameters(), *model.named_buffers()]

@@ -1,7 +1,6 @@
 """What a model's files hold decides what it is: types, quantization, ties and names, by headers."""
 
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -16,7 +15,13 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from freezetrain.errors import UserError
-from freezetrain.freezing.weights_folder import FLOATS, WeightsFolder, quantization, quantized
+from freezetrain.freezing.weights_folder import (
+    FLOATS,
+    WeightsFolder,
+    is_computed,
+    quantization,
+    quantized,
+)
 from freezetrain.model_files import layers_left_out
 from freezetrain.ranks import current_launch
 from freezetrain.user_files import reading
@@ -158,16 +163,16 @@ def lacking(path: str | Path, missing: list[str], model: nn.Module) -> str:
 
 
 def not_of_model(model: "PreTrainedModel", files: WeightsFolder) -> set[str]:
-    """Names of tensors in the files that ``model``, of their config.json, does not load."""
-    loaded, report = _from_headers(type(model), model.config, files)
-    known = {name for name, _ in loaded.named_parameters(remove_duplicate=False)}
-    patterns = loaded._keys_to_ignore_on_load_unexpected or ()
-    ignored = {name for name in files if name not in known and _matches(name, patterns)}
-    return set(report["unexpected_keys"]) | ignored
+    """Names of tensors in the files that ``model``, of their config.json, has no parameter for."""
+    from transformers.core_model_loading import revert_weight_conversion
 
-
-def _matches(name: str, patterns: Any) -> bool:
-    return any(re.search(pattern, name) for pattern in patterns)
+    loaded, _ = _from_headers(type(model), model.config, files)
+    # Those that the model has under two names (tied ones), too.
+    parameters: dict[str, Any] = dict(loaded.named_parameters(remove_duplicate=False))
+    names = set(revert_weight_conversion(loaded, parameters))
+    # The files of a model without a head lack the name of the part that they are of.
+    names |= {name.removeprefix(f"{loaded.base_model_prefix}.") for name in names}
+    return set(files) - names
 
 
 def _from_headers(
@@ -204,6 +209,7 @@ def _check_unexpected(model: "PreTrainedModel", files: WeightsFolder, names: lis
                 "which the model of its config.json does not use: a scale, a bias or an adapter, "
                 "without which the weights mean another model; dequantize or merge it first"
             )
+    names = [name for name in names if not is_computed(name, files.shape(name))]
     if names:
         say(
             f"{len(names)} tensors in the files of {files.path}, first {names[0]!r}, are not of "

@@ -130,12 +130,18 @@ def libraries_silenced() -> Iterator[None]:
     if verbose():
         yield
         return
-    logger = logging.getLogger("transformers")  # by its name: not all who read files need it
+    with quiet("transformers"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Keep back what a library's logger says, by its name: not all need the library."""
+    logger = logging.getLogger(name)
     level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    logger.setLevel(logging.CRITICAL + 1)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logger.setLevel(level)

@@ -242,6 +242,19 @@ def test_parts_that_the_model_does_not_use_are_left_out(tmp_path: Path) -> None:
         compare_checkpoints(base, adapted, region)
 
 
+def test_files_without_the_name_of_their_part_are_compared(tmp_path: Path) -> None:
+    """GPT-2's on the hub, whose masks are named like the biases beside them."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2))
+    base, adapted = save(model, tmp_path / "base"), save(model, tmp_path / "adapted")
+    file = base / "model.safetensors"
+    state = {n.removeprefix("transformer."): t for n, t in load_file(file).items()}
+    state |= {"h.0.attn.bias": torch.ones(1, 1, 9, 9), "h.0.attn.masked_bias": torch.zeros(())}
+    save_file(state, file, {"format": "pt"})
+    found = compare(base, adapted, Region.random(model, 0.1, seed=0))
+    assert (found.moved, found.changed) == (0, 0)
+    assert found.left_out == ["h.0.attn.bias", "h.0.attn.masked_bias"]
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_pickled_weights_are_compared(tmp_path: Path, tied: bool) -> None:
     model = llama(tie_word_embeddings=tied)
