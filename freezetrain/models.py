@@ -311,6 +311,12 @@ def _panics_kept_back() -> Iterator[None]:
             os.close(kept)
 
 
+def check_loads(source: ModelSource) -> None:
+    """UserError for what a model's configuration, headers and tokenizer tell before it runs."""
+    describe(source, quantized=True)
+    load_tokenizer(source)
+
+
 def check_fit(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", sequence_length: int
 ) -> None:

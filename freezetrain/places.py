@@ -13,9 +13,19 @@ from typing import Any
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe.sources import ModelSource, TextSource
-from freezetrain.user_files import read_json
+from freezetrain.user_files import is_file, read_json
 
 COPY = "correct it, or copy the model again from where it came"
+
+_BESIDE = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""Files beside config.json that libraries read, without a word of which one they could not."""
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 _COUNTED = {
     re.compile(r"layers?$|^depth$"): 2_000,
@@ -129,6 +139,12 @@ def check_folder(folder: Path) -> None:
             "as save_pretrained writes it"
         )
     _check_counts(mapping(path, "the model's configuration"), path)
+    for name in _BESIDE:
+        if os.path.lexists(folder / name):
+            mapping(folder / name, "the file")
+    for name in _WEIGHTS:
+        if os.path.lexists(folder / name) and not is_file(folder / name):
+            raise UserError(f"{folder / name} is no file; {COPY}")
 
 
 def refuse_adapter(folder: Path, effect: str = "") -> None:

@@ -96,6 +96,14 @@ def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> Any:
         return parse_json(Path(path).read_text(encoding="utf-8"))
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file; a name that no file system takes is none."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
+
+
 def parse_json(text: str | bytes) -> Any:
     """As :func:`json.loads`; ValueError for NaN and infinity, and for what is nested too deeply."""
     content = json.loads(text, parse_constant=_no_number)

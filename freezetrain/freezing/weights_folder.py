@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from freezetrain.errors import UserError, near_misses
-from freezetrain.user_files import read_json, reading
+from freezetrain.user_files import is_file, read_json, reading
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -236,7 +236,7 @@ class WeightsFolder(Mapping[str, Tensor]):
                 f"cannot read the index of the weights {path}: expected {expected}; copy it again"
             )
         for name, filename in names.items():
-            if Path(filename).name != filename or not (self.path / filename).is_file():
+            if Path(filename).name != filename or not is_file(self.path / filename):
                 raise UserError(f"the shard {filename} of {self.path}, with {name!r}, is missing")
         return [self.path / filename for filename in dict.fromkeys(names.values())], names
 

@@ -14,7 +14,7 @@ from freezetrain.analysis.verify import compare
 from freezetrain.data.texts import languages_in
 from freezetrain.errors import UserError, near_misses
 from freezetrain.measuring.held_out import held_out_documents
-from freezetrain.models import load_model, load_tokenizer, local_folder, on_gpu
+from freezetrain.models import check_loads, load_model, load_tokenizer, local_folder, on_gpu
 from freezetrain.progress import Stages
 from freezetrain.quickstart.observations import PLAIN, Adaptation, Variant, Verified, observe
 from freezetrain.quickstart.page import (
@@ -47,6 +47,7 @@ FILE = "core.safetensors"
 def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
     stages = Stages()
     source = ModelSource(recipe.model or BUILT_IN_BASE)
+    check_loads(source)
     languages = languages_in(recipe.texts)
     _check_languages(recipe, languages)
     evaluation = EvaluationTexts(recipe.texts, languages)
