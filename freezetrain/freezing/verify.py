@@ -120,6 +120,11 @@ def compare_weights(
             # In the adapted model's dtype, in which it was set: a base may be stored in another.
             wider = torch.promote_types(before.dtype, after.dtype)
             value = torch.tensor(clamp, dtype=torch.float64).to(after.dtype)
+            if not value.isfinite():
+                raise UserError(
+                    f"clamp is {clamp:g}, which no entry of {name!r} can be, as the adapted model "
+                    f"holds it in {after.dtype}; give the value that the region was set to"
+                )
             before = torch.where(frozen.mask(), value.to(wider), before.to(wider))
         if rounded_to is not None:
             before = torch.where(frozen.mask(), _rounded(before, rounded_to), before)

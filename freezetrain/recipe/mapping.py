@@ -1,6 +1,7 @@
 """Recipes from plain values, as YAML gives them, each checked against the type of its field."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe.check import shown
-from freezetrain.recipe.text_types import FieldsOf, PathText, check_text, expanded
+from freezetrain.recipe.text_types import FieldsOf, NameText, PathText, check_text, expanded
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -89,10 +90,13 @@ def check_type(hint: Any, value: Any, name: str, where: str = "", expand: bool =
     if kind is Literal and value in arguments:
         return value
     if kind is list and isinstance(value, list):
-        return [
+        items = [
             check_type(arguments[0], item, f"{name}[{place}]", where, expand)
             for place, item in enumerate(value)
         ]
+        if isinstance(_mark(arguments[0]), NameText):
+            _check_distinct(items, name, where)
+        return items
     if kind is dict and isinstance(value, Mapping):
         return {
             check_type(arguments[0], key, f"a name in {name}", where): check_type(
@@ -112,6 +116,12 @@ def check_type(hint: Any, value: Any, name: str, where: str = "", expand: bool =
     raise _refusal(
         where, f"{name}: expected {_expected(kind, arguments)}, got {shown(value)}{advice}"
     )
+
+
+def _check_distinct(names: list[str], name: str, where: str) -> None:
+    twice = [item for item, count in Counter(names).items() if count > 1]
+    if twice:
+        raise _refusal(where, f"{name}: expected each name once, got {shown(twice[0])} twice")
 
 
 def _number(value: Any, name: str, where: str) -> Any:

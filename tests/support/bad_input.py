@@ -49,7 +49,7 @@ FOLDERS = {"model": "base", "run": "run", "scores": "scores"}
 
 LETTERS = {"@huge": "100000000000000000000", "@long": "n" * 300, "@nul": "a\0b", "@none": ""}
 LETTERS |= {"@bytes": "\udcff", "@escape": "a\x1b[31mb", "@newline": "a\nb"}
-LETTERS |= {"@deep": "[" * 5_000 + "]" * 5_000}
+LETTERS |= {"@deep": "[" * 3_000 + "]" * 3_000}
 LETTERS |= {"@up": "model.layers.0.mlp.up_proj.weight"}
 
 
@@ -249,7 +249,7 @@ def anchors(last: str) -> str:
     return "\n".join([*lines, f"{last}: *i"]) + "\n"
 
 
-DEEP = '{"a":' * 20_000 + "1" + "}" * 20_000
+DEEP = '{"a":' * 3_000 + "1" + "}" * 3_000
 
 _TENSOR = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 
@@ -284,7 +284,7 @@ CONTENTS: dict[str, str | bytes | Callable[[Path], bytes]] = {
     "another tensor": header({"a": _TENSOR}, bytes(16)),
     "anchors that multiply": anchors("languages"),
     "an anchor in itself": "languages: &a [*a]\n",
-    "a deep sequence": "languages: " + "[" * 20_000 + "]" * 20_000,
+    "a deep sequence": "languages: " + "[" * 3_000 + "]" * 3_000,
     "a tag of Python": '!!python/object/apply:os.system ["touch RUN"]\n',
     "a key twice": "seed: 1\nseed: 2\n",
 }
