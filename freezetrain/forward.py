@@ -1,9 +1,15 @@
 """What a forward pass of any causal language model takes: options, and tokens of context."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from freezetrain.errors import UserError
+
+Forward = Callable[[nn.Module, Tensor], Any]
+"""Calls a model with token ids [B, L]; gives logits [B, L, V], or an object with ``.logits``."""
 
 # Names under which configurations keep it: LLaMA's first, GPT-2's, MPT's, BLOOM's, RWKV's, others'.
 _CONTEXT = (
@@ -14,6 +20,8 @@ _CONTEXT = (
     "seq_length",
     "seq_len",
     "max_seq_length",
+    "sequence_len",
+    "block_size",
     "max_sequence_length",
     "context_length",
     "max_context_length",
@@ -31,6 +39,39 @@ def accepted(model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         names |= {"attention_mask", "use_cache"}
     return {name: value for name, value in options.items() if name in names}
+
+
+def require_input_ids(model: nn.Module) -> None:
+    """UserError unless ``model`` can be called with ``input_ids=``, as transformers' models can."""
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if "input_ids" not in parameters and not takes_any:
+        raise UserError(
+            f"{type(model).__name__} takes {', '.join(parameters) or 'nothing'}, not input_ids; "
+            "give forward=lambda model, ids: ... that returns its logits for ids [B, L]"
+        )
+
+
+def logits_of(
+    model: nn.Module, ids: Tensor, forward: Forward | None, options: dict[str, Any]
+) -> Tensor:
+    """Logits [B, L, V] for ``ids`` [B, L], of the last places alone where ``options`` asks for it.
+
+    ``options`` go to a model that is called without ``forward``, those that it takes. UserError
+    for what is no such tensor.
+    """
+    if forward is not None:
+        output = forward(model, ids)
+    else:
+        output = model(input_ids=ids, **accepted(model, options))
+    logits = getattr(output, "logits", output)
+    if isinstance(logits, Tensor) and logits.ndim == 3 and len(logits) == len(ids):
+        return logits
+    shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    raise UserError(
+        f"expected logits of shape {[*ids.shape, 'V']} from {type(model).__name__}, got {shape}; "
+        "give forward=lambda model, ids: ... that returns them"
+    )
 
 
 def without_cache(model: nn.Module) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class ForgettingBrake(L.Callback):
                 f"the folder {self.folder} holds weights that another run has kept; choose "
                 "another, or give overwrite=True"
             )
-        is_kept = start > 0 and path in kept and not checkpoint_files.damaged(path)
+        is_kept = start > 0 and path in kept and not checkpoint_files.damage(path)
         if step != start and not is_kept:
             raise UserError(
                 f"the run would go back to step {step}, whose weights in {path} are not there "
@@ -202,8 +202,10 @@ class ForgettingBrake(L.Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Whole by the time that something else is kept, unless the run ends before.
-        self._recorded = self.model.step
+        # Whole by the time that something else is kept, unless the run ends before. There is no
+        # evaluation yet where a learning-rate finder saves before training begins.
+        if self.tracker.history.evaluations:
+            self._recorded = self.model.step
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._look(pl_module)  # the tracker may have evaluated once more
@@ -226,7 +228,7 @@ class ForgettingBrake(L.Callback):
         if not self._must_go_back(trainer):
             return
         path = self._path(self.model.step)
-        if on_first_rank(lambda: checkpoint_files.damaged(path)):
+        if on_first_rank(lambda: checkpoint_files.damage(path)):
             raise UserError(
                 f"the model is to be that of step {self.model.step}, and its weights in {path} are "
                 "not there or damaged; the run's last checkpoint is left"

@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import lightning as L
@@ -16,7 +17,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrateg
 from freezetrain.errors import UserError
 from freezetrain.files import UNFINISHED, publish, require_space, sync, write_json
 from freezetrain.freezing.fsdp import reshard
-from freezetrain.ranks import from_first_rank, together
+from freezetrain.ranks import from_all_ranks, from_first_rank, together
+from freezetrain.user_files import reason
 
 _FACTS = "freezetrain.json"  # in a checkpoint that is a folder
 
@@ -24,6 +26,8 @@ _FACTS = "freezetrain.json"  # in a checkpoint that is a folder
 _REMOVED = ".removed"
 
 LEFT_OVER = (UNFINISHED, _REMOVED)
+
+_PIECE = 2**22  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Facts:
     """Kind of the recipe's engine: fsdp2, zero-1, -2, -3."""
     files: dict[str, int]
     """Path in the folder -> bytes."""
+    sums: dict[str, int] = field(default_factory=dict)
+    """Path in the folder -> CRC-32."""
 
 
 def facts(checkpoint: Path) -> Facts:
@@ -45,15 +51,35 @@ def facts(checkpoint: Path) -> Facts:
     return Facts(**json.loads((checkpoint / _FACTS).read_text(encoding="utf-8")))
 
 
-def damaged(checkpoint: Path) -> bool:
-    """Whether files of it lack or have another size than they were written with."""
-    if not checkpoint.is_dir():
-        return not zipfile.is_zipfile(checkpoint)
+def damage(checkpoint: Path) -> str | None:
+    """The first file of it that is not what was written, and what is wrong; None where all are.
+
+    All bytes are read. A single file holds CRC-32 sums of its own, as a ZIP archive does; those of
+    a folder's are in what it says of itself, unless a version wrote it that did not take them.
+    """
     try:
-        files = facts(checkpoint).files
-        return any((checkpoint / name).stat().st_size != size for name, size in files.items())
-    except (OSError, ValueError, TypeError):
-        return True
+        if not checkpoint.is_dir():
+            with zipfile.ZipFile(checkpoint) as archive:
+                changed = archive.testzip()
+            return None if changed is None else f"{changed} in it has changed"
+        written = facts(checkpoint)
+        for name, size in written.files.items():
+            if (checkpoint / name).stat().st_size != size:
+                return f"{name} has another size than it was written with"
+            if written.sums.get(name) not in (None, checksum(checkpoint / name)):
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        return reason(error)
+    return None
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    total = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            total = zlib.crc32(piece, total)
+    return total
 
 
 def write(trainer: L.Trainer, path: Path, save: Callable[[str], None]) -> None:
@@ -69,16 +95,20 @@ def write(trainer: L.Trainer, path: Path, save: Callable[[str], None]) -> None:
     with _written(path):
         if trainer.local_rank == 0:
             sync(unfinished)
+    sums: dict[str, int] = {}
+    with _written(path):
+        if unfinished.is_dir():  # of each rank a share, as they may be large
+            files = sorted(file for file in unfinished.rglob("*") if file.is_file())
+            own = files[trainer.global_rank :: trainer.world_size]
+            sums = {str(file.relative_to(unfinished)): checksum(file) for file in own}
+    of_ranks = from_all_ranks(sums)
     with _written(path):
         if trainer.is_global_zero:
             if unfinished.is_dir():
-                files = {
-                    str(file.relative_to(unfinished)): file.stat().st_size
-                    for file in unfinished.rglob("*")
-                    if file.is_file()
-                }
+                sums = {name: crc for of_rank in of_ranks for name, crc in of_rank.items()}
+                sizes = {name: (unfinished / name).stat().st_size for name in sorted(sums)}
                 engine = engine_kind(trainer)
-                written = Facts(trainer.global_step, trainer.world_size, engine, files)
+                written = Facts(trainer.global_step, trainer.world_size, engine, sizes, sums)
                 write_json(unfinished / _FACTS, asdict(written))
             publish(unfinished, path)
 

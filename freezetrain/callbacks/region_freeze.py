@@ -18,10 +18,10 @@ from lightning.pytorch.strategies import (
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from freezetrain.errors import UserError, near_misses
+from freezetrain.errors import UserError
 from freezetrain.freezing import Freeze, FreezeOptions
 from freezetrain.freezing.engines import refuse_unsupported
-from freezetrain.freezing.run import RunFreeze
+from freezetrain.freezing.run import RunFreeze, find_module
 from freezetrain.regions import Region
 
 
@@ -170,16 +170,7 @@ class RegionFreeze(FreezeOptions, L.Callback):
 
     def _model(self, pl_module: nn.Module) -> nn.Module:
         """What the region is of, in the module that is trained or in a copy of it."""
-        if self.module is None:
-            return pl_module
-        try:
-            return pl_module.get_submodule(self.module)
-        except AttributeError as error:
-            known = [name for name, _ in pl_module.named_modules()]
-            raise UserError(
-                f"{type(pl_module).__name__} has no module {self.module!r}"
-                + near_misses(self.module, known)
-            ) from error
+        return find_module(pl_module, self.module)
 
     def verify(self, trainer: L.Trainer) -> None:
         """CheckError, on all ranks, if the region has moved while it was frozen."""

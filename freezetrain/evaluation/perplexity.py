@@ -12,7 +12,7 @@ from freezetrain.errors import UserError
 from freezetrain.evaluation.documents import Document, Window, batches, windows
 from freezetrain.evaluation.figures import DocumentSums, Figures
 from freezetrain.evaluation.metric import DocumentNLL
-from freezetrain.forward import accepted, context_length
+from freezetrain.forward import Forward, context_length, logits_of, require_input_ids
 from freezetrain.freezing.fsdp import reshard
 from freezetrain.nll import NO_LABEL
 
@@ -58,6 +58,7 @@ def evaluate(
     overlap: int = 1,
     batch_tokens: int = 4096,
     progress: Progress | None = None,
+    forward: Forward | None = None,
 ) -> dict[str, Figures]:
     """Return the figures of each language of ``documents``; see :func:`evaluate_documents`."""
     results = evaluate_documents(
@@ -67,6 +68,7 @@ def evaluate(
         overlap=overlap,
         batch_tokens=batch_tokens,
         progress=progress,
+        forward=forward,
     )
     return {language: sums.figures() for language, sums in results.items()}
 
@@ -79,12 +81,15 @@ def evaluate_documents(
     overlap: int = 1,
     batch_tokens: int = 4096,
     progress: Progress | None = None,
+    forward: Forward | None = None,
 ) -> dict[str, DocumentSums]:
     """Return what ``model`` gives on each document of each language.
 
     ``model(input_ids=[B, L] int64, attention_mask=[B, L])`` gives an object with ``.logits``
     [B, L, V]: any causal LM of transformers. (The mask is left out for a model that takes none:
-    padding stands to the right, where a causal model does not look.)
+    padding stands to the right, where a causal model does not look.) Logits may also be what it
+    returns itself. ``forward(model, ids)``, where given, calls a model of any other kind with ids
+    [B, L], on its device, and returns logits [B, L, V] or an object that has them.
 
     A document of more than ``max_length`` tokens is cut into :func:`windows`, which share at least
     ``overlap`` of them: each token is predicted once. Windows of all languages are sorted by length
@@ -103,6 +108,8 @@ def evaluate_documents(
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # its forward would exchange buffers, at uneven numbers of batches
     _check(model, documents, max_length, overlap, batch_tokens)
+    if forward is None:
+        require_input_ids(model)
     every = [document for texts in documents.values() for document in texts]
     cut = [
         window
@@ -134,13 +141,13 @@ def evaluate_documents(
     # Not inference_mode: what a model keeps from this forward (rotary tables) must stay trainable.
     with _eval_mode(model), torch.no_grad():
         for batch in own:
-            nll, _, correct = _window_sums(model, batch, device)
+            nll, _, correct = _window_sums(model, batch, device, forward)
             metric.update(torch.tensor([window.document for window in batch]), nll, correct)
             done += sum(window.predicted for window in batch)
             if progress is not None:
                 progress(done, total)
         for _ in range(passes - len(own)):
-            _window_sums(model, spare, device)
+            _window_sums(model, spare, device, forward)
     reshard(model)
     return metric.document_sums()
 
@@ -179,7 +186,7 @@ def _check(
 
 
 def _window_sums(
-    model: nn.Module, batch: Sequence[Window], device: torch.device
+    model: nn.Module, batch: Sequence[Window], device: torch.device, forward: Forward | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``label_sums`` gives for each window's predicted tokens, [B] each, on the device."""
     lengths = torch.tensor([len(window.ids) - 1 for window in batch])
@@ -197,7 +204,7 @@ def _window_sums(
     options = {"attention_mask": mask.long().to(device), "use_cache": False}
     if first:
         options["logits_to_keep"] = labels.shape[1]
-    logits = model(input_ids=input_ids.to(device), **accepted(model, options)).logits
+    logits = logits_of(model, input_ids.to(device), forward, options)
     return label_sums(logits[:, -labels.shape[1] :], labels)
 
 

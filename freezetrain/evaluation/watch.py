@@ -20,6 +20,7 @@ from freezetrain.evaluation.losses import forgetting_table
 from freezetrain.evaluation.perplexity import evaluate_documents
 from freezetrain.evaluation.schedule import Schedule, TimeShare, Trained
 from freezetrain.files import write_json
+from freezetrain.forward import Forward
 from freezetrain.ranks import from_first_rank, is_first_rank, together
 from freezetrain.tables import Table
 
@@ -59,6 +60,7 @@ class ForgettingWatch:
         overwrite: let a new run replace an existing results file.
         table: show a table after each evaluation.
         progress: called with the tokens done and their total during an evaluation.
+        forward: how a model is called that does not take ``input_ids``, see ``evaluate``.
 
     Raises ``UserError`` for values that cannot work.
     """
@@ -77,6 +79,7 @@ class ForgettingWatch:
     overwrite: bool = False
     table: bool = True
     progress: Callable[[int, int], None] | None = None
+    forward: Forward | None = None
     show: Callable[[str], None] = field(init=False, default=print)  # puts a table on the terminal
     history: History = field(init=False)
     seconds: float = field(init=False, default=0.0)
@@ -171,7 +174,12 @@ class ForgettingWatch:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Have the next ``start`` go on from ``state_dict``; ``UserError`` for other settings."""
+        """Have the next ``start`` go on from ``state_dict``; ``UserError`` for other settings.
+
+        One from before a start, as learning-rate finders save and restore, changes nothing.
+        """
+        if not state_dict["evaluations"]:
+            return
         for name in _KEPT:
             then, now = state_dict.get(name), getattr(self, name)
             if then != now:
@@ -195,7 +203,8 @@ class ForgettingWatch:
         if self._loaded is None or not self.history.evaluations:
             raise UserError(
                 f"the run resumes at step {step} from a checkpoint without a base evaluation of "
-                f"{type(self).__name__}; start anew, or resume without it"
+                f"{type(self).__name__}; start anew, resume without it, or evaluate the base by a "
+                "ForgettingWatch of the same settings and give its state_dict() to load_state_dict"
             )
         then, now = self._loaded["digests"], digests(self.documents)
         for language in sorted(now.keys() | then.keys()):
@@ -264,6 +273,7 @@ class ForgettingWatch:
             overlap=self.overlap,
             batch_tokens=self.batch_tokens,
             progress=self.progress,
+            forward=self.forward,
         )
 
     def _results(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from freezetrain.errors import CheckError, UserError
+from freezetrain.errors import CheckError, UserError, near_misses
 from freezetrain.freezing.handle import Freeze, FreezeOptions, freeze
 from freezetrain.regions import Region
 
@@ -32,6 +32,7 @@ class RunFreeze:
         """The freeze while it holds."""
         self._trained: tuple[nn.Module, Any, bool | None] | None = None
         self._ended: str | None = None  # digest of what was frozen when the run ended
+        self._began = False  # whether anything has been frozen in this run
 
     def begin(
         self,
@@ -59,7 +60,7 @@ class RunFreeze:
             )
         held = self._still_held(model)  # by an attempt at this run that an exception ended
         self.end()
-        self._ended = None
+        self._ended, self._began = None, False
         same = stored is not None and stored["region"] == self.region.digest
         if stored is not None and not same and not self.options.other_region:
             raise UserError(
@@ -72,6 +73,9 @@ class RunFreeze:
         if not self._holds(step):
             if last is None or step < last:
                 self._freeze(step, check_base=check_base, as_it_is=True).remove()
+                self._began = False  # only tried
+            else:
+                self._began = True  # in a start before
             return
         values = stored["values"] if stored is not None and same else None
         self.handle = self._freeze(step, check_base=check_base, as_it_is=values is not None)
@@ -94,6 +98,18 @@ class RunFreeze:
             self.verify()
             self.handle.remove()
             self.handle = None
+
+    def require_begun(self, step: int) -> None:
+        """CheckError if the freeze was due within the run's ``step`` steps and never began.
+
+        For trainers' loops that may not call the hooks by which it begins.
+        """
+        if self._trained is not None and not self._began and self.options.first_step < step:
+            raise CheckError(
+                f"the freeze was to begin at step {self.options.first_step} and never did in "
+                f"{step} steps: this loop calls no hook of the callback between steps; call "
+                "freezetrain.freeze in the loop itself, or freeze from step 0 on"
+            )
 
     def verify(self) -> None:
         """CheckError if a frozen entry has moved; nothing to do while none is frozen."""
@@ -135,6 +151,7 @@ class RunFreeze:
             replicated=replicated,
         )
         handle.counts_from(step)
+        self._began = True
         return handle
 
     def _still_held(self, model: nn.Module) -> bool:
@@ -146,3 +163,16 @@ class RunFreeze:
         except (CheckError, UserError):
             return False
         return True
+
+
+def find_module(model: nn.Module, path: str | None) -> nn.Module:
+    """The submodule of ``model`` at a dotted ``path``; the model itself for None or ""."""
+    if not path:
+        return model
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        known = [name for name, _ in model.named_modules()]
+        raise UserError(
+            f"{type(model).__name__} has no module {path!r}{near_misses(path, known)}"
+        ) from error

@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import SaveStrategy
 
 from freezetrain.freezing import Freeze, FreezeOptions
-from freezetrain.freezing.run import RunFreeze
+from freezetrain.freezing.run import RunFreeze, find_module
 from freezetrain.regions import Region
 
 _KEY = "freezetrain"  # in trainer_state.json, among the states of callbacks
@@ -28,7 +28,9 @@ class RegionFreezeCallback(FreezeOptions, TrainerCallback):
     and step), and ends with training. The Trainer tells callbacks of no exception: after one,
     the freeze holds until :meth:`end` or the next ``train``. Checkpoints hold digests of the
     region and of its values: one resumes with the region that it was trained with. Several
-    callbacks with a region each may be given. An optimizer may be a container of several.
+    callbacks with a region each may be given. An optimizer may be a container of several. In a loop
+    that calls ``on_step_end`` alone it begins and ends there; CheckError at the end of training
+    where it was due and no hook let it begin.
 
     A callback that averages weights: give its copy the frozen entries by ``handle.put_into`` after
     each update, and stand before this one, so that what it leaves in the model is verified.
@@ -39,6 +41,9 @@ class RegionFreezeCallback(FreezeOptions, TrainerCallback):
 
     region: Region | str | Path
     """What is frozen, or its file, which is loaded at once."""
+    module: str | None = None
+    """Attribute path, in the Trainer's model, of the model that the region was made for. None finds
+    the one submodule that has the region's parameters."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,7 +64,7 @@ class RegionFreezeCallback(FreezeOptions, TrainerCallback):
     ) -> None:
         stored = _stored(state)
         self._run.begin(
-            kwargs["model"],
+            find_module(kwargs["model"], self.module),
             kwargs["optimizer"],
             state.global_step,
             # That of this region, or of any to be refused.
@@ -67,16 +72,22 @@ class RegionFreezeCallback(FreezeOptions, TrainerCallback):
             last_of_run=state.max_steps,
             replicated=args.world_size > 1,  # under DDP the model comes without it
         )
+        self._step_begins = False
+        self._record(state)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self._step_begins = True
         self._run.before_step(state.global_step)
         self._record(state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        if not self._step_begins:  # a loop that calls no on_step_begin, as some of TRL's did
+            self._run.before_step(state.global_step)
+            self._record(state)
         if control.should_save:
             self._run.verify()
 
@@ -104,6 +115,7 @@ class RegionFreezeCallback(FreezeOptions, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         try:
+            self._run.require_begun(state.global_step)
             if not (args.load_best_model_at_end and state.best_model_checkpoint):
                 self._run.verify()
             # Else the model is what a checkpoint held, which was verified as it was written, and

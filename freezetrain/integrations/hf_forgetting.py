@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Evaluation, ForgettingWatch
+from freezetrain.freezing.run import find_module
 from freezetrain.integrations.hf import callback_states
 
 _KEY = "freezetrain.forgetting"  # in trainer_state.json, among the states of callbacks
@@ -36,6 +37,8 @@ class ForgettingTrackerCallback(ForgettingWatch, TrainerCallback):
     """
 
     log: Callable[[dict[str, float]], None] | None = None
+    module: str | None = None
+    """Attribute path, in the Trainer's model, of the one that is evaluated. None: the model."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -45,11 +48,23 @@ class ForgettingTrackerCallback(ForgettingWatch, TrainerCallback):
         states = callback_states(state)
         if _KEY in states:
             self.load_state_dict(states[_KEY])
-        self._report(state, control, self.start(kwargs["model"], state.global_step))
+        self._not_logged: Evaluation | None = None
+        base = self.start(self._model(kwargs["model"]), state.global_step)
+        if base is not None and self.log is not None:
+            self._record(state)
+            self._not_logged = base  # later callbacks, which may log, are not set up yet
+        else:
+            self._report(state, control, base)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._log_base(state, control)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._log_base(state, control)
         last = control.should_training_stop or state.global_step >= state.max_steps
         evaluate = self.end if last else self.after_step
         self._evaluate_with(evaluate, args, state, control, kwargs["model"])
@@ -79,7 +94,7 @@ class ForgettingTrackerCallback(ForgettingWatch, TrainerCallback):
         _, _, samples = self.trained
         batch = (state.train_batch_size or 0) * args.gradient_accumulation_steps * args.world_size
         evaluation = evaluate(
-            model,
+            self._model(model),
             state.global_step,
             tokens=state.num_input_tokens_seen if _counts_tokens(args) else None,
             samples=(samples or 0) + (state.global_step - self.trained.step) * batch,
@@ -102,6 +117,17 @@ class ForgettingTrackerCallback(ForgettingWatch, TrainerCallback):
         should_log = control.should_log
         self.log(scalars)  # after which the Trainer takes its own figures as logged
         control.should_log = should_log
+
+    def _log_base(self, state: TrainerState, control: TrainerControl) -> None:
+        """Under its own step, also where the loop calls nothing before the first has been made."""
+        base, self._not_logged = self._not_logged, None
+        if base is not None:
+            step, state.global_step = state.global_step, base.step
+            self._report(state, control, base)
+            state.global_step = step
+
+    def _model(self, model: nn.Module) -> nn.Module:
+        return find_module(model, self.module)
 
     def _record(self, state: TrainerState) -> None:
         """Put the state where checkpoints hold it."""

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from freezetrain.callbacks import checkpoint_files
-from freezetrain.callbacks.checkpoint_files import LEFT_OVER, damaged, facts
+from freezetrain.callbacks.checkpoint_files import LEFT_OVER, damage, facts
 from freezetrain.errors import UserError
 from freezetrain.ranks import current_launch, on_first_rank
 
@@ -35,10 +35,10 @@ def _latest(folder: Path) -> Path | None:
     if not by_step:
         return None
     latest = by_step[max(by_step)]
-    if damaged(latest):
+    if problem := damage(latest):
         raise UserError(
-            f"the checkpoint {latest} is damaged; delete it to go on from an earlier one, or from "
-            "the start"
+            f"the checkpoint {latest} is damaged: {problem}; delete it to go on from an earlier "
+            "one, or from the start"
         )
     return latest
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zlib
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,11 +181,17 @@ def test_rank_0_removes_what_is_unfinished_and_others_pass_it_over(tmp_path, mon
     assert names(tmp_path) == ["step=2.ckpt"]
 
 
-def test_damaged_file_is_named(tmp_path):
+@pytest.mark.parametrize("harm", ["cut off", "a flipped bit"])
+def test_damaged_file_is_named(tmp_path, harm):
     (tmp_path / "checkpoints").mkdir()
     path = tmp_path / "checkpoints" / "step=3.ckpt"
     torch.save({"weights": torch.zeros(1000)}, path)
-    path.write_bytes(path.read_bytes()[:-50])
+    whole = path.read_bytes()
+    middle = len(whole) // 2  # in the weights
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    path.write_bytes(whole[:-50] if harm == "cut off" else flipped)
+    if harm != "cut off":
+        assert torch.load(path, weights_only=True)["weights"].any()  # torch does not see it
     with pytest.raises(UserError, match=r"step=3.ckpt is damaged"):
         latest_checkpoint(tmp_path)
 
@@ -202,15 +209,21 @@ def test_damaged_folder_is_named(tmp_path, harm):
     path = write(tmp_path, "step=3.ckpt")
     assert latest_checkpoint(tmp_path) == path
     harm(path)
-    with pytest.raises(UserError, match=r"step=3.ckpt is damaged; delete it"):
+    with pytest.raises(UserError, match=r"step=3.ckpt is damaged: .*; delete it"):
         latest_checkpoint(tmp_path)
 
 
 def test_folder_says_what_is_in_it(tmp_path):
     fit(tmp_path, 2, [InFolders()])
-    told = facts(latest_checkpoint(tmp_path))
+    path = latest_checkpoint(tmp_path)
+    told = facts(path)
     assert (told.step, told.world, told.engine) == (2, 1, "ddp")
     assert sorted(told.files) == ["part/weights.pt", "rest.pt"]
+    content = (path / "rest.pt").read_bytes()
+    assert told.sums["rest.pt"] == zlib.crc32(content)
+    (path / "rest.pt").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"damaged: rest.pt has changed since it was written"):
+        latest_checkpoint(tmp_path)
 
 
 def test_micro_batches_are_counted_anew_for_another_accumulation(tmp_path):
