@@ -16,7 +16,7 @@ from transformers.utils import cached_file, is_flash_attn_2_available
 
 from freezetrain.errors import UserError
 from freezetrain.forward import context_length
-from freezetrain.freezing.weights_folder import FLOATS, WeightsFolder, quantization
+from freezetrain.freezing.weights_folder import WeightsFolder, quantization
 from freezetrain.hub_network import offline_unless_reachable
 from freezetrain.model_files import check_runs, check_weights, few_modules
 from freezetrain.places import COPY, check_tokenizer_there, require_model, setting_with
@@ -255,10 +255,9 @@ def stored_dtype(source: ModelSource) -> torch.dtype | None:
 
 
 def stored_dtypes(source: ModelSource) -> dict[str, torch.dtype]:
-    """Name in the files -> type, of each tensor of floating point; empty: they are not here."""
+    """Name in the files -> type, of each weight; empty: they are not here."""
     files = describe(source).files
-    headers = {} if files is None else files.headers
-    return {name: FLOATS[header.dtype] for name, header in headers.items() if header.is_float}
+    return {} if files is None else files.dtypes()
 
 
 def local_folder(source: ModelSource) -> Path:

@@ -17,6 +17,7 @@ from transformers.utils.hub import get_checkpoint_shard_files
 from freezetrain.errors import UserError
 from freezetrain.freezing.weights_folder import (
     FLOATS,
+    MissingWeightsError,
     WeightsFolder,
     is_computed,
     quantization,
@@ -79,7 +80,7 @@ def weights_here(path: str, revision: str | None) -> WeightsFolder | None:
         folder = Path(config).parent
         try:
             return WeightsFolder(folder)
-        except UserError:  # not all of them yet
+        except MissingWeightsError:  # not all of them are fetched yet
             return None
     if not any((folder / name).is_file() for name in _NAMES):
         return None
@@ -225,7 +226,9 @@ def _equal(model: "PreTrainedModel", files: WeightsFolder, first: str, second: s
     for name in (first, second):
         tensor = model.get_parameter_or_buffer(name)
         (stored,) = revert_weight_conversion(model, {name: tensor})
-        names.append(stored)
+        names.append(
+            stored if stored in files else stored.removeprefix(f"{model.base_model_prefix}.")
+        )
     one, other = (files.headers[name] for name in names)
     rows = max(1, _ROWS * one.shape[0] // max(1, torch.Size(one.shape).numel()))
     return one.shape == other.shape and all(

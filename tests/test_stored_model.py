@@ -201,6 +201,14 @@ def test_files_of_several_types_are_loaded_without_a_loss(folder):
         assert torch.equal(tensor, state[name].float())
 
 
+def test_tables_do_not_widen_the_type(folder):
+    """Older LLaMAs hold frequencies in float32 beside weights in 16 bits."""
+    state = {name: tensor.bfloat16() for name, tensor in weights(folder).items()}
+    put(folder, {**state, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
+    assert stored_dtype(source(folder)) == torch.bfloat16
+    assert set(stored_dtypes(source(folder)).values()) == {torch.bfloat16}
+
+
 # Ties
 
 
@@ -221,6 +229,10 @@ def test_head_and_embedding_that_differ_are_two(folder, caplog):
         assert model.config.tie_word_embeddings is False
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, state[name])
+    # The files of a model without a head, to which one was added, lack the name of the part.
+    put(folder, {name.removeprefix("model."): tensor for name, tensor in state.items()})
+    assert torch.equal(load_model(source(folder)).get_parameter(HEAD), state[HEAD])
+    put(folder, state)
     configure(folder, tie_word_embeddings=False)
     assert fingerprint(loaded) == fingerprint(load_model(source(folder)))
 

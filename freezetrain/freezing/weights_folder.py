@@ -65,6 +65,10 @@ _PACKED = re.compile(r"(weight|packed|blocks|scales|zeros|codes|absmax)[^.]*$")
 _QUANTIZED = ("quantization_config", "quantization", "compression_config")
 
 
+class MissingWeightsError(UserError):
+    """A folder without weights, or without a shard that its index names."""
+
+
 @dataclass(frozen=True)
 class Header:
     """What a file says of one of its tensors."""
@@ -145,12 +149,19 @@ class WeightsFolder(Mapping[str, Tensor]):
         return self.headers[name].shape
 
     def dtype(self) -> torch.dtype | None:
-        """The narrowest type that holds all floating-point tensors, from the headers alone."""
+        """The narrowest type that holds all weights, from the headers alone."""
         widest: torch.dtype | None = None
-        for kind in {header.dtype for header in self.headers.values() if header.is_float}:
-            here = FLOATS[kind]
+        for here in set(self.dtypes().values()):
             widest = here if widest is None else torch.promote_types(widest, here)
         return widest
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Name -> type of each tensor of floating point, but of tables and masks."""
+        return {
+            name: FLOATS[header.dtype]
+            for name, header in self.headers.items()
+            if header.is_float and not is_computed(name, header.shape)
+        }
 
     def require_plain(self) -> None:
         """UserError unless all weights are stored as plain floating point, with no scale beside."""
@@ -220,7 +231,7 @@ class WeightsFolder(Mapping[str, Tensor]):
                 return [self.path / single], {}
             if (self.path / index).is_file():
                 return self._shards(self.path / index)
-        raise UserError(
+        raise MissingWeightsError(
             f"{self.path} holds neither {_SINGLE} nor {_INDEX}, nor {_PICKLE}: expected a folder "
             "written by save_pretrained, with weights as safetensors"
         )
@@ -237,7 +248,9 @@ class WeightsFolder(Mapping[str, Tensor]):
             )
         for name, filename in names.items():
             if Path(filename).name != filename or not is_file(self.path / filename):
-                raise UserError(f"the shard {filename} of {self.path}, with {name!r}, is missing")
+                raise MissingWeightsError(
+                    f"the shard {filename} of {self.path}, with {name!r}, is missing"
+                )
         return [self.path / filename for filename in dict.fromkeys(names.values())], names
 
     def _headers_of(self, file: Path) -> Iterator[tuple[str, Header]]:
