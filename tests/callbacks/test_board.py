@@ -16,20 +16,24 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from freezetrain.callbacks import ForgettingBoard, ForgettingBrake, ForgettingTracker
 from freezetrain.errors import UserError
 
+ODD = "o+\n[d]d$"  # a name is no pattern, and its line break is shown
+
 
 class Fitted:
     """A fit with a board, and its event files read back."""
 
     def __init__(self, model, folder, *, target="new", limits=None, action="stop", steps=6):
+        documents = dict(DOCUMENTS)
+        documents[ODD] = documents.pop("odd")
         self.tracker = ForgettingTracker(
-            DOCUMENTS, target, every_n_steps=EVERY, max_length=24, table=False
+            documents, target, every_n_steps=EVERY, max_length=24, table=False
         )
         callbacks: list = [self.tracker]
         self.brake = None
         if limits is not None:
             self.brake = ForgettingBrake(self.tracker, limits, action, folder / "kept")
             callbacks.append(self.brake)
-        settings = {"rate": 0.004, "deep": {"layers": 2, "name": "tiny"}, "nothing": None}
+        settings = {"rate": 0.004, "deep": {"layers": 2, "name": "ti\nny\x1b"}, "nothing": None}
         callbacks.append(ForgettingBoard(self.tracker, self.brake, settings))
         trainer = L.Trainer(
             accelerator="cpu",
@@ -76,7 +80,7 @@ def test_all_languages_are_in_one_chart_of_what_is_logged(fitted):
     }
     assert drawn == {
         "loss of each held-out language, nats per byte": [
-            "forgetting/odd/delta_nll_per_byte",
+            "forgetting/o+\\n[d]d$/delta_nll_per_byte",
             "forgetting/old/delta_nll_per_byte",
         ],
         "mean and worst loss, nats per byte": ["forgetting/mean", "forgetting/worst"],
@@ -116,7 +120,12 @@ def hparams(fitted: Fitted) -> tuple[dict, list[str]]:
 
 def test_settings_stand_beside_the_final_figures(fitted):
     values, metrics = hparams(fitted)
-    assert values == {"rate": 0.004, "deep/layers": 2, "deep/name": "tiny", "nothing": "None"}
+    assert values == {
+        "rate": 0.004,
+        "deep/layers": 2,
+        "deep/name": "ti\\nny\\x1b",
+        "nothing": "None",
+    }
     assert metrics == ["final/mean", "final/target_gain", "final/worst"]
     forgetting = fitted.tracker.history.last.forgetting
     assert fitted.final() == {

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import nasty_pages
 import pytest
+from made_runs import make_run
 from nasty_names import NASTY, SHOWN, unseen
 from parsed_page import Page
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -14,6 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from freezetrain.compare.figures import compare_figures
 from freezetrain.compare.page import variants_markdown
 from freezetrain.report.pictures import save_pictures, to_tensorboard
+from freezetrain.report.run_plots import course_figure
+from freezetrain.report.style import to_svg
 
 
 @pytest.mark.parametrize("render", [nasty_pages.runs, nasty_pages.compare])  # others: in a browser
@@ -38,6 +41,11 @@ def test_pictures_and_boards_take_any_name(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "board"), size_guidance={"images": 0}).Reload()
     (tag,) = events.Tags()["images"]
     assert unseen(tag) == []
+
+
+def test_a_name_that_begins_with_an_underscore_has_its_place_in_the_key() -> None:
+    svg = to_svg(course_figure([make_run("_a"), make_run("_$b$\n")], 760), "course")
+    assert re.findall(r">(_[^<]*)<", svg) == ["_a", r"_$b$\n"]
 
 
 def test_markdown_of_a_comparison_is_a_table() -> None:
