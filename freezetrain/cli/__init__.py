@@ -21,7 +21,7 @@ from freezetrain.cli.command_line import Command, parse
 from freezetrain.cli.stopped import BEFORE_A_FOLDER, interrupted, with_way_on
 from freezetrain.cli.verbs import VERBS
 from freezetrain.errors import CheckError, Interrupted, Preempted, UserError
-from freezetrain.escaping import visible_lines
+from freezetrain.escaping import visible, visible_lines
 from freezetrain.ranks import OUT, Launch, current_launch, end_with_parent, shared_folder
 from freezetrain.recipe import yaml12
 from freezetrain.user_files import VERBOSE, verbose
@@ -83,7 +83,7 @@ def _print_error(error: Exception, launch: Launch, status: int) -> int:
         lines = "".join(traceback.format_exception(error))
         print(visible_lines(lines), file=sys.stderr)
     rank = f"rank {launch.rank}: " if launch.rank else ""
-    print(f"freezetrain: {rank}{visible_lines(str(error))}", file=sys.stderr, flush=True)
+    print(f"freezetrain: {rank}{visible(str(error))}", file=sys.stderr, flush=True)
     _leave_the_end_to_rank_0(launch)
     return status
 

@@ -17,8 +17,9 @@ from verbs import freezetrain
 from freezetrain.escaping import visible
 from freezetrain.regions import Region
 from freezetrain.scoring import Scores
+from freezetrain.terminal import Terminal
 
-NAME = "=[red]$x{<i onclick=boo()>|`*_"  # as far as a file may be called so
+NAME = "=[red]$^-$<i onclick=boo()>|`*_"  # as far as a file may be called so
 PARAMETER = NASTY.replace(".", "").replace("\udcff", "")
 
 
@@ -34,7 +35,7 @@ class Odd(nn.Module):
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
     """No name is broken into lines."""
-    monkeypatch.setenv("COLUMNS", "2000")
+    monkeypatch.setattr(Terminal, "_environ", {"COLUMNS": "2000"})
 
 
 def joined(text: str) -> str:
