@@ -19,6 +19,7 @@ from freezetrain.analysis.effects import (
     unchanged,
 )
 from freezetrain.analysis.recipe import PerturbRecipe
+from freezetrain.errors import UserError
 from freezetrain.evaluation import Document
 from freezetrain.evaluation.figures import finite_or_none
 from freezetrain.formats import language_and_code, perplexity, signed
@@ -282,6 +283,9 @@ def run(recipe: PerturbRecipe, folder: Path) -> Outcome:
     if recipe.scores is not None:
         total = Scores.sum(list(language_scores(recipe.scores, recipe.languages).values()))
         Region({}, total.base).check_base(model)
+        there = sum(total[name].numel() for name in total.selectable(recipe.norms))
+        if recipe.count > there:
+            raise UserError(f"count is {recipe.count} and {there} weights are scored; lower it")
         weights += top_weights(total, recipe.count, norms=recipe.norms)
     weights += [(Weight(weight.name, tuple(weight.index)), None) for weight in recipe.weights]
     targets = [

@@ -3,7 +3,7 @@
 from dataclasses import MISSING, dataclass, field, fields
 from typing import ClassVar, Literal
 
-from freezetrain.recipe.check import check
+from freezetrain.recipe.check import check, check_factor
 from freezetrain.recipe.optimization import Engine
 from freezetrain.recipe.sources import EvaluationTexts, ModelSource, TextSource
 from freezetrain.recipe.text_types import LocalPath, Name
@@ -137,6 +137,7 @@ class SelectRecipe:
     def __post_init__(self) -> None:
         check(0 < self.ratio <= 1, "ratio", "above 0 and at most 1", self.ratio)
         check(self.min_count >= 1, "min_count", "1 or more", self.min_count)
+        check(0 <= self.seed < 2**32, "seed", "from 0 to 2**32 - 1", self.seed)
         self.kind = self.kind or ("expression" if self.expression is not None else "core")
         how = ["ratio", "which", "per", "unit", "norms"]
         random = ["model"], ["seed", *(name for name in how if name != "which")]
@@ -282,6 +283,7 @@ class PerturbRecipe:
         some = bool(self.weights or self.dimensions) or self.scores is not None
         check(some, "weights", "one or more, unless scores or dimensions are given", self.weights)
         check(self.count >= 1, "count", "1 or more", self.count)
+        check_factor("by", self.by, self.model.dtype)
         expected = "left out where no scores are given"
         check(self.scores is not None or not self.languages, "languages", expected, self.languages)
         expected = "left out where no dimensions are given"

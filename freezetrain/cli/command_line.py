@@ -4,6 +4,7 @@ import argparse
 import ast
 import inspect
 import json
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
@@ -116,6 +117,11 @@ def _options(name: str, arguments: Sequence[str]) -> argparse.Namespace:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # argparse takes -1e-3 for an option, and -1 for none.
+        self._negative_number_matcher = re.compile(r"^-\.?(?:\d|inf)")
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; `{self.prog} --help` lists the options")
 

@@ -12,19 +12,22 @@ from freezetrain.analysis.score import score_languages
 from freezetrain.analysis.select import make_region, monolingual_regions
 from freezetrain.compare.recipe import CompareRecipe
 from freezetrain.compare.results import ModelFacts
-from freezetrain.errors import UserError
+from freezetrain.data.texts import languages_in
+from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation import Document, DocumentSums
 from freezetrain.files import write_json
-from freezetrain.measuring.held_out import evaluate_with_bar, held_out_documents
+from freezetrain.measuring.held_out import evaluate_with_bar, held_out_documents, window_length
 from freezetrain.models import check_fit, load_model, load_tokenizer, meta_model, on_gpu
 from freezetrain.progress import Stages
 from freezetrain.recipe.check import file_name
-from freezetrain.regions import Expression, Region, decoder_blocks
+from freezetrain.regions import Expression, Region, decoder_blocks, layers_region
 from freezetrain.scoring.scores import language_scores
-from freezetrain.training.plan import penalty_of, shape_and_region
+from freezetrain.training.plan import penalty_of, shape_and_region, shape_of
 from freezetrain.user_files import read_json, reading
 
 SUFFIX = ".safetensors"
+
+_BASE = "base.json"
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,12 @@ def prepare(recipe: CompareRecipe, folder: Path) -> Prepared:
             f"expected held-out documents of the target {recipe.target} and of one language more "
             f"in train.watch.texts, got those of {', '.join(documents)}; add them"
         )
+    window_length(recipe.train.watch, shape)
+    if not (folder / _BASE).is_file():  # else an earlier start has looked at all that
+        _check_parts(recipe, shape)
     scores = recipe.scores or str(folder / "scores")
     stages = Stages()
-    base = _base(recipe, documents, folder / "base.json")
+    base = _base(recipe, documents, folder / _BASE)
     if recipe.needs_scores and recipe.scores is None:
         held_out = [name for name in documents if name != recipe.target]
         with stages("scores"):
@@ -69,6 +75,46 @@ def prepare(recipe: CompareRecipe, folder: Path) -> Prepared:
     model = ModelFacts(name, weights, len(decoder_blocks(shape)))
     shares = {name: count / weights for name, count in frozen.items()}
     return Prepared(folder, model, scores, base, files, shares)
+
+
+def _check_parts(recipe: CompareRecipe, shape: PreTrainedModel) -> None:
+    """UserError, before the base is evaluated, for what variants and regions will be refused for.
+
+    As far as that is known without regions and scores that are still to be made.
+    """
+    for name in recipe.regions:
+        try:
+            _check_region(recipe, name, shape)
+        except UserError as error:
+            raise UserError(f"regions.{name}: {error}") from error
+    for name in recipe.variants:
+        try:
+            training = recipe.training(name, recipe.rates_of(name)[0], recipe.seeds_of(name)[0])
+            adapted = shape_of(training)
+            if recipe.scores is not None:
+                penalty_of(training, adapted)
+            texts = training.replay and training.replay.texts
+            known = languages_in(texts) if texts else []
+            for language in training.replay.languages if training.replay else ():
+                if language not in known:
+                    raise UserError(
+                        f"replay has no texts of language {language!r}"
+                        f"{near_misses(language, known)}; there are {' '.join(known)}"
+                    )
+        except UserError as error:
+            raise UserError(f"variants.{name}: {error}") from error
+
+
+def _check_region(recipe: CompareRecipe, name: str, shape: PreTrainedModel) -> None:
+    fields = recipe.regions[name]
+    if fields.get("kind") == "file":
+        Region.load(fields["path"]).resolve(shape)
+        return
+    selection = recipe.selection(name)
+    if selection.kind == "layers":
+        layers_region(shape, selection.first, selection.last, norms=selection.norms)
+    if recipe.scores is not None and recipe.is_scored(name):
+        language_scores(str(selection.scores), selection.languages)
 
 
 def check_variants(recipe: CompareRecipe, prepared: Prepared) -> None:

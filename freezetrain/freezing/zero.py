@@ -1,7 +1,7 @@
 """DeepSpeed: where ZeRO keeps a region's fp32 masters. The one file that imports deepspeed."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import safe_get_full_fp32_param
@@ -178,6 +179,17 @@ def to_universal(checkpoint: Path, universal: Path) -> None:
     )
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it prints and draws bars
         ds_to_universal.main(arguments)
+
+
+def check_settings(zero: Mapping[str, Any]) -> None:
+    """UserError for entries of zero_optimization that DeepSpeed does not take."""
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValueError as error:  # pydantic's, of several lines
+        said = [line.strip() for line in str(error).splitlines()]
+        raise UserError(
+            f"DeepSpeed refuses engine.deepspeed.zero_optimization: {': '.join(said[1:3])}"
+        ) from error
 
 
 def _refuse(wrapper: Any, inner: Sequence[Optimizer]) -> None:

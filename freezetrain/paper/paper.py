@@ -13,7 +13,7 @@ from freezetrain.analysis.perturb import Perturbations
 from freezetrain.data.texts import languages_in
 from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation.texts import text_facts
-from freezetrain.measuring.held_out import held_out_documents
+from freezetrain.measuring.held_out import held_out_documents, window_length
 from freezetrain.models import load_model, load_tokenizer, local_folder, meta_model, on_gpu
 from freezetrain.paper.claims import paper_claims
 from freezetrain.paper.experiments import (
@@ -57,6 +57,7 @@ def run(recipe: PaperRecipe, folder: Path) -> Outcome:
     shape = meta_model(recipe.model)
     check_prompts(shape, tokenizer, recipe.prompts, recipe.new_tokens)
     _check_ratios(recipe, shape)
+    window_length(evaluation, shape)
     stages = Stages(folder / "parts")
 
     with stages("scores"):
@@ -144,7 +145,12 @@ def paper_languages(recipe: PaperRecipe) -> tuple[list[str], list[str]]:
 
 
 def _check_ratios(recipe: PaperRecipe, model: PreTrainedModel) -> None:
-    """UserError for a share of which not even the largest parameter has a weight."""
+    """UserError for a share of which not even the largest parameter has a weight, or too many."""
+    there = sum(parameter.numel() for parameter in block_parameters(model).values())
+    if recipe.weights > there:
+        raise UserError(
+            f"weights is {recipe.weights}, and the decoder blocks have {there}; lower it"
+        )
     largest = max(parameter.numel() for parameter in block_parameters(model).values())
     for ratio in (*recipe.ratios, recipe.monolingual_ratio):
         if ratio * largest < 0.5:

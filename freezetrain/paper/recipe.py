@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from freezetrain.analysis.recipe import AblateRecipe, Method, ScoreRecipe
-from freezetrain.recipe.check import check
+from freezetrain.recipe.check import check, check_factor
 from freezetrain.recipe.optimization import Engine
 from freezetrain.recipe.sources import EvaluationTexts, ModelSource, TextSource
 from freezetrain.recipe.text_types import LocalPath, Name
@@ -86,6 +86,7 @@ class PaperRecipe:
         expected = "another one first: magnitude knows no language"
         check(knows, "methods", expected, self.methods)
         check(self.weights >= 1, "weights", "1 or more", self.weights)
+        check_factor("scale", self.scale, self.model.dtype)
         enough = not self.halves or self.sequences >= 2
         check(enough, "sequences", "2 or more to score halves apart", self.sequences)
         if self.languages:

@@ -44,6 +44,6 @@ class QuickstartRecipe:
         check(self.sequence_length >= 2, "sequence_length", "2 or more", self.sequence_length)
         rate = self.learning_rate
         check(rate is None or 0 < rate < 1e3, "learning_rate", "a number above 0", rate)
+        check(1 <= self.seeds <= 1000, "seeds", "from 1 to 1000", self.seeds)
         valid = 0 <= self.seed < 2**32 - self.seeds
-        check(valid, "seed", "from 0 to 2**32 - 1", self.seed)
-        check(self.seeds >= 1, "seeds", "1 or more", self.seeds)
+        check(valid, "seed", "from 0 to 2**32 - 1, those of all runs too", self.seed)

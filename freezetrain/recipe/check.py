@@ -7,6 +7,12 @@ from freezetrain.errors import UserError
 
 _LONGEST = 200  # characters of a value in a sentence
 
+_LARGEST = {
+    "float32": (2 - 2**-23) * 2.0**127,
+    "bfloat16": (2 - 2**-7) * 2.0**127,
+    "float16": 65504,
+}
+
 
 def check(condition: bool, name: str, expected: str, value: object) -> None:
     """UserError naming the field unless ``condition`` holds."""
@@ -25,6 +31,12 @@ def check_temperature(name: str, temperature: float, weights: Mapping[str, float
     check(temperature > 0, name, "above 0", temperature)
     alone = not weights or temperature == 1
     check(alone, name, "left out where weights are given", temperature)
+
+
+def check_factor(name: str, factor: float, dtype: str) -> None:
+    """Within what weights of the type ``dtype`` can be multiplied by."""
+    largest = _LARGEST.get(dtype, _LARGEST["float32"])  # stored: only the files tell
+    check(abs(factor) <= largest, name, f"at most {largest:.4g}, as {dtype} holds it", factor)
 
 
 def check_shares(name: str, shares: Mapping[str, float]) -> None:

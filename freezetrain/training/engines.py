@@ -1,7 +1,7 @@
 """Lightning's strategy, devices and precision for an engine of the recipe."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +22,23 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from freezetrain.errors import UserError
 from freezetrain.ranks import Launch
+from freezetrain.recipe.check import shown
 from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.remarks import printed_kept_back
+
+_FROM_OPTIMIZATION = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "fp16",
+    "bf16",
+    "amp",
+)
+
+_NOT_FROZEN = ("round_robin_gradients", "zenflow", "zero_quantized_weights")
 
 
 class DeepSpeed(DeepSpeedStrategy):
@@ -142,9 +157,13 @@ def deepspeed_config(engine: Engine, settings: Optimization) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": settings.micro_batch,
     }
     for name, value in engine.deepspeed.items():
-        if name in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
+        if name in _FROM_OPTIMIZATION:
             raise UserError(
                 f"engine.deepspeed sets {name}, which follows from optimization; leave it out"
+            )
+        if name == "zero_optimization" and not isinstance(value, Mapping):
+            raise UserError(
+                f"engine.deepspeed.zero_optimization must be a group of fields, got {shown(value)}"
             )
         config[name] = {**config[name], **value} if name == "zero_optimization" else value
     if config["zero_optimization"]["stage"] != zero["stage"]:
@@ -152,7 +171,31 @@ def deepspeed_config(engine: Engine, settings: Optimization) -> dict[str, Any]:
             f"engine.deepspeed sets stage {config['zero_optimization']['stage']} and engine.kind "
             f"is {engine.kind}; leave the stage out"
         )
+    from freezetrain.freezing.zero import check_settings  # imports deepspeed
+
+    check_settings(config["zero_optimization"])
     return config
+
+
+def refuse_settings_that_freeze_nothing(engine: Engine) -> None:
+    """UserError for entries of DeepSpeed's configuration with which nothing can be frozen.
+
+    The freeze itself finds what they make of the engine, and only then, on all ranks.
+    """
+    zero = engine.deepspeed.get("zero_optimization")
+    if not isinstance(zero, Mapping):
+        return
+    given = [name for name in _NOT_FROZEN if zero.get(name)]
+    given += ["zero_hpz_partition_size"] if zero.get("zero_hpz_partition_size", 1) != 1 else []
+    for name in ("offload_optimizer", "offload_param"):
+        settings = zero.get(name)
+        if isinstance(settings, Mapping) and settings.get("device") == "nvme":
+            given.append(f"{name} to nvme")
+    if given:
+        raise UserError(
+            f"engine.deepspeed.zero_optimization sets {given[0]}, with which no region can be "
+            "frozen; leave it out"
+        )
 
 
 def optimizer_device(strategy: Strategy) -> torch.device:

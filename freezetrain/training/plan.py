@@ -15,7 +15,13 @@ from freezetrain.regions import Region
 from freezetrain.scoring import Scores
 from freezetrain.scoring.scores import language_scores
 from freezetrain.training.adapters import add_adapters
-from freezetrain.training.engines import kind_of, precision, trained_in_16_bits, world_size
+from freezetrain.training.engines import (
+    kind_of,
+    precision,
+    refuse_settings_that_freeze_nothing,
+    trained_in_16_bits,
+    world_size,
+)
 from freezetrain.training.recipe import TrainRecipe
 
 
@@ -88,22 +94,30 @@ def make_plan(recipe: TrainRecipe, launch: Launch) -> Plan:
 
 
 def shape_and_region(recipe: TrainRecipe) -> tuple[PreTrainedModel, Region | None]:
-    """The model on the meta device, with adapters, and the region.
-
-    UserError where a type rounds frozen entries or cannot hold the value that they are set to, or
-    where sequence length or region do not fit the model.
-    """
-    refuse_types(recipe)
-    refuse_clamp(recipe)
-    model = meta_model(recipe.model, trained_in_16_bits(recipe.optimization), recipe.from_scratch)
-    check_length(model, recipe.optimization.sequence_length)
-    if recipe.lora is not None:
-        add_adapters(model, recipe.lora, recipe.optimization.seed)
+    """The model as :func:`shape_of` gives it, and the region; UserError where they do not fit."""
+    model = shape_of(recipe)
     if recipe.region is None:
         return model, None
     region = Region.load(recipe.region)
     region.resolve(model)
     return model, region
+
+
+def shape_of(recipe: TrainRecipe) -> PreTrainedModel:
+    """The model on the meta device, with adapters. The region's file need not be there.
+
+    UserError where a type rounds frozen entries or cannot hold the value that they are set to, or
+    where sequence length or adapters do not fit the model.
+    """
+    refuse_types(recipe)
+    refuse_clamp(recipe)
+    if recipe.region is not None:
+        refuse_settings_that_freeze_nothing(recipe.engine)
+    model = meta_model(recipe.model, trained_in_16_bits(recipe.optimization), recipe.from_scratch)
+    check_length(model, recipe.optimization.sequence_length)
+    if recipe.lora is not None:
+        add_adapters(model, recipe.lora, recipe.optimization.seed)
+    return model
 
 
 def refuse_types(recipe: TrainRecipe) -> None:

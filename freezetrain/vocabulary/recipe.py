@@ -6,6 +6,8 @@ from freezetrain.recipe.check import check
 from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.recipe.text_types import LocalPath, Name
 
+_MOST_PADDING = 2**16
+
 
 @dataclass
 class ExtendRecipe:
@@ -31,4 +33,5 @@ class ExtendRecipe:
         check(exactly_one, "tokens", expected, self.tokens)
         named = self.learn == 0 or self.language is not None
         check(named, "language", "given to learn tokens from its texts", self.language)
-        check(self.multiple_of >= 1, "multiple_of", "1 or more", self.multiple_of)
+        valid = 1 <= self.multiple_of <= _MOST_PADDING
+        check(valid, "multiple_of", f"from 1 to {_MOST_PADDING}", self.multiple_of)

@@ -294,6 +294,81 @@ def test_what_the_recipe_tells_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+ZERO = ("--engine.kind", "zero-2", "--engine.deepspeed")
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ("{zero_optimization: {round_robin_gradients: true}}", "with which no region can be froz"),
+        ("{zero_optimization: {offload_optimizer: {device: nvme}}}", "offload_optimizer to nvme"),
+        ("{fp16: {enabled: true}}", "engine.deepspeed sets fp16, which follows from optimization"),
+        ("{optimizer: {type: Adam}}", "engine.deepspeed sets optimizer, which follows from"),
+        ("{zero_optimization: 5}", "zero_optimization must be a group of fields, got 5"),
+        ("{zero_optimization: {reduce_bucket_size: x}}", "optimization: reduce_bucket_size: Input"),
+    ],
+)  # fmt: skip
+def test_settings_of_deepspeed_are_refused_before_anything_is_written(
+    refused, tmp_path, model_folder, region_file, settings, complaint
+):
+    pytest.importorskip("deepspeed")
+    command = train(model_folder, tmp_path, "--region", region_file, *ZERO, settings)
+    assert complaint in refused(*command)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (("--regions", "{a: {kind: file, path: nowhere}}"), "regions.a: there is no region at"),
+        (("--regions", "{a: {kind: layers, first: 99}}"), "regions.a: expected 1 to 2 decoder"),
+        (("--regions", "{a: {kind: core}}", "--scores", "nowhere"), "regions.a: expected a folder"),
+        (("--variants.x.changes.lora.targets", "[nope]"), "variants.x: lora.targets has 'nope'"),
+        (("--variants.x.changes.replay.languages", "[xx]"), "variants.x: replay has no texts of"),
+        (("--variants.x.changes.penalty", "{strength: 1, fisher: fisher}", "--scores", "nowhere"),
+         "variants.x: expected a folder of score files at nowhere/fisher"),
+        (("--regions.a.kind", "layers", "--regions.a.first", 1, "--variants.x.region", "a",
+          "--variants.x.changes.freeze.clamp", 1e39), "variants.x: freeze.clamp is 1e+39"),
+        (("--train.watch.max_length", 1000), "max_length is 1000 tokens and the model was built"),
+    ],
+)  # fmt: skip
+def test_a_comparison_is_refused_before_the_base_is_evaluated(
+    refused, tmp_path, model_folder, more, complaint
+):
+    said = refused(
+        "compare", "--train.model.path", model_folder, "--train.languages", "[zh]",
+        "--train.watch.languages", "[zh, en]", "--train.watch.documents", 1, "--variants.plain",
+        "{}", "--train.optimization.sequence_length", 32, "--out", tmp_path / "out", *more,
+    )  # fmt: skip
+    assert complaint in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        (("paper", "--weights", 10**6), "weights is 1000000, and the decoder blocks have "),
+        (("paper", "--max_length", 1000), "max_length is 1000 tokens and the model was built for"),
+        (("paper", "--scale", 1e39), "scale must be at most 3.403e+38, as float32 holds it"),
+        (("perturb", "--dimensions", "[1]", "--by", -1e39), "by must be at most 3.403e+38, as fl"),
+        (("extend", "--learn", 3, "--multiple_of", 10**9), "multiple_of must be from 1 to 65536"),
+        (("select", "--kind", "random", "--seed", -1), "seed must be from 0 to 2**32 - 1, got -1"),
+    ],
+    ids=lambda value: value[0] + value[1] if isinstance(value, tuple) else None,
+)  # fmt: skip
+def test_numbers_that_no_model_can_bear(refused, tmp_path, model_folder, command, complaint):
+    more = {"paper": ("--languages", "[en, zh]", "--core_languages", "[en]", "--sequence_length",
+                      32), "extend": ("--language", "zh")}.get(command[0], ())  # fmt: skip
+    said = refused(*command, "--model", model_folder, *more, "--out", tmp_path / "out")
+    assert said.startswith(complaint)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_value_that_verify_compares_with_fits_the_type(refused, model_folder, region_file):
+    said = refused("verify", model_folder, model_folder, region_file, "--clamp", -1e39)
+    assert said.startswith("clamp is -1e+39, which no entry")
+
+
 def test_adapters_larger_than_any_layer(refused, tmp_path, model_folder):
     said = refused(*train(model_folder, tmp_path, "--lora.rank", 25))
     assert said == "lora.rank is 25 and the largest side of a layer is 24; use 24 or less"
