@@ -264,7 +264,8 @@ def local_folder(source: ModelSource) -> Path:
     """The folder that holds the model's files: its own, or the hub cache's snapshot."""
     if Path(source.path).is_dir():
         return Path(source.path)
-    config = cached_file(source.path, "config.json", revision=source.revision)
+    with offline_unless_reachable():
+        config = cached_file(source.path, "config.json", revision=source.revision)
     if config is None:
         raise UserError(f"the hub's cache holds no config.json of {source.path!r}; load it first")
     return Path(config).parent

@@ -12,7 +12,7 @@ from made_paper import make_paper
 from freezetrain.evaluation import Figures
 from freezetrain.paper.claims import paper_claims
 from freezetrain.paper.results import PaperResults
-from freezetrain.typed_json import KEY, from_json, to_json
+from freezetrain.typed_json import KEY, from_json, require_types, to_json
 
 
 @dataclass
@@ -35,6 +35,29 @@ def test_nested_objects_come_back():
     assert content["with space"] == {"value": 1.0, "kind": "a"}
     assert content["figures"]["en"]["perplexity"] == pytest.approx(math.exp(2))
     assert from_json(Outer, content) == outer
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "complaint"),
+    [
+        (Inner("x"), Inner, "it.value must be of type float, got 'x'"),
+        (Inner(True), Inner, "it.value must be of type float, got True"),
+        (Inner(1.0, "c"), Inner, "it.kind must be one of 'a', 'b'"),
+        (Inner(math.inf), Inner, "it.value must be a finite number within 64 bits"),
+        (Inner(10**400), Inner, "it.value must be a finite number within 64 bits"),
+        (Outer({1: [Inner(None), 5]}, {}), Outer, "it.layers.1.2 must be of type Inner, got 5"),
+        (Outer({"1": []}, {}), Outer, "the keys of it.layers must be of type int, got '1'"),
+        ((1.0,), tuple[float, float], "it must have 2 items, got 1"),
+    ],
+)
+def test_values_of_another_type_are_named_by_their_place(value, hint, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        require_types(value, hint, "it")
+
+
+def test_values_of_their_types_pass():
+    require_types(Outer({3: [Inner(1), Inner(None)]}, {"en": Figures(20, 10, 30)}), Outer, "it")
+    require_types({"a": (1, 2.5)}, dict[str, tuple[float, float] | None], "it")
 
 
 def test_an_infinite_number_is_not_known():

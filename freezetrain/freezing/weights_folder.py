@@ -249,7 +249,8 @@ class WeightsFolder(Mapping[str, Tensor]):
         for name, filename in names.items():
             if Path(filename).name != filename or not is_file(self.path / filename):
                 raise MissingWeightsError(
-                    f"the shard {filename} of {self.path}, with {name!r}, is missing"
+                    f"the shard {filename} of {self.path}, with {name!r}, is missing; copy all "
+                    "files of the model into one folder"
                 )
         return [self.path / filename for filename in dict.fromkeys(names.values())], names
 

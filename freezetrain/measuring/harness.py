@@ -140,9 +140,11 @@ def _own_tasks(folder: Path) -> "TaskManager":
 
     manager = TaskManager(include_path=folder, include_defaults=False)
     if not manager.all_tasks:
+        unread = sorted(folder.rglob("*.yaml"))  # the harness passes over those that it cannot read
+        found = f"found none but {unread[0]}, which it cannot read" if unread else "found none"
         raise UserError(
             f"expected task files (YAML) of lm-evaluation-harness in benchmarks.folder {folder}, "
-            f"{'found none' if folder.is_dir() else 'there is no such folder'}"
+            f"{found if folder.is_dir() else 'there is no such folder'}"
         )
     return manager
 

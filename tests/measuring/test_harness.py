@@ -206,7 +206,8 @@ def test_unknown_tasks(folder):
 def test_folders_without_tasks(tmp_path):
     with pytest.raises(UserError, match="nowhere, there is no such folder"):
         Harness(settings(tmp_path / "nowhere", "local_choice"))
-    with pytest.raises(UserError, match="found none"):
+    (tmp_path / "t.yaml").write_text("task: t\n a: [")
+    with pytest.raises(UserError, match=r"found none but .*t\.yaml, which it cannot read"):
         Harness(settings(tmp_path, "local_choice"))
 
 

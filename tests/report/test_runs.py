@@ -164,6 +164,9 @@ def test_the_runs_of_a_quickstart(runs, tmp_path):
         (["odd.json"], "this version's ForgettingTracker or train writes"),
         (["short.json"], "step 2 is not of the languages of the first evaluation"),
         (["list.json"], "expected a mapping in"),
+        (["mistyped.json"], "cannot read the evaluations of a run in mistyped.json: the run."),
+        (["empty.json"], "figures need at least one predicted token"),
+        (["recipe"], "cannot read the recipe of a run, recipe/recipe.yaml: expected a mapping"),
         (["torn"], "cannot read"),
         (["started"], "an evaluation of the base and one after it, and the run 'started' has 1"),
     ],
@@ -176,6 +179,13 @@ def test_what_cannot_be_shown_is_refused(runs, tmp_path, monkeypatch, capsys, wo
     short = json.loads(json.dumps(history))
     del short["evaluations"][1]["figures"]["en"]
     (runs / "short.json").write_text(json.dumps(short))
+    for name, figure, value in (("mistyped", "correct", "x"), ("empty", "tokens", 0)):
+        changed = json.loads(json.dumps(history))
+        changed["evaluations"][0]["figures"]["en"][figure] = value
+        (runs / f"{name}.json").write_text(json.dumps(changed))
+    (runs / "recipe").mkdir(exist_ok=True)
+    (runs / "recipe" / "forgetting.json").write_text(json.dumps(history))
+    (runs / "recipe" / "recipe.yaml").write_text("[1]")
     for name, text in {
         "torn": '{"target": ',
         "started": json.dumps(history | {"evaluations": history["evaluations"][:1]}),
