@@ -148,12 +148,11 @@ def legend(figure: Figure, chosen: dict[str, Mark], line: bool = False) -> None:
     names = {name: shortened(visible(name), longest) for name in chosen}
     column = LETTER * max(map(len, names.values())) + 50
     handles = [
-        Line2D([], [], linestyle="-" if line else "none", **mark.options())
-        for mark in chosen.values()
+        Line2D([], [], label=names[name], linestyle="-" if line else "none", **mark.options())
+        for name, mark in chosen.items()
     ]
-    key = figure.legend(
-        handles,
-        [str(number) for number in range(len(handles))],  # a name that begins with _ is left out
+    figure.legend(
+        handles=handles,
         loc="outside upper left",
         ncols=max(1, min(len(handles), int(width / column))),
         frameon=False,
@@ -163,8 +162,6 @@ def legend(figure: Figure, chosen: dict[str, Mark], line: bool = False) -> None:
         columnspacing=1.6,
         borderpad=0.2,
     )
-    for text, name in zip(key.get_texts(), names.values(), strict=True):
-        text.set_text(name)
 
 
 @contextmanager
