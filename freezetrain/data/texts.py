@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +20,7 @@ from freezetrain.data.language_files import LanguageFiles, language_files
 from freezetrain.data.reading import AT_ONCE, BAD, FEATURES, GOOD, read_file, read_places
 from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe.sources import TextSource
+from freezetrain.recipe.text_types import check_name
 from freezetrain.user_files import reason
 
 BUILT_IN = Path(__file__).parent / "udhr"
@@ -109,10 +110,24 @@ class Language:
 
 
 def languages_in(source: TextSource) -> list[str]:
-    """Names of the languages that the source holds, sorted."""
+    """Names of the languages that the source holds, sorted.
+
+    UserError for one that cannot be the name of a file, as others are written by it.
+    """
     if source.hub:
-        return sorted(configurations(source))
-    return sorted(name for name, files in files_of(source).items() if files.texts)
+        return _checked_names(configurations(source), source)
+    names = [name for name, files in files_of(source).items() if files.texts]
+    return _checked_names(names, source)
+
+
+def _checked_names(names: Iterable[str], source: TextSource) -> list[str]:
+    for name in names:
+        try:
+            check_name(name)
+        except UserError as error:
+            where = source.hub or source.folder
+            raise UserError(f"{where} holds a language by its file's name: {error}") from error
+    return sorted(names)
 
 
 def read_languages(source: TextSource, languages: Sequence[str] = ()) -> dict[str, Language]:
@@ -148,7 +163,7 @@ def read_languages(source: TextSource, languages: Sequence[str] = ()) -> dict[st
             )
     return {
         name: _split(read[name](), name, where, source, places.get(name, _rows_of))
-        for name in languages or sorted(read)
+        for name in languages or _checked_names(read, source)
     }
 
 

@@ -2,6 +2,7 @@ import gzip
 import json
 import os
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -311,3 +312,16 @@ def test_a_cache_that_cannot_be_written_to(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file" / "x")
     with pytest.raises(UserError, match=r"cannot keep the texts of .*set HF_DATASETS_CACHE to a"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"a\nb", b"caf\xe9", b"\x1b[31m", b"n" * 220])
+def test_a_file_whose_name_no_language_can_have(tmp_path, name):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "en.txt").write_text("A text.")
+    Path(os.fsdecode(os.path.join(os.fsencode(folder), name + b".txt"))).write_text("Another.")
+    source = TextSource(str(folder))
+    for read in (languages_in, read_languages):
+        with pytest.raises(UserError, match="holds a language by its file's name: expected "):
+            read(source)
+    assert list(read_languages(source, ["en"])) == ["en"]
