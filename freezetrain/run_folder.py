@@ -86,7 +86,11 @@ def claimed(folder: Path, recipe: Any, resumable: bool = False) -> Iterator[None
     the earlier one, and results.json, which is to be made anew, goes; bad input brings both back.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
-    claim(folder, recipe, resumable)
+    try:
+        claim(folder, recipe, resumable)
+    except KeyboardInterrupt:
+        _undo(folder, made)
+        raise
     try:
         with _held(folder), _grown(folder, recipe):
             yield
@@ -95,10 +99,17 @@ def claimed(folder: Path, recipe: Any, resumable: bool = False) -> Iterator[None
     except BaseException:
         if os.listdir(folder) == [_RECIPE]:
             (folder / _RECIPE).unlink()
-            with suppress(OSError):  # another run has begun in one of them
-                for place in made:
-                    place.rmdir()
+            _undo(folder, made)
         raise
+
+
+def _undo(folder: Path, made: Sequence[Path]) -> None:
+    """Remove the folders that were ``made``, where only an own recipe is in them."""
+    with suppress(OSError):  # another run has begun in one of them
+        if folder in made and os.listdir(folder) == [_RECIPE]:
+            (folder / _RECIPE).unlink()
+        for place in made:
+            place.rmdir()
 
 
 @contextmanager

@@ -36,6 +36,21 @@ def test_bad_input_leaves_no_trace(tmp_path):
     assert not (tmp_path / "a" / "b").exists()
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, CheckError, ZeroDivisionError])
+def test_a_job_that_ends_before_it_left_anything_leaves_no_trace(tmp_path, error, monkeypatch):
+    with pytest.raises(error), claimed(tmp_path / "a" / "b", Recipe()):
+        raise error
+    assert not list(tmp_path.iterdir())
+
+    def written_and_stopped(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("freezetrain.files.sync", written_and_stopped)
+    with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "a" / "b", Recipe()):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_a_failed_job_left_is_kept(tmp_path):
     def job(folder, error):
         with claimed(folder, Recipe()):

@@ -38,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_print_error(error, Launch(), 2))
     if launch.by == "freezetrain" and launch.rank:
         end_with_parent()
-    sys.exit(_status(sys.argv[1:] if arguments is None else arguments, launch))
+    status = _status(sys.argv[1:] if arguments is None else arguments, launch)
+    if status == _CTRL_C and arguments is None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said, and the process ends anyway
+    sys.exit(status)
 
 
 def _status(arguments: Sequence[str], launch: Launch) -> int:
