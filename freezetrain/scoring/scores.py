@@ -80,12 +80,13 @@ class Scores(Mapping[str, Tensor]):
             tensors = {name: _checked(name, tensor) for name, tensor in tensors.items()}
         self._tensors = tensors
         self._names = dict.fromkeys(tensors)
+        self._file: Path | None = None  # that they were loaded from
         self.base = base
         self.made = dict(made or {})
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._tensors[name]
-        return tensor if self._held else _checked(name, tensor)
+        return tensor if self._held else _checked(name, tensor, self._file)
 
     def __contains__(self, name: object) -> bool:
         return name in self._names  # a Mapping would read the tensor to find out
@@ -147,7 +148,14 @@ class Scores(Mapping[str, Tensor]):
             raise UserError(
                 f"the header of the score file {path} lists other parameters than it has"
             )
+        for name in names:
+            if 0 in tensors.shape(name):
+                raise UserError(
+                    f"{path} holds no score of {name!r}, of shape "
+                    f"{list(tensors.shape(name))}; {AGAIN}"
+                )
         scores = cls(tensors, base, made)
+        scores._file = Path(path)
         scores._names = names  # a file has them in an order of its own
         return scores
 
@@ -207,15 +215,16 @@ def _checked_made(made: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _checked(name: str, tensor: Tensor) -> Tensor:
-    """``tensor`` as fp32 on the CPU."""
+def _checked(name: str, tensor: Tensor, file: Path | None = None) -> Tensor:
+    """``tensor`` as fp32 on the CPU; what is wrong with it is said with the ``file`` it is from."""
+    where = f", in {file}; {AGAIN}" if file else ""
     if not tensor.is_floating_point():
-        raise UserError(f"expected floating scores of {name!r}, got {tensor.dtype}")
+        raise UserError(f"expected floating scores of {name!r}, got {tensor.dtype}{where}")
     tensor = tensor.detach().to("cpu", torch.float32)
     # A finite sum has finite parts, and is quick; sums of finite ones may overflow. The extremes
     # are NaN if anything is. Neither costs a copy of the tensor.
     if not tensor.sum().isfinite() and not all(e.isfinite() for e in tensor.aminmax()):
-        raise UserError(f"expected finite scores, got NaN or infinity in {name!r}")
+        raise UserError(f"expected finite scores, got NaN or infinity in {name!r}{where}")
     return tensor
 
 

@@ -249,7 +249,7 @@ def test_magnitude_alone_reads_no_text(words, tmp_path, monkeypatch):
     ("more", "said"),
     [
         (["--languages", "[zh,xx]"], "'xx'"),
-        (["--languages", "[zh,zh]"], "languages must be each named once, got ['zh', 'zh']"),
+        (["--languages", "[zh,zh]"], "languages: expected each name once, got 'zh' twice"),
         (["--methods", "[]"], "methods must be one or more"),
         (["--methods", "[wanda]", "--embeddings", "true"],
          "embeddings must be false: wanda scores the linear layers"),

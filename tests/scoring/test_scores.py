@@ -236,6 +236,21 @@ def test_a_header_that_lists_other_parameters_is_refused(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("tensor", "complaint"),
+    [
+        (torch.ones(2, dtype=torch.int32), r"got torch.int32, in .*x\.safetensors; copy or make"),
+        (torch.tensor([1.0, torch.nan]), r"NaN or infinity in 'a', in .*x\.safetensors"),
+        (torch.ones(0), r"x\.safetensors holds no score of 'a', of shape \[0\]"),
+    ],
+)
+def test_scores_that_are_none_are_refused_with_their_file(tmp_path, tensor, complaint) -> None:
+    header = {"format": "freezetrain-scores/1", "parameters": ["a"], "base": None, "made": {}}
+    write_safetensors(tmp_path / "x.safetensors", {"a": tensor}, header)
+    with pytest.raises(UserError, match=complaint):
+        Scores.load(tmp_path / "x.safetensors")["a"]
+
+
+@pytest.mark.parametrize(
     ("made", "complaint"),
     [
         ({"method": "nosuch"}, "expected one of taylor, .* as the method, got 'nosuch'"),
