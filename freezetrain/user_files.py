@@ -91,9 +91,14 @@ def read_json(path: str | os.PathLike[str], what: str, remedy: str) -> Any:
     Raises UserError as :func:`reading`.
     """
     with reading(what, path, remedy):
-        if not Path(path).is_file():  # a pipe or a device has no end
-            raise FileNotFoundError(f"there is {'no file' if Path(path).exists() else 'nothing'}")
-        return parse_json(Path(path).read_text(encoding="utf-8"))
+        return parse_json(read_text(path))
+
+
+def read_text(path: str | os.PathLike[str], encoding: str = "utf-8") -> str:
+    """The text of a file; OSError for a pipe or a device, which may have no end."""
+    if not is_file(path):
+        raise FileNotFoundError(f"there is {'no file' if os.path.exists(path) else 'nothing'}")
+    return Path(path).read_text(encoding=encoding)
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:

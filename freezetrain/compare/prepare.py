@@ -62,6 +62,7 @@ def prepare(recipe: CompareRecipe, folder: Path) -> Prepared:
     if not (folder / _BASE).is_file():  # else an earlier start has looked at all that
         _check_parts(recipe, shape)
     scores = recipe.scores or str(folder / "scores")
+    _check_given(recipe, folder, shape)
     stages = Stages()
     base = _base(recipe, documents, folder / _BASE)
     if recipe.needs_scores and recipe.scores is None:
@@ -127,6 +128,20 @@ def check_variants(recipe: CompareRecipe, prepared: Prepared) -> None:
             penalty_of(training, shape)
         except UserError as error:
             raise UserError(f"variants.{name}: {error}") from error
+
+
+def _check_given(recipe: CompareRecipe, folder: Path, shape: PreTrainedModel) -> None:
+    """UserError for regions and scores of the user's that cannot be read, or are of another model.
+
+    Of regions that are still to be made: before the base is evaluated for them.
+    """
+    for name, fields in recipe.regions.items():
+        if (folder / "regions" / f"{name}{SUFFIX}").exists():
+            continue
+        if fields.get("kind") == "file":
+            Region.load(fields["path"]).resolve(shape)
+        elif recipe.scores is not None and recipe.is_scored(name):
+            language_scores(str(recipe.selection(name).scores))
 
 
 def _base(

@@ -23,7 +23,10 @@ from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe.sources import TextSource
 from freezetrain.user_files import reason
 
-_UNREADABLE = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, pa.ArrowException)
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, RecursionError, MemoryError),
+    *(lzma.LZMAError, zlib.error, pa.ArrowException),
+)
 
 AT_ONCE = 256  # documents in memory: one may be a whole book
 

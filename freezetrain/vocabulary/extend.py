@@ -23,7 +23,7 @@ from freezetrain.regions import embedding_parameters
 from freezetrain.run_folder import Outcome
 from freezetrain.tables import Column, Table
 from freezetrain.training.export import export
-from freezetrain.user_files import reading
+from freezetrain.user_files import read_text, reading
 from freezetrain.vocabulary.learned_tokens import Learned, learn_tokens
 from freezetrain.vocabulary.recipe import ExtendRecipe
 
@@ -31,7 +31,7 @@ from freezetrain.vocabulary.recipe import ExtendRecipe
 def tokens_in(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The tokens of a file, one a line. UserError, with its number, for a line that is none."""
     with reading("the new tokens in", path, "give a text file, in UTF-8, of one token a line"):
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path, "utf-8-sig").splitlines()
     if not lines:
         raise UserError(f"{path} is empty; give one new token a line")
     known, first = tokenizer.get_vocab(), dict[str, int]()
@@ -39,6 +39,8 @@ def tokens_in(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         where = f"{path}, line {number}"
         if not token.strip():
             raise UserError(f"{where} is empty; give one new token a line")
+        if not token.isprintable():
+            raise UserError(f"{where}: {token!r} holds what no text shows; give words of text")
         if token in first:
             raise UserError(f"{where} repeats {token!r} of line {first[token]}; take one away")
         if token in known or len(tokenizer.encode(token, add_special_tokens=False)) == 1:

@@ -50,6 +50,7 @@ FOLDERS = {"model": "base", "run": "run", "scores": "scores"}
 LETTERS = {"@huge": "100000000000000000000", "@long": "n" * 300, "@nul": "a\0b", "@none": ""}
 LETTERS |= {"@bytes": "\udcff", "@escape": "a\x1b[31mb", "@newline": "a\nb"}
 LETTERS |= {"@deep": "[" * 3_000 + "]" * 3_000}
+LETTERS |= {"@digits": "9" * 400}
 LETTERS |= {"@up": "model.layers.0.mlp.up_proj.weight"}
 
 
@@ -202,7 +203,7 @@ def _change(path: Path, source: Path, place: list[str], value: str) -> None:
         path.unlink(missing_ok=True)
         save_file(held, path, {"freezetrain": changed})
     else:
-        put(path, changed)
+        put(path, filled(changed, {}))
 
 
 def put(path: Path, content: str | bytes) -> None:
