@@ -1,5 +1,6 @@
 """`freezetrain overlap`: regions compared, each with each."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -94,7 +95,9 @@ def region_files(places: list[str]) -> list[Path]:
 def run(recipe: OverlapRecipe, folder: Path) -> Outcome:
     """Leaves overlap.csv and pictures."""
     files = region_files(recipe.regions)
-    names = recipe.names or shortest_endings([str(_labelled(path.resolve())) for path in files])
+    names = recipe.names or shortest_endings(
+        [str(_labelled(Path(os.path.realpath(path)))) for path in files]
+    )
     if len(names) != len(files):
         raise UserError(
             f"expected a name for each of {len(files)} regions, got {len(names)}; give as many, or "

@@ -259,4 +259,7 @@ def _same(before: Result, after: Result, count: str) -> bool:
 
 
 def _pair(values: Any) -> Interval | None:
-    return None if values is None else (values[0], values[1])
+    if values is None:
+        return None
+    low, high = values
+    return (low, high)

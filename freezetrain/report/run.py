@@ -154,6 +154,8 @@ def read_runs(path: Path, name: str) -> list[Run]:
     results = _json(results_path) if results_path.is_file() else {}
     held = results.get("runs")
     if isinstance(held, list):  # forgetting, or an earlier report
+        if not held:
+            raise UserError(f"{results_path} holds no run; give another")
         runs = [_parsed(data, results_path) for data in held]
         return [_parsed({**held[0], "name": name}, results_path)] if len(runs) == 1 else runs
     if isinstance(held, dict):  # quickstart
@@ -194,6 +196,7 @@ def _check_languages(history: History) -> None:
         if (
             evaluation.figures.keys() != languages
             or evaluation.forgetting.languages.keys() != languages - {history.target}
+            or evaluation.forgetting.worst[0] not in languages
         ):
             raise ValueError(
                 f"step {evaluation.step} is not of the languages of the first evaluation"

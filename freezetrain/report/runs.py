@@ -1,5 +1,6 @@
 """`freezetrain report`: runs side by side in one page, and as tables for other programs."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ PAGE = "report.html"
 
 def run(recipe: ReportRecipe, folder: Path) -> Outcome:
     """Leaves report.html, forgetting.csv and forgetting.md."""
-    places = [Path(path).resolve() for path in recipe.runs]
+    places = [Path(os.path.realpath(path)) for path in recipe.runs]
     names = recipe.names or shortest_endings(
         [str(place.parent if place.name == FORGETTING else place) for place in places]
     )

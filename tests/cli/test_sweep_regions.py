@@ -60,7 +60,7 @@ train | region | +parameters = []
 convert | region | +parameters = {"a": 5}
 select | region | +parameters = {}
 ablate | region | +base = 5
-train | region | +base = {"name": null, "revision": null, "fingerprint": "x"} | another model
+ablate | region | +base = {"name": null, "revision": null, "fingerprint": "x"} | another model
 info | region | +base = {"name": [1], "revision": null, "fingerprint": "x"}
 verify | region | +made = 5
 train | region | +digest = "x"
@@ -245,7 +245,7 @@ def test_a_region_with_other_indices_is_refused(refuse, content):
 @pytest.mark.parametrize("content", VALUES)
 def test_scores_with_other_values_are_refused(refuse, content):
     make = with_tensor("scores/zh.safetensors", VALUES[content])
-    says = UP if content == "fewer rows" else f"{UP!r} in @here/scores/zh.safetensors"
+    says = UP if content == "fewer rows" else "in @here/scores/zh.safetensors"
     refuse(Case("select", "--scores @here/scores", says, make, bare=True))
 
 
