@@ -165,7 +165,10 @@ def test_two_ranks_find_the_same(done, place):
         (["--languages", "[en]", "--core_languages", "[]"], "none of the paper's core languages"),
         (["--languages", "[en]"], "core_languages must be among languages"),
         (["--evaluated", "[en,es]"], "among those evaluated, where their regions are tested"),
-        (["--core_languages", "[en,en]"], "core_languages must be each named once"),
+        (
+            ["--core_languages", "[en,en]"],
+            "core_languages: expected each name once, got 'en' twice",
+        ),
         (["--ratios", "[0]"], "ratios must be above 0"),
         (["--methods", "[magnitude, taylor]"], "magnitude knows no language"),
         (["--ratios", "[0.00001]"], "expected ratios of which a matrix has a weight, got 1e-05"),
