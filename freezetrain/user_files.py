@@ -64,6 +64,8 @@ def reason(error: BaseException) -> str:
             return f"it is not JSON ({error.msg}, line {error.lineno}, column {error.colno})"
         case UnicodeDecodeError():
             return f"it is not text in UTF-8 (byte {error.start})"
+        case ValueError() if str(error).startswith("Exceeds the limit"):  # of Python's int
+            return "it holds a number of too many digits"
         case UnpicklingError():
             return "it is a pickle that holds more than tensors, which is not run"
         case KeyError(args=(str(name),)) if name.isidentifier():

@@ -23,7 +23,7 @@ from freezetrain.escaping import shortened
 from freezetrain.evaluation import Document, encode_documents
 from freezetrain.formats import exact_percent
 from freezetrain.forward import context_length, without_cache
-from freezetrain.measuring.held_out import held_out_documents
+from freezetrain.measuring.held_out import held_out_documents, remarks
 from freezetrain.models import load_model, load_tokenizer, on_gpu
 from freezetrain.regions import Region
 from freezetrain.run_folder import Outcome
@@ -104,7 +104,14 @@ def run(recipe: AblateRecipe, folder: Path) -> Outcome:
     model, tokenizer = on_gpu(load_model(recipe.model)), load_tokenizer(recipe.model)
     documents = held_out_documents(recipe.evaluation, tokenizer)
     ablation = ablate_regions(recipe, model, tokenizer, documents)
-    return Outcome(to_json(ablation), [*removal_tables(ablation), *text_tables(ablation)])
+    return Outcome(
+        to_json(ablation),
+        [
+            *removal_tables(ablation),
+            *text_tables(ablation),
+            *remarks(recipe.evaluation, tokenizer, documents),
+        ],
+    )
 
 
 def ablate_regions(

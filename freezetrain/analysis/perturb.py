@@ -23,7 +23,7 @@ from freezetrain.errors import UserError
 from freezetrain.evaluation import Document
 from freezetrain.evaluation.figures import finite_or_none
 from freezetrain.formats import language_and_code, perplexity, signed
-from freezetrain.measuring.held_out import held_out_documents
+from freezetrain.measuring.held_out import held_out_documents, remarks
 from freezetrain.models import load_model, load_tokenizer, on_gpu
 from freezetrain.recipe.sources import EvaluationTexts
 from freezetrain.regions import Region, perturb
@@ -294,4 +294,6 @@ def run(recipe: PerturbRecipe, folder: Path) -> Outcome:
     ]
     documents = held_out_documents(recipe.evaluation, tokenizer)
     changed = perturbations(model, documents, recipe.evaluation, targets, recipe)
-    return Outcome(to_json(changed), [damage_table(changed)])
+    return Outcome(
+        to_json(changed), [damage_table(changed), *remarks(recipe.evaluation, tokenizer, documents)]
+    )

@@ -7,15 +7,18 @@ import io
 import itertools
 import json
 import lzma
+import re
 import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
+from json import JSONDecodeError
 from pathlib import Path
 from typing import IO, Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Features, Value
 
@@ -39,9 +42,6 @@ _COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
 
 LONGEST = 64 * 2**20
 """Bytes of a line, or of a paragraph of a text file: the longest document."""
-
-LARGEST_ARRAY = 2**30
-"""Bytes of a JSON file that is one array, which is read as a whole."""
 
 EXPANSION = 250
 """Times a file's size that its text may have, beyond the first ``LONGEST`` bytes. Text that people
@@ -207,33 +207,96 @@ def _items(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[str, Any]]:
             yield f"line {number}", _parsed(line)
 
 
-_UTF_16 = "it is text in UTF-16, and UTF-8 is read"
+_UTF_16 = "it is text in UTF-16 or UTF-32, and UTF-8 is read"
 
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line)
-    except RecursionError:
-        return ValueError("it is nested too deeply")
-    except ValueError as error:  # not JSON, or not UTF-8
+        # Not by json.loads alone, which takes bytes with zeros among them for another encoding.
+        return json.loads(line.decode("utf-8").removeprefix("\ufeff"))
+    except JSONDecodeError as error:
         return error
+    except (RecursionError, ValueError) as error:  # nested, not UTF-8, or a number of 5000 digits
+        return ValueError(reason(error))
 
 
 def _json(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
     """A JSON file is one array of objects, or what a JSONL file is."""
-    blank = b"\xef\xbb\xbf \t\r\n"
-    lines = enumerate(_lines(file), 1)
-    number, first = next(((n, line) for n, line in lines if line.strip(blank)), (0, b""))
-    if not first.lstrip(blank).startswith(b"["):
-        yield from _items(itertools.chain([(number, first)], lines))
-        return
-    rest = file.read(LARGEST_ARRAY)
-    if len(rest) == LARGEST_ARRAY:
-        raise ValueError(
-            f"it is one array of more than {LARGEST_ARRAY // 2**20} MiB (give an item a line)"
-        )
-    for place, item in enumerate(json.loads(first + rest), 1):
-        yield f"item {place}", item
+    number = 1
+    while (first := file.read(1)) and first in b"\xef\xbb\xbf \t\r\n":
+        number += first == b"\n"
+    if first == b"[":
+        yield from _array(file)
+    elif first:
+        lines = enumerate(_lines(file), number + 1)
+        yield from _items(itertools.chain([(number, first + file.readline(LONGEST))], lines))
+
+
+def _array(file: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    """Items of an array, whose bracket has been read; no more than one of them is in memory.
+
+    ValueError for what is no array, and for an item longer than a document may be.
+    """
+    text, at = "", 0
+    decode = json.JSONDecoder().raw_decode
+    bytes_to_text = codecs.getincrementaldecoder("utf-8")()
+
+    def more() -> bool:
+        """Whether there was more to read after ``text``, of which what is done with goes."""
+        nonlocal text, at
+        read = file.read(max(_PIECE, len(text) - at))
+        try:
+            text, at = text[at:] + bytes_to_text.decode(read, final=not read), 0
+        except UnicodeDecodeError as error:  # its place is one in what was read now
+            raise ValueError("it is not text in UTF-8") from error
+        return bool(read)
+
+    def sign() -> str:
+        """The next character that is not white space, which is not yet passed; "" at the end."""
+        nonlocal at
+        while True:
+            at = cast(re.Match[str], _BLANK.match(text, at)).end()
+            if at < len(text) or not more():
+                return text[at : at + 1]
+
+    for number in itertools.count(1):
+        if number == 1 and sign() == "]":
+            break
+        while True:  # an item may go on after what was read
+            sign()
+            try:
+                item, end = decode(text, at)
+            except JSONDecodeError as error:
+                item, end, fault = None, len(text), error.msg
+            else:
+                fault = ""
+            if end < len(text):
+                break
+            if len(text) - at > LONGEST:
+                raise ValueError(f"item {number} is longer than {LONGEST // 2**20} MiB, or no JSON")
+            if not more():
+                raise ValueError(
+                    f"item {number} is no JSON ({fault})" if fault else _CUT.format(number)
+                )
+        at = end
+        yield f"item {number}", item
+        if (after := sign()) == "":
+            raise ValueError(_CUT.format(number))
+        if after not in (",", "]"):
+            raise ValueError(f"after item {number} there is {after!r} and no comma")
+        if after == "]":
+            break
+        at += 1
+    at += 1
+    if sign():
+        raise ValueError("it goes on after its array")
+
+
+_CUT = "it ends after item {}, within its array"
+
+_BLANK = re.compile(r"[ \t\r\n]*")
+
+_PIECE = 2**20  # bytes that are read at once
 
 
 def _decoded(file: IO[bytes]) -> Iterator[str]:
@@ -286,7 +349,24 @@ def _parquet(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
         names = table.schema_arrow.names
         fields = {source.text_field, source.key_field or source.text_field}
         columns = sorted(fields) if fields <= set(names) else names  # all are named in the error
+        encoded = pq.ParquetFile(file, read_dictionary=sorted({source.text_field} & set(names)))
         numbers = itertools.count(1)
-        for batch in table.iter_batches(AT_ONCE, columns=columns):
-            for item in batch.to_pylist():
-                yield f"row {next(numbers)}", item
+        for group in range(table.num_row_groups):
+            size = _rows_at_once(encoded, group, source.text_field)
+            for batch in table.iter_batches(size, row_groups=[group], columns=columns):
+                for item in batch.to_pylist():
+                    yield f"row {next(numbers)}", item
+
+
+def _rows_at_once(table: pq.ParquetFile, group: int, field: str) -> int:
+    """How many rows of a group to take into memory; ``table`` gives texts as a dictionary.
+
+    A text that repeats is stored once: a small file may hold many rows of the longest text. Its
+    dictionary is read with the first row.
+    """
+    for batch in table.iter_batches(1, row_groups=[group], columns=[field]):
+        for column in batch.columns:
+            if pa.types.is_dictionary(column.type):
+                longest = pc.max(pc.binary_length(column.dictionary)).as_py() or 1
+                return int(min(AT_ONCE, max(1, LONGEST // longest)))
+    return AT_ONCE

@@ -72,7 +72,8 @@ def text_facts(
     return facts
 
 
-def texts_table(facts: Sequence[TextFacts], title: str) -> Table:
+def texts_table(facts: Sequence[TextFacts], title: str, not_read: Sequence[str] = ()) -> Table:
+    """``not_read``: files of the texts that are not read, each with the reason."""
     columns = [
         Column("language", "language", language_and_code, text=True),
         Column("documents", "documents"),
@@ -82,10 +83,22 @@ def texts_table(facts: Sequence[TextFacts], title: str) -> Table:
         Column("unknown", "unknown", share),
         Column("byte fallback", "byte_fallback", share),
     ]
-    return Table(title, columns, facts, note=_left_out(facts), sortable=True)
+    notes = [note for note in (left_out(facts), not_read_note(not_read)) if note]
+    return Table(title, columns, facts, note="; ".join(notes), sortable=True)
 
 
-def _left_out(facts: Sequence[TextFacts]) -> str:
+def not_read_note(files: Sequence[str]) -> str:
+    """The first of the files, and how many there are; nothing without any."""
+    if not files:
+        return ""
+    more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
+    return f"files not read: {', '.join(files[:_NAMED])}{more}"
+
+
+_NAMED = 5  # files that are not read
+
+
+def left_out(facts: Sequence[TextFacts]) -> str:
     """What was not evaluated, in a sentence; nothing where all was."""
     some = [language for language in facts if language.left_out]
     if not some:

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from freezetrain.data.texts import files_not_read
 from freezetrain.data.tokens import tokenizer_digest
 from freezetrain.errors import CheckError, UserError, near_misses
 from freezetrain.evaluation import DocumentSums, History, forgetting_table
@@ -57,7 +58,8 @@ def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
     others = list(distinct.values()) if len(distinct) > 1 else []
     before = _measured(recipe, recipe.base, base, max_length, harness, others)
     main_metrics(before.scores, recipe.benchmarks.metrics)
-    tables = [texts_table(before.texts, f"texts, in tokens of {base}")]
+    not_read = files_not_read(recipe.evaluation.texts, recipe.evaluation.languages)
+    tables = [texts_table(before.texts, f"texts, in tokens of {base}", not_read)]
     runs = []
     for name, source in zip(names, recipe.models, strict=True):
         after = _measured(recipe, source, name, max_length, harness, others)
@@ -88,7 +90,7 @@ def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
                 title=name,
             )
         )
-    results = {"base": base, "runs": [run.to_dict() for run in runs]}
+    results = {"base": base, "files_not_read": not_read, "runs": [run.to_dict() for run in runs]}
     return Outcome(results, [*tables, *_written(runs, folder)])
 
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from freezetrain.data.texts import Texts, read_languages
+from freezetrain.data.texts import Texts, files_not_read, read_languages
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Document, DocumentSums, encode_documents, evaluate_documents
 from freezetrain.evaluation.documents import Documents
+from freezetrain.evaluation.texts import left_out, not_read_note, text_facts
 from freezetrain.forward import context_length
 from freezetrain.progress import progress_bar
 from freezetrain.recipe.sources import EvaluationTexts
@@ -49,15 +50,26 @@ def _encoded(
     texts: Texts, tokenizer: PreTrainedTokenizerBase, others: Sequence[PreTrainedTokenizerBase]
 ) -> Documents:
     documents = encode_documents(texts, tokenizer)
-    left_out = {*documents.left_out}
-    left_out |= {n for other in others for n in encode_documents(texts, other).left_out}
-    if left_out != {*documents.left_out}:
+    missing = {*documents.left_out}
+    missing |= {n for other in others for n in encode_documents(texts, other).left_out}
+    if missing != {*documents.left_out}:
         numbers = [n for n in range(len(texts)) if n not in {*documents.left_out}]
         kept = zip(numbers, documents, strict=True)
-        documents = Documents(document for n, document in kept if n not in left_out)
-    documents.left_out = sorted(left_out)
+        documents = Documents(document for n, document in kept if n not in missing)
+    documents.left_out = sorted(missing)
     documents.left_out_first = texts.places(documents.left_out[:_NAMED])
     return documents
+
+
+def remarks(
+    evaluation: EvaluationTexts,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Mapping[str, Sequence[Document]],
+) -> list[str]:
+    """What of the texts is not evaluated, in sentences; for verbs that show no table of them."""
+    not_read = files_not_read(evaluation.texts, evaluation.languages)
+    notes = [left_out(text_facts(documents, tokenizer)), not_read_note(not_read)]
+    return [note for note in notes if note]
 
 
 def window_length(evaluation: EvaluationTexts, model: PreTrainedModel) -> int:

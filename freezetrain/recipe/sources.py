@@ -35,9 +35,9 @@ class TextSource:
     """Texts of several languages: a folder with one file a language, or a data set of the hub."""
 
     folder: LocalPath | None = None
-    """Folder of <language>.jsonl, .json, .txt, .parquet, .dev or .devtest, also .gz, .xz, .bz2,
-    .zst; or with a folder <language>/ of such files. None: the Universal Declaration of Human
-    Rights in 30 languages, which comes with freezetrain."""
+    """Folder of <language>.jsonl, .ndjson, .json, .txt, .parquet, .dev or .devtest, also .gz, .xz,
+    .bz2, .zst; or with a folder <language>/ of such files, also in folders within it. None: the
+    Universal Declaration of Human Rights in 30 languages, which comes with freezetrain."""
     hub: LocalPath | None = None
     """Id of a data set on the hub, or a folder in the hub's layout, instead of folder."""
     hub_config: str = "{language}"

@@ -13,12 +13,11 @@ from freezetrain.data.packing import Packed, SequenceLoader
 from freezetrain.data.texts import files_not_read, languages_in
 from freezetrain.data.tokens import tokenize
 from freezetrain.errors import UserError
+from freezetrain.evaluation.texts import not_read_note
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import TextSource
 from freezetrain.tables import Column, Table
 from freezetrain.training.recipe import Replay, TrainRecipe
-
-_NAMED = 5  # files that are not read
 
 
 class TextData(L.LightningDataModule):
@@ -125,8 +124,7 @@ class TextData(L.LightningDataModule):
                 skipped.append(f"{facts['skipped']} of {name}")
         notes = [f"bad lines skipped: {', '.join(skipped)}"] if skipped else []
         if self.not_read:
-            more = f" and {len(self.not_read) - _NAMED} more" if len(self.not_read) > _NAMED else ""
-            notes.append(f"files not read: {', '.join(self.not_read[:_NAMED])}{more}")
+            notes.append(not_read_note(self.not_read))
         return Table("texts trained on", columns, rows, note="; ".join(notes))
 
 

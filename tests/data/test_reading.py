@@ -114,7 +114,7 @@ def test_what_is_no_such_file_is_refused(tmp_path):
     [
         (b'{"id": 2, "te', "is no JSON: Invalid control character"),
         (b"text", "is no JSON: Expecting value"),
-        (b'{"text": "caf\xe9"}', "is no JSON: 'utf-8' codec can't decode"),
+        (b'{"text": "caf\xe9"}', "is no JSON: it is not text in UTF-8"),
         (b"[" * 100_000, "is no JSON: it is nested too deeply"),
         (b'["text"]', "is no JSON object but has type list"),
         (b'{"id": 1, "txet": "b"}', r"has no field 'text' \(did you mean 'txet'\?\).*are id txet"),
@@ -202,6 +202,54 @@ def test_a_document_without_end_is_refused(tmp_path, monkeypatch, content):
     (tmp_path / "en.txt").write_bytes(content)
     with pytest.raises(UserError, match=r"en.txt as txt: a (line|paragraph) is longer than"):
         texts(tmp_path / "en.txt")
+
+
+def test_parquet_of_a_text_that_repeats_is_taken_in_few_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LONGEST", 2**16)
+    column = pa.DictionaryArray.from_arrays(pa.array([1, 0, 0], pa.int32()), ["a" * 2**15, "b"])
+    pq.write_table(pa.table({"text": column}), tmp_path / "en.parquet")
+    encoded = pq.ParquetFile(tmp_path / "en.parquet", read_dictionary=["text"])
+    assert module._rows_at_once(encoded, 0, "text") == 2
+    assert texts(tmp_path / "en.parquet") == ["b", "a" * 2**15, "a" * 2**15]
+
+
+def test_an_array_is_read_item_by_item(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LONGEST", 1000)
+    monkeypatch.setattr(module, "_PIECE", 7)  # borders within names, numbers and characters
+    items = [{"text": f"ñandú {number} " * (number % 9), "n": [number]} for number in range(1, 60)]
+    for indent in (None, 1):
+        raw = json.dumps(items, ensure_ascii=False, indent=indent)
+        (tmp_path / "en.json").write_text(f" {raw}\n", encoding="utf-8")
+        assert texts(tmp_path / "en.json") == [item["text"] for item in items if item["text"]]
+
+
+@pytest.mark.parametrize(
+    ("raw", "complaint"),
+    [
+        (b"[" * 100_000, "it is nested too deeply"),
+        (b'[{"text": "a", "x": ' + b"[" * 100_000, "it is nested too deeply"),
+        (b'[{"text": "a"}, {"te', "item 2 is no JSON"),
+        (b'[{"text": "a"},]', "item 2 is no JSON"),
+        (b'[{"text": "a"} {"text": "b"}]', "after item 1 there is '{' and no comma"),
+        (b'[{"text": "a"}', "it ends after item 1, within its array"),
+        (b'[{"text": "a"}]\n[{"text": "b"}]', "it goes on after its array"),
+        (b'[{"text": "caf\xe9"}]', "it is not text in UTF-8"),
+        (b'[{"text": ' + b"9" * 5000 + b"}]", "it holds a number of too many digits"),
+        (b'[{"text": "' + b"a" * 2**17, "item 1 is longer than"),
+    ],
+)
+def test_what_is_no_array_is_refused(tmp_path, monkeypatch, raw, complaint):
+    monkeypatch.setattr(module, "LONGEST", 2**16)
+    monkeypatch.setattr(module, "_PIECE", 2**12)
+    (tmp_path / "en.json").write_bytes(raw)
+    with pytest.raises(UserError, match=rf"en.json as json: {complaint}"):
+        texts(tmp_path / "en.json")
+
+
+def test_zeros_are_no_other_encoding(tmp_path):
+    (tmp_path / "en.jsonl").write_bytes(b'{"text": "a"}\n' + b"\0" * 50)
+    with pytest.raises(UserError, match=r"en.jsonl line 2 is no JSON: Expecting value"):
+        texts(tmp_path / "en.jsonl")
 
 
 def test_xz_that_asks_for_more_memory_than_any_setting_is_refused(tmp_path):

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from freezetrain.errors import UserError
 from freezetrain.evaluation.texts import text_facts, texts_table
-from freezetrain.measuring.held_out import held_out_documents
+from freezetrain.measuring.held_out import held_out_documents, remarks
 from freezetrain.recipe.sources import EvaluationTexts, TextSource
 from freezetrain.tables import to_markdown
 
@@ -48,6 +48,13 @@ def test_they_are_left_out_and_named(evaluation, wordpiece, tmp_path):
     table = to_markdown(texts_table([*facts.values()], "texts"))
     assert "2 of sw" in table
     assert "sw.jsonl line 5" in table
+
+
+def test_verbs_without_a_table_say_what_is_not_evaluated(evaluation, wordpiece, tmp_path):
+    (tmp_path / "zh.jsonl").symlink_to(tmp_path / "nowhere")
+    left_out, not_read = remarks(evaluation, wordpiece, held_out_documents(evaluation, wordpiece))
+    assert "nothing to predict, left out: 2 of sw (first" in left_out
+    assert not_read == "files not read: zh.jsonl (a link to nothing)"
 
 
 def test_what_one_model_cannot_be_asked_none_is(evaluation, wordpiece, tokenizer):
