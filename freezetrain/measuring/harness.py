@@ -42,7 +42,12 @@ class Harness:
         self._settings = settings
         where = settings.folder or "lm-evaluation-harness"
         remedy = "correct them, or leave benchmarks out"
-        with _quiet(), offline_unless_reachable(), reading("the task files in", where, remedy):
+        with (
+            _quiet(),
+            _own_code_alone(settings),
+            offline_unless_reachable(),
+            reading("the task files in", where, remedy),
+        ):
             folder = None if settings.folder is None else Path(settings.folder)
             own = None if folder is None else _own_tasks(folder)
             if own is not None and set(settings.tasks) <= set(own.all_subtasks):
@@ -62,7 +67,7 @@ class Harness:
         from lm_eval.models.huggingface import HFLM
 
         settings = self._settings
-        with _quiet():
+        with _quiet(), _own_code_alone(settings):
             try:
                 results = simple_evaluate(
                     HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch),
@@ -147,6 +152,42 @@ def _own_tasks(folder: Path) -> "TaskManager":
             f"{found if folder.is_dir() else 'there is no such folder'}"
         )
     return manager
+
+
+@contextmanager
+def _own_code_alone(settings: Benchmarks) -> Iterator[None]:
+    """Have task files run no Python but the harness's own, unless the recipe asks for it.
+
+    Functions that others name (``!function``) are refused, and templates can call none.
+    """
+    if settings.run_functions:
+        yield
+        return
+    import lm_eval.tasks
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+    from lm_eval.tasks import _yaml_loader
+
+    own, load = Path(lm_eval.tasks.__file__).parent, _yaml_loader._import_func_in_yml
+
+    def load_own(function: str, folder: Path) -> Any:
+        if not Path(folder).resolve().is_relative_to(own.resolve()):
+            raise UserError(
+                f"a task file in {folder} names the Python function {function!r}, which is not "
+                "run; read it, and then say benchmarks.run_functions: true"
+            )
+        return load(function, folder)
+
+    outside = utils.env
+    inside = SandboxedEnvironment(
+        loader=outside.loader, undefined=outside.undefined, keep_trailing_newline=True
+    )
+    inside.filters.update(outside.filters)
+    _yaml_loader._import_func_in_yml, utils.env = load_own, inside
+    try:
+        yield
+    finally:
+        _yaml_loader._import_func_in_yml, utils.env = load, outside
 
 
 @contextmanager

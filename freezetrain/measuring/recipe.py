@@ -14,7 +14,10 @@ class Benchmarks:
     tasks: list[str] = field(default_factory=list)
     """Names of tasks, groups or tags: its own, or those in folder. Empty: none are run."""
     folder: LocalPath | None = None
-    """Folder with task files (YAML) of your own; Python functions that they name are run."""
+    """Folder with task files (YAML) of your own."""
+    run_functions: bool = False
+    """Run Python functions that task files of folder name, and what their templates call. Only for
+    task files that you have read."""
     metrics: dict[str, str] = field(default_factory=dict)
     """Metric that counts for a task, where that is not the first that the task has."""
     num_fewshot: int | None = None
@@ -27,7 +30,7 @@ class Benchmarks:
     """Seed of the choice of solved examples, and of what else is drawn."""
 
     def __post_init__(self) -> None:
-        for name in ("folder", "metrics", "num_fewshot", "limit"):
+        for name in ("folder", "run_functions", "metrics", "num_fewshot", "limit"):
             given = getattr(self, name)
             used = bool(self.tasks) or not given
             check(used, f"benchmarks.{name}", "left out where benchmarks.tasks is", given)

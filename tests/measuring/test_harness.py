@@ -217,6 +217,37 @@ def test_a_task_without_its_data(tmp_path):
         Harness(settings(tmp_path, "local_choice"))
 
 
+@pytest.mark.parametrize("place", ["here", "included"])
+def test_python_of_a_task_is_run_where_it_is_asked_for_alone(tmp_path, folder, place):
+    ran = tmp_path / "ran"
+    within = tmp_path / ("tasks" if place == "here" else "elsewhere")
+    for path in (tmp_path / "tasks", within):
+        path.mkdir(exist_ok=True)
+    code = f"open({str(ran)!r}, 'w')\ndef words(row):\n    return row['words']\n"
+    (within / "evil.py").write_text(code)
+    function = "doc_to_target: !function evil.words\n"
+    text = CHOICE.format(data=folder / "data.json").replace("doc_to_target: answer\n", "")
+    if place == "here":
+        text += function
+    else:
+        (within / "more.yaml").write_text(function)
+        text += f"include: {within}/more.yaml\n"
+    (tmp_path / "tasks" / "task.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"evil\.words.*say benchmarks.run_functions: true"):
+        Harness(settings(tmp_path / "tasks", "local_choice"))
+    assert not ran.exists()
+    Harness(settings(tmp_path / "tasks", "local_choice", run_functions=True))
+    assert ran.exists()
+
+
+def test_templates_of_a_task_call_nothing(tmp_path, folder, make_model, tokenizer):
+    evil = '{{ "".__class__.__mro__[1].__subclasses__() }}'
+    text = CHOICE.format(data=folder / "data.json").replace("{{question}}", evil.replace('"', "'"))
+    (tmp_path / "task.yaml").write_text(text)
+    with pytest.raises(UserError, match="unsafe"):
+        Harness(settings(tmp_path, "local_choice")).scores(make_model(), tokenizer)
+
+
 def test_a_machine_without_the_harness(monkeypatch):
     real = builtins.__import__
 
