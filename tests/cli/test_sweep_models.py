@@ -29,8 +29,6 @@ quickstart | elsewhere/x | words | @here/model
 paper | elsewhere/x | words | @here/model
 score | elsewhere/x | words | @here/model
 extend | elsewhere/x | words | @here/model
-train | elsewhere/x | words | @here/model
-compare | elsewhere/x | words | @here/model
 base | elsewhere/x | words | @here/model
 models | elsewhere/x | words | @here/model
 verify | elsewhere/x | words | @here/model
@@ -44,10 +42,8 @@ info | model | a device | @here/model
 train | model | a link to itself | @here/model
 score | model/config.json | - | config.json
 info | model/config.json | - | @here/model
-score | model/model.safetensors | - | @here/model
 verify | model/model.safetensors | - | @here/model
 train | model/tokenizer.json | - | tokenizer
-train | model/config.json | a pipe | config.json
 info | model/config.json | a folder | @here/model
 score | model/model.safetensors | a pipe | model
 verify | model/model.safetensors | a pipe | model
@@ -79,7 +75,6 @@ train | model/config.json | +num_hidden_layers = "2" | num_hidden_layers
 train | model/config.json | +num_hidden_layers = -1 | num_hidden_layers
 info | model/config.json | +num_hidden_layers = 0 | num_hidden_layers
 perturb | model/config.json | +num_hidden_layers = 1000000000 | num_hidden_layers
-train | model/config.json | +num_hidden_layers = 1 | layers
 score | model/config.json | +num_attention_heads = 0 | @here/model
 score | model/config.json | +hidden_act = "boom" | boom
 train | model/config.json | +hidden_act = 5 | hidden_act
@@ -94,15 +89,9 @@ verify | model/config.json | +rms_norm_eps = NaN | config.json
 WEIGHTS = """
 score | model/model.safetensors | nothing
 verify | model/model.safetensors | nothing
-train | model/model.safetensors | a pointer of LFS
-models | model/model.safetensors | HTML
-perturb | model/model.safetensors | a huge header
 verified | model/model.safetensors | a header of 2^63
 ablate | model/model.safetensors | a header of words
 quickstart | model/model.safetensors | a header of a list
-train | model/model.safetensors | a deep header
-score | model/model.safetensors | no tensors | @here/model
-compare | model/model.safetensors | a tensor beyond the end
 info | model/model.safetensors | a negative shape
 magnitude | model/model.safetensors | a huge shape
 """
@@ -110,15 +99,12 @@ magnitude | model/model.safetensors | a huge shape
 INDEXES = """
 score | model/model.safetensors.index.json | a list
 verify | model/model.safetensors.index.json | a list
-train | model/model.safetensors.index.json | nothing
 verified | model/model.safetensors.index.json | half a mapping
 info | model/model.safetensors.index.json | an empty mapping
 verify | model/model.safetensors.index.json | deep
 extend | model/model.safetensors.index.json | ={"weight_map": [1]}
 verify | model/model.safetensors.index.json | ={"weight_map": {"a": 5}}
-train | model/model.safetensors.index.json | ={"weight_map": {}} | @here/model
 score | model/model.safetensors.index.json | ={"weight_map": {"a": "x.safetensors"}} | x.safetensors
-train | model/model.safetensors.index.json | ={"weight_map": {"a": "../../x"}} | ../../x
 verify | model/model.safetensors.index.json | ={"weight_map": {"a": "/etc/passwd"}} | /etc/passwd
 verified | model/model.safetensors.index.json | ={"weight_map": {"a": "@long"}} | nnnnnnnnnn
 verify | model/model.safetensors.index.json | ={"weight_map": {"a": "a\\u0000b"}} | a\\x00b
@@ -139,6 +125,20 @@ extend | model/tokenizer_config.json | +added_tokens_decoder = [1] | tokenizer
 """
 
 MORE = """
+score | model/model.safetensors | - | @here/model
+train | model/model.safetensors.index.json | ={"weight_map": {}} | @here/model
+score | model/model.safetensors | no tensors | @here/model
+models | model/model.safetensors | HTML
+train | model/config.json | +num_hidden_layers = 1 | layers
+compare | model/model.safetensors | a tensor beyond the end
+train | elsewhere/x | words | @here/model
+train | model/model.safetensors.index.json | ={"weight_map": {"a": "../../x"}} | ../../x
+train | model/model.safetensors | a pointer of LFS
+train | model/model.safetensors | a deep header
+compare | elsewhere/x | words | @here/model
+train | model/model.safetensors.index.json | nothing
+perturb | model/model.safetensors | a huge header
+train | model/config.json | a pipe | config.json
 magnitude | elsewhere/x | words | @here/model
 ablate | elsewhere/x | words | @here/model
 perturb | elsewhere/x | words | @here/model

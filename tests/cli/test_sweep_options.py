@@ -17,12 +17,12 @@ RECIPE = in_file(
 )
 
 RECIPES = """
+train | r.yaml | a deep sequence
 train | r.yaml | anchors that multiply
 score | r.yaml | anchors that multiply
 group | r.yaml | anchors that multiply
 train | r.yaml | an anchor in itself
 compare | r.yaml | =regions: &a {x: *a} | r.yaml
-train | r.yaml | a deep sequence
 overlap | r.yaml | deep
 report | r.yaml | a list
 train | r.yaml | words
@@ -59,7 +59,6 @@ score | r.yaml | =sequences: true | sequences
 group | r.yaml | =[1]
 group | r.yaml | -
 out | run/recipe.yaml | anchors that multiply | @here/run
-out | run/recipe.yaml | a deep sequence | @here/run
 out | run/recipe.yaml | a tag of Python | @here/run
 out | run/recipe.yaml | an anchor in itself | @here/run
 out | run/recipe.yaml | a list | @here/run
@@ -99,7 +98,6 @@ train | -region x | -region
 train | --model.path.x 5 | model.path.x
 train | --weights.zh.x 5 | weights.zh.x
 train | --languages '[&a [x,x], *a]' | languages
-compare | --regions @deep | regions
 score | --languages !!python/name:os.system | languages
 train | --weights '{zh: 0.5, zh: 0.5}' | weights
 train | --model @bytes | model
@@ -181,7 +179,6 @@ train | --average_with_base .nan | average_with_base
 train | --penalty.strength .inf | strength
 train | --lora.alpha .nan | alpha
 train | --lora.rank @huge | rank
-train | --lora.targets [nothing] | nothing
 train | --replay.share .nan | share
 train | --replay.temperature .inf | temperature
 train | --weights '{zh: .nan}' | weights
@@ -204,7 +201,6 @@ score | --model.attention fast | model.attention
 score | --engine.kind zero-1 | engine.kind
 verify | --clamp .nan | clamp
 verify | --clamp .inf | clamp
-verify | --clamp 1e39 | clamp
 verify | --rounded_to float32 | rounded_to
 perturb | --by .nan | by
 perturb | --by .inf | by
@@ -254,6 +250,17 @@ convert | --to papers | did you mean 'paper'
 """
 
 
+MORE_RECIPES = """
+out | run/recipe.yaml | a deep sequence | @here/run
+"""
+
+MORE_OPTIONS = """
+train | --lora.targets [nothing] | nothing
+compare | --regions @deep | regions
+verify | --clamp 1e39 | clamp
+"""
+
+
 def launched(key: str, value: str) -> Case:
     told = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x"}
@@ -286,7 +293,8 @@ def test_the_commands_themselves_are_right(inputs, verb, capsys):
         (LANGUAGES, option),
         (NUMBERS, option),
         (ENVIRONMENT, launched),
-    ),
+    )
+    + cases((MORE_RECIPES, RECIPE), (MORE_OPTIONS, option), exhaustive=True),
 )
 def test_a_recipe_or_an_option_that_cannot_be_is_refused(refuse, case):
     refuse(case)

@@ -25,57 +25,32 @@ REGION = in_file(
 )
 
 REGIONS = """
-train | elsewhere | words | @here/region
-verify | elsewhere | words | @here/region
 info | elsewhere | words | @here/region
 overlap | elsewhere | words | @here/region
-ablate | elsewhere | words | @here/region
 convert | elsewhere | words | @here/region
 select | elsewhere | words | @here/region
-compare | elsewhere | words | @here/region
-train | region | nothing
 info | region | nothing
 verify | region | words
-overlap | region | an empty mapping
-ablate | region | a pointer of LFS
-train | region | a huge header
 info | region | a header of 2^63
 convert | region | a header of words
 select | region | a deep header
 overlap | region | metadata of a number
-train | region | no tensors
 verify | region | another tensor
 info | region | a huge shape
-train | region | a pipe
-info | region | a device
-ablate | region | a dangling link
-train | region | a folder
-train | region/region.safetensors.index.json | a list
 info | region/region.safetensors.index.json | deep
-overlap | region/region.safetensors.index.json | an empty mapping
 verify | region | +format = "freezetrain-region/2"
 info | region | +format = 5
-overlap | region | +format = "freezetrain-scores/1"
-train | region | +parameters = []
 convert | region | +parameters = {"a": 5}
-select | region | +parameters = {}
-ablate | region | +base = 5
-ablate | region | +base = {"name": null, "revision": null, "fingerprint": "x"} | another model
 info | region | +base = {"name": [1], "revision": null, "fingerprint": "x"}
 verify | region | +made = 5
-train | region | +digest = "x"
 overlap | region | +digest = -
 info | region | +made = NaN
-train | region | +parameters/@up/shape = [24, 17]
 info | region | +parameters/@up/shape = [-24, 16]
-train | region | +parameters/@up/shape = [4611686018427387904, 4611686018427387904]
 verify | region | +parameters/@up/shape = "24"
 overlap | region | +parameters/@up/shape = [24.0, 16]
 convert | region | +parameters/@up/shape = -
-train | region | +parameters/@up/kind = "boom"
 info | region | +parameters/@up/kind = "all"
 select | region | +parameters/@up/kind = "bits"
-ablate | region | +parameters/@up/kind = null
 """
 
 SCORE = in_file(
@@ -94,36 +69,17 @@ SCORE = in_file(
 
 SCORES = """
 select | elsewhere | words | @here/scores
-perturb | elsewhere | words | @here/scores
-ablate | elsewhere | words | @here/scores
-penalty | elsewhere | words | @here/scores
-compare | elsewhere | words | @here/scores
 select | scores | words | @here/scores
 monolingual | scores/zh.safetensors | - | 'zh'
 select | scores/zh.safetensors | nothing
-perturb | scores/zh.safetensors | words
 select | scores/zh.safetensors | a deep header
-ablate | scores/zh.safetensors | no tensors
 expression | scores/zh.safetensors | a pipe
-select | scores/zh.safetensors | +format = "freezetrain-region/1"
-select | scores/zh.safetensors | +parameters = 5
-perturb | scores/zh.safetensors | +parameters = ["a"]
 select | scores/zh.safetensors | +base = 5
-select | scores/zh.safetensors | +base/fingerprint = "0" | base
-perturb | scores/zh.safetensors | +base/fingerprint = "0" | base
-ablate | scores/zh.safetensors | +made = null
 select | scores/zh.safetensors | +made/batches = 0
-perturb | scores/zh.safetensors | +made/batches = "x"
-select | scores/zh.safetensors | +made/batches = Infinity
 select | scores/zh.safetensors | +made/batches = - | batches
-select | scores/zh.safetensors | +made/method = "fisher" | 'fisher'
-ablate | scores/zh.safetensors | +made/method = 5
 monolingual | scores/zh.safetensors | +made/method = "boom"
-select | scores/zh.safetensors | +made/norms = 5
-select | scores/zh.safetensors | +made/transposed = [[1]]
 info | scores/zh.safetensors | +made/language = ["x"]
 info | scores/zh.safetensors | +made = 5
-penalty | scores/zh.safetensors | +made/language = "zh" | fisher
 """
 
 EXPRESSIONS = """
@@ -143,6 +99,57 @@ select | --expression a --regions @here | @here
 select | --expression a --regions @here/no | @here/no
 overlap | --regions [@texts] | @texts
 overlap | --regions [@region,@region] | @region
+"""
+
+
+MORE_REGIONS = """
+overlap | region | +format = "freezetrain-scores/1"
+train | region | +digest = "x"
+train | region | a pipe
+train | region | +parameters = []
+compare | elsewhere | words | @here/region
+ablate | region | +base = {"name": null, "revision": null, "fingerprint": "x"} | another model
+train | region | a folder
+ablate | region | +base = 5
+train | region/region.safetensors.index.json | a list
+train | region | +parameters/@up/shape = [4611686018427387904, 4611686018427387904]
+train | region | +parameters/@up/shape = [24, 17]
+ablate | region | a pointer of LFS
+ablate | region | +parameters/@up/kind = null
+ablate | elsewhere | words | @here/region
+train | region | nothing
+train | region | no tensors
+train | region | a huge header
+train | elsewhere | words | @here/region
+ablate | region | a dangling link
+overlap | region | an empty mapping
+info | region | a device
+train | region | +parameters/@up/kind = "boom"
+verify | elsewhere | words | @here/region
+select | region | +parameters = {}
+overlap | region/region.safetensors.index.json | an empty mapping
+"""
+
+MORE_SCORES = """
+ablate | scores/zh.safetensors | +made = null
+penalty | scores/zh.safetensors | +made/language = "zh" | fisher
+ablate | scores/zh.safetensors | +made/method = 5
+perturb | scores/zh.safetensors | +made/batches = "x"
+perturb | scores/zh.safetensors | words
+perturb | scores/zh.safetensors | +parameters = ["a"]
+ablate | scores/zh.safetensors | no tensors
+ablate | elsewhere | words | @here/scores
+perturb | elsewhere | words | @here/scores
+perturb | scores/zh.safetensors | +base/fingerprint = "0" | base
+penalty | elsewhere | words | @here/scores
+compare | elsewhere | words | @here/scores
+select | scores/zh.safetensors | +parameters = 5
+select | scores/zh.safetensors | +made/transposed = [[1]]
+select | scores/zh.safetensors | +made/norms = 5
+select | scores/zh.safetensors | +made/method = "fisher" | 'fisher'
+select | scores/zh.safetensors | +made/batches = Infinity
+select | scores/zh.safetensors | +format = "freezetrain-region/1"
+select | scores/zh.safetensors | +base/fingerprint = "0" | base
 """
 
 
@@ -228,7 +235,8 @@ convert | masks/a..b.pt | words | a..b
         (SCORES, SCORE),
         (EXPRESSIONS, bare),
         (PAPER_FILES, PAPER),
-    ),
+    )
+    + cases((MORE_REGIONS, REGION), (MORE_SCORES, SCORE), exhaustive=True),
 )
 def test_regions_and_scores_that_are_none_are_refused(refuse, case):
     refuse(case)

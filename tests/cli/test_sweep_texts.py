@@ -36,69 +36,37 @@ TEXTS = in_file(
 
 FOLDERS = """
 score | elsewhere | words | @here/texts
-train | elsewhere | words | @here/texts
 paper | elsewhere | words | @here/texts
 quickstart | elsewhere | words | @here/texts
 extend | elsewhere | words | @here/texts
 vocabulary | elsewhere | words | @here/texts
-watch | elsewhere | words | @here/texts
-replay | elsewhere | words | @here/texts
-perturb | elsewhere | words | @here/texts
 ablate | elsewhere | words | @here/texts
-forgetting | elsewhere | words | @here/texts
 compare | elsewhere | words | @here/texts
-score | texts | words
 train | texts | a folder
 train | texts/zh.csv | words | @here/texts
 score | texts/zh | words | @here/texts
 score | texts/de.jsonl | words | 'zh'
 train | texts/zho.jsonl | words | did you mean 'zho'
 score | texts/zh.jsonl | a pipe | zh
-train | texts/zh.jsonl | a device | zh
-train | texts/zh.jsonl | a link to itself | zh
-train | texts/zh.jsonl | a dangling link | zh.jsonl
 train | texts/zh.jsonl | a folder | @here/texts
 """
 
 FILES = """
 score | texts/zh.jsonl | nothing
-watch | texts/zh.jsonl | nothing
-train | texts/zh.jsonl | =  | zh.jsonl
 train | texts/zh.jsonl | words | zh.jsonl line 1
 extend | texts/zh.jsonl | a list | zh.jsonl line 1
 vocabulary | texts/zh.jsonl | null | zh.jsonl line 1
-forgetting | texts/zh.jsonl | a number | zh.jsonl line 1
-perturb | texts/zh.jsonl | HTML | zh.jsonl line 1
 ablate | texts/zh.jsonl | a pointer of LFS | zh.jsonl line 1
-replay | texts/zh.jsonl | no text | zh.jsonl
 quickstart | texts/zh.jsonl | zeros | zh
-score | texts/zh.jsonl | deep | zh.jsonl line 1
-score | texts/zh.jsonl | ={"text": "a"}\\n{"text": "b" | zh.jsonl line 2
-train | texts/zh.jsonl | ={"text": 5} | zh.jsonl line 1
-train | texts/zh.jsonl | ={"text": null} | zh.jsonl line 1
-train | texts/zh.jsonl | ={"texts": "a"} | did you mean 'texts'
-train | texts/zh.jsonl | ={"text": "\\ud800"} | zh.jsonl line 1
-train | texts/zh.jsonl | ={"text": NaN} | zh.jsonl line 1
 train | texts/zh.jsonl | ={"text": "  "} | zh
 skip | texts/zh.jsonl | words | zh
 key | texts/zh.jsonl | ={"text": "a"} | 'id'
-key | texts/zh.jsonl | ={"text": "a", "id": null} | 'id'
-train | texts/zh.json | half a mapping
 score | texts/zh.json | a deep list
 train | texts/zh.json | =["a", "b"] | zh.json
 extend | texts/zh.json | =[{"text": "a"}] x | zh.json
 train | texts/zh.json | =[] | zh.json
-train | texts/zh.txt | nothing
 score | texts/zh.txt | no text
-train | texts/zh.txt | =\\n\\n | zh
 train | texts/zh.devtest | no text
-train | texts/zh.parquet | words
-score | texts/zh.parquet | nothing
-train | texts/zh.jsonl.gz | words
-score | texts/zh.jsonl.xz | words
-train | texts/zh.jsonl.bz2 | words
-score | texts/zh.jsonl.zst | words
-train | texts/zh.jsonl.gz | nothing
 tokens | elsewhere | words | @here/tokens
 tokens | tokens | nothing
 tokens | tokens | =\\n \\n
@@ -114,15 +82,53 @@ tokens | tokens | zeros
 OPTIONS = """
 score | --texts.hub x/y | folder
 score | --texts.streaming true | hub
-score | --texts.test_one_in 1 | 'zh'
 score | --texts.txt_documents pages | txt_documents
 score | --texts.text_field body | 'body'
-score | --texts.key_field id | 'id'
 score | --texts.names '{zh: xx}' | 'xx'
 score | --texts.names '{zh: ../texts/zh}' | ../texts/zh
 score | --texts null --texts.hub nobody-here/nothing | nobody-here/nothing
 score | --texts null --texts.hub @here/no | @here/no
 score | --texts null --texts.hub x/y --texts.streaming true | documents
+"""
+
+MORE = """
+replay | texts/zh.jsonl | no text | zh.jsonl
+forgetting | texts/zh.jsonl | a number | zh.jsonl line 1
+watch | texts/zh.jsonl | nothing
+train | texts/zh.jsonl | ={"text": NaN} | zh.jsonl line 1
+perturb | elsewhere | words | @here/texts
+forgetting | elsewhere | words | @here/texts
+watch | elsewhere | words | @here/texts
+train | texts/zh.txt | =\\n\\n | zh
+train | texts/zh.jsonl.gz | words
+train | texts/zh.jsonl.bz2 | words
+train | texts/zh.jsonl | ={"text": "\\ud800"} | zh.jsonl line 1
+score | texts/zh.parquet | nothing
+train | texts/zh.jsonl | ={"texts": "a"} | did you mean 'texts'
+train | texts/zh.jsonl | ={"text": null} | zh.jsonl line 1
+replay | elsewhere | words | @here/texts
+perturb | texts/zh.jsonl | HTML | zh.jsonl line 1
+train | texts/zh.txt | nothing
+train | texts/zh.jsonl | =  | zh.jsonl
+train | texts/zh.jsonl | a device | zh
+train | texts/zh.jsonl | a dangling link | zh.jsonl
+train | texts/zh.jsonl | ={"text": 5} | zh.jsonl line 1
+train | elsewhere | words | @here/texts
+score | texts/zh.jsonl | ={"text": "a"}\\n{"text": "b" | zh.jsonl line 2
+key | texts/zh.jsonl | ={"text": "a", "id": null} | 'id'
+train | texts/zh.parquet | words
+train | texts/zh.jsonl.gz | nothing
+train | texts/zh.jsonl | a link to itself | zh
+train | texts/zh.json | half a mapping
+score | texts/zh.jsonl.zst | words
+score | texts/zh.jsonl.xz | words
+score | texts/zh.jsonl | deep | zh.jsonl line 1
+score | texts | words
+"""
+
+MORE_OPTIONS = """
+score | --texts.test_one_in 1 | 'zh'
+score | --texts.key_field id | 'id'
 """
 
 LINE = json.dumps({"text": "Alle Menschen sind frei und gleich an Würde geboren."}).encode()
@@ -156,7 +162,11 @@ PARQUET = {
 
 
 @pytest.mark.timeout(30)
-@pytest.mark.parametrize("case", cases((FOLDERS, TEXTS), (FILES, TEXTS), (OPTIONS, option)))
+@pytest.mark.parametrize(
+    "case",
+    cases((FOLDERS, TEXTS), (FILES, TEXTS), (OPTIONS, option))
+    + cases((MORE, TEXTS), (MORE_OPTIONS, option), exhaustive=True),
+)
 def test_texts_that_cannot_be_read_are_refused(refuse, case):
     refuse(case)
 
