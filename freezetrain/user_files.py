@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import warnings
@@ -113,10 +114,15 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 
 def parse_json(text: str | bytes) -> Any:
     """As :func:`json.loads`; ValueError for NaN and infinity, and for what is nested too deeply."""
-    content = json.loads(text, parse_constant=_no_number)
+    content = json.loads(text, parse_constant=_no_number, parse_float=_finite)
     if _deeper(content, MAX_DEPTH):
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
     return content
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
 
 
 def _no_number(name: str) -> NoReturn:

@@ -349,7 +349,8 @@ def _parquet(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
         names = table.schema_arrow.names
         fields = {source.text_field, source.key_field or source.text_field}
         columns = sorted(fields) if fields <= set(names) else names  # all are named in the error
-        encoded = pq.ParquetFile(file, read_dictionary=sorted({source.text_field} & set(names)))
+        flat = {table.schema.column(place).path for place in range(len(table.schema.names))}
+        encoded = pq.ParquetFile(file, read_dictionary=sorted({source.text_field} & flat))
         numbers = itertools.count(1)
         for group in range(table.num_row_groups):
             size = _rows_at_once(encoded, group, source.text_field)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from freezetrain.errors import UserError
 from freezetrain.files import whole
-from freezetrain.user_files import parse_json, read_json, reading
+from freezetrain.user_files import is_file, parse_json, read_json, reading
 
 MAX_SHARD_BYTES = 4_000_000_000
 
@@ -215,7 +215,7 @@ def read_safetensors(path: str | Path, what: str) -> tuple[StoredTensors, dict[s
     stored: dict[str, tuple[Path, Shape]] = {}
     for filename in filenames:
         shard = path / filename
-        if not shard.is_file():
+        if not is_file(shard):
             raise UserError(f"the shard {filename} of {path} is missing")
         in_shard, shard_header = _read_file(shard, what)
         if shard_header != header:

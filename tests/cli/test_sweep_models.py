@@ -82,6 +82,7 @@ train | model/config.json | +dtype = "float99" | float99
 train | model/config.json | +model_type = "nothing" | nothing
 info | model/config.json | +model_type = 5 | `5`
 base | model/config.json | +model_type = ["llama"] | @here/model
+score | model/config.json | +rms_norm_eps = 1e999 | config.json
 score | model/config.json | +rms_norm_eps = NaN | config.json
 verify | model/config.json | +rms_norm_eps = NaN | config.json
 """

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_input import Case, Make, bare, cases, in_file, link_folder
+from bad_input import Case, Make, bare, cases, in_file, link_folder, write
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -240,6 +240,12 @@ convert | masks/a..b.pt | words | a..b
 )
 def test_regions_and_scores_that_are_none_are_refused(refuse, case):
     refuse(case)
+
+
+def test_a_shard_of_a_name_too_long_is_refused(refuse):
+    index = '={"metadata": {"freezetrain": {}}, "weight_map": {"a": "@long"}}'
+    make = write("region/region.safetensors.index.json", index)
+    refuse(Case("train", "--region @here/region", "n" * 10, make))
 
 
 @pytest.mark.timeout(30)

@@ -157,6 +157,7 @@ PARQUET = {
     "another column": parquet(body=["a"]),
     "numbers": parquet(text=[1, 2]),
     "null": parquet(text=pa.array([None], pa.string())),
+    "lists": parquet(text=[["a"]]),
     "bytes": parquet(text=[b"\xff"]),
 }
 
