@@ -108,9 +108,9 @@ def tokenize(
     prepares and the others wait. ``cache`` None: FREEZETRAIN_CACHE, else freezetrain in
     XDG_CACHE_HOME, else ~/.cache/freezetrain.
 
-    Raises UserError as :func:`read_languages` does, where there is no training document, where
-    the tokenizer has no EOS, where the disk has too little room and where ``cache`` cannot be
-    written to.
+    Raises UserError as :func:`read_languages` does, where there is no training document or none
+    with a token, where the tokenizer has no EOS, where the disk has too little room and where
+    ``cache`` cannot be written to.
     """
     texts = read_languages(source, [language])[language]
     texts.to_train()  # refuses a language without a training document
@@ -125,12 +125,19 @@ def tokenize(
             with FileLock(folder.with_suffix(".lock")):
                 if not (folder / "facts.json").exists():
                     _prepare(folder, texts, tokenizer, workers or _usable_cores(), digest)
-        return TokenStore(folder, language)
+        store = TokenStore(folder, language)
     except OSError as error:
         raise UserError(
             f"cannot keep the tokens of language {language!r} in {cache}: {error}; give cache, or "
             "FREEZETRAIN_CACHE, a folder that can be written to"
         ) from error
+    if len(store) == store.facts["documents"] * (len(_start(tokenizer)) + 1):
+        raise UserError(
+            f"the tokenizer makes no token of any training document of language {language!r}, so "
+            "that there is nothing to learn; give other texts, or the tokenizer that the model was "
+            "trained with"
+        )
+    return store
 
 
 def _default_cache() -> Path:
@@ -294,13 +301,13 @@ def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator
     BOS only where the tokenizer has one that is not its EOS. A text that spells a special token
     gets the tokens of the spelling. Raises UserError for a tokenizer without an EOS.
     """
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    eos = tokenizer.eos_token_id
     if eos is None:
         raise UserError(
             "the tokenizer has no end-of-sequence token to separate documents with; set its "
             "eos_token and save it again"
         )
-    start = [bos] if bos is not None and bos != eos else []
+    start = _start(tokenizer)
     for batch in _batches(texts):
         # verbose=False: a document longer than the model's context is fine, it is cut later
         encoded = tokenizer(
@@ -311,6 +318,11 @@ def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator
             verbose=False,
         )
         yield from ([*start, *ids, eos] for ids in cast(list[list[int]], encoded["input_ids"]))
+
+
+def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and bos != tokenizer.eos_token_id else []
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

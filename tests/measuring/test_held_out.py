@@ -6,6 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from freezetrain.data.tokens import tokenize
 from freezetrain.errors import UserError
 from freezetrain.evaluation.texts import text_facts, texts_table
 from freezetrain.measuring.held_out import held_out_documents, remarks
@@ -70,3 +71,6 @@ def test_a_language_of_such_documents_alone_is_refused(wordpiece, tmp_path):
     source = EvaluationTexts(TextSource(folder=str(tmp_path), test_one_in=1))
     with pytest.raises(UserError, match=r"language 'sw': the tokenizer makes fewer than 1 tokens"):
         held_out_documents(source, wordpiece)
+    source.texts.test_one_in = 0
+    with pytest.raises(UserError, match="no token of any training document of language 'sw'"):
+        tokenize(source.texts, "sw", wordpiece, tmp_path / "cache", workers=1)
