@@ -17,6 +17,7 @@ from freezetrain import __version__
 from freezetrain.errors import UserError
 from freezetrain.files import UNFINISHED, remove_unfinished, whole, write_json
 from freezetrain.recipe import yaml12
+from freezetrain.user_files import read_json
 
 _RECIPE = "recipe.yaml"
 
@@ -190,6 +191,18 @@ def _differences(earlier: Any, now: Any, name: str = "") -> list[str]:
 def _grown_fields(changed: Sequence[str], recipe: Any) -> list[str]:
     grows = getattr(recipe, "grows", ())
     return [name for name in changed if name.partition(".")[0] in grows]
+
+
+def finished(folder: Path, verb: str) -> bool:
+    """Whether ``folder`` holds the results of ``verb``. UserError for a file that is none."""
+    path = folder / _RESULTS
+    if not path.exists():
+        return False
+    remedy = "delete it, and give the command again, to have the run come to its end anew"
+    results = read_json(path, "the results", remedy)
+    if not isinstance(results, dict) or results.get("verb") != verb:
+        raise UserError(f"{path} does not hold the results of {verb}; {remedy}")
+    return True
 
 
 def write_outcome(folder: Path, verb: str, outcome: Outcome) -> None:

@@ -10,7 +10,7 @@ import pytest
 from freezetrain.errors import CheckError, UserError
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import ModelSource
-from freezetrain.run_folder import Outcome, claimed, write_outcome
+from freezetrain.run_folder import Outcome, claimed, finished, write_outcome
 from freezetrain.training.recipe import TrainRecipe
 
 
@@ -170,3 +170,13 @@ def test_a_damaged_recipe_is_named(tmp_path):
     (tmp_path / "recipe.yaml").write_text("a: [")
     with pytest.raises(UserError, match="is damaged"):
         start(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"verb": "score"}', '{"passed": true}'])
+def test_a_run_is_finished_by_its_own_results_alone(tmp_path, content):
+    assert not finished(tmp_path, "train")
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError, match=r"results.json.*delete it"):
+        finished(tmp_path, "train")
+    (tmp_path / "results.json").write_text('{"verb": "train"}')
+    assert finished(tmp_path, "train")

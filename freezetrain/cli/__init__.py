@@ -149,11 +149,11 @@ def _run(arguments: Sequence[str], command: Command, launch: Launch) -> int:
 def _lead(command: Command, folder: Path, launch: Launch) -> int:
     """Run the job on rank 0, which alone owns the folder, writes results and prints them."""
     from freezetrain.places import require_places
-    from freezetrain.run_folder import claimed, write_outcome
+    from freezetrain.run_folder import claimed, finished, write_outcome
 
     verb = VERBS[command.verb]
     with claimed(folder, command.recipe, verb.resumable):
-        if (folder / "results.json").is_file():
+        if finished(folder, command.verb):
             _print([f"this run is finished; results: {folder / 'results.json'}"])
             return 0
         require_places(command.recipe)  # before the job imports torch
