@@ -190,7 +190,7 @@ def _memory(what: str, way: dict[str, Any]) -> Row:
 
 MATRICES = ["model.layers.*_proj.weight"]
 # Attributes of a freeze's objects that hold weights.
-NOT_ITS_OWN = ("owner", "_parameters", "_model", "optimizers", "inner", "_inner")
+NOT_ITS_OWN = ("owner", "parameter", "_parameters", "_model", "optimizers", "inner", "_inner")
 
 
 def make_model(size: Mapping[str, Any]) -> LlamaForCausalLM:

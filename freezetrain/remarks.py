@@ -41,7 +41,7 @@ _QUIET = (
 )
 
 # Logger -> beginnings of warnings that it logs.
-_LOGGED = {"DeepSpeed": ("Setting accelerator to CPU",)}
+_LOGGED = {"DeepSpeed": ("Setting accelerator to CPU", "MPU is not provided")}
 
 _PRINTED = ("DeepSpeed deepspeed.ops.comm.",)  # of an operator that was built
 
