@@ -118,7 +118,7 @@ def localized(recipe: dict, folder: Path, tokenizer) -> dict:
     recipe["watch"]["every_n_steps"] = 2
     if not recipe["watch"].get("off"):
         watched = recipe["watch"].get("languages", [*recipe["languages"], "en"])
-        recipe["watch"] |= {"languages": watched[:3], "max_length": 64}
+        recipe["watch"] |= {"languages": watched[:3], "documents": 2, "max_length": 64}
     recipe["workers"] = 1
     return recipe
 
