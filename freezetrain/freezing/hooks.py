@@ -189,7 +189,7 @@ class StepGuard:
             if inner and other in self._inner and other is not optimizer:
                 del self._running[place:]  # it raised: no inner one steps within another
                 break
-        if self._running.count(optimizer) >= _steps_of_class(optimizer):
+        if self._running.count(optimizer) >= steps_of_class(optimizer):
             del self._running[self._running.index(optimizer) :]  # they raised
         if not self._running:
             self._taken = []
@@ -256,7 +256,7 @@ def in_step(optimizer: Optimizer, shards: Sequence[Shard]) -> list[Shard]:
     return [shard for shard in shards if id(shard.owner) in held]
 
 
-def _steps_of_class(optimizer: Optimizer) -> int:
+def steps_of_class(optimizer: Optimizer) -> int:
     """How many steps of ``optimizer`` may run within one another, each calling ``super().step()``.
 
     PyTorch marks each step function that runs hooks (``Optimizer.profile_hook_step``).
