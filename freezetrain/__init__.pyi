@@ -6,6 +6,7 @@ from .errors import UserError as UserError
 from .evaluation import ForgettingWatch as ForgettingWatch
 from .evaluation import evaluate as evaluate
 from .freezing import freeze as freeze
+from .freezing import pull as pull
 from .regions import Region as Region
 from .regions import ablate as ablate
 from .regions import perturb as perturb

@@ -1,4 +1,7 @@
-"""A frozen run goes on from its checkpoint: same ranks, other ranks, another stage of ZeRO."""
+"""A frozen, pulled run goes on from its checkpoint: same or other ranks, other stages of ZeRO.
+
+The pull takes the base anew where the run goes on; from moved weights the runs would be apart.
+"""
 
 from argparse import Namespace
 from functools import cache
@@ -12,11 +15,12 @@ from forked_ranks import run_ranks
 from frozen_reference import TinyLM, adamw, uneven_region
 from torch import Tensor
 
-from freezetrain.freezing import Freeze, compare_weights, freeze
+from freezetrain.freezing import Freeze, compare_weights, freeze, pull
 
 pytest.importorskip("deepspeed")
 
 SAVED, END = 3, 6  # steps
+STRENGTH = 10.0  # of the pull: a tenth of the way in each step
 BF16_OPTIMIZER = "BF16_Optimizer"
 ZERO = ("ZeRO-1", "ZeRO-2", "ZeRO-3")
 SOURCES = [
@@ -88,6 +92,7 @@ def train_and_save(rank: int, world: int, engine: str, dtype: str, folder: Path)
     base = None if engine == "FSDP2" else stored()
     region = uneven_region(TinyLM())
     handle = freeze(trained.model, trained.optimizer, region, base=base, audit_every=2)
+    pull(trained.model, trained.optimizer, STRENGTH, base=stored())
     trained.train(0, SAVED)
     save(trained, handle, folder)
     losses = trained.train(SAVED, END)
@@ -151,6 +156,7 @@ def go_on(rank: int, world: int, cell: Cell, folder: Path) -> Run:
         digest = client["digest"]
     if handle is None:
         handle = freeze(trained.model, trained.optimizer, region, check_base=False, audit_every=2)
+    pull(trained.model, trained.optimizer, STRENGTH, base=stored())
     losses = trained.train(SAVED, END)
     handle.verify()
     return Run(losses, trained.masters(), trained.copies(), [digest, handle.digest])

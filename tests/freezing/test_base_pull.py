@@ -6,8 +6,7 @@ from frozen_reference import TinyLM, adamw, loss_of, mixed_region, steps_of_batc
 from torch import nn
 
 from freezetrain.errors import UserError
-from freezetrain.freezing import freeze
-from freezetrain.freezing.pull import pull
+from freezetrain.freezing import freeze, pull
 from freezetrain.regions import Region
 
 STRENGTH = 20.0  # at a learning rate of 0.01: a fifth of the way

@@ -8,8 +8,7 @@ from forked_ranks import run_ranks
 from frozen_reference import MAX_NORM, TinyLM, adamw, loss_of, mixed_region, steps_of_batches
 from torch import Tensor, nn
 
-from freezetrain.freezing import freeze
-from freezetrain.freezing.pull import pull
+from freezetrain.freezing import freeze, pull
 
 pytest.importorskip("deepspeed")
 
