@@ -1,8 +1,8 @@
+from .base_pull import Pull as Pull
+from .base_pull import pull as pull
 from .handle import Freeze as Freeze
 from .handle import FreezeOptions as FreezeOptions
 from .handle import freeze as freeze
-from .base_pull import Pull as Pull
-from .base_pull import pull as pull
 from .verify import Comparison as Comparison
 from .verify import Offender as Offender
 from .verify import compare_checkpoints as compare_checkpoints
