@@ -1,4 +1,5 @@
 from .average import WeightAverage as WeightAverage
+from .base_pull import BasePull as BasePull
 from .board import ForgettingBoard as ForgettingBoard
 from .brake import ForgettingBrake as ForgettingBrake
 from .near_base import BaseAverage as BaseAverage

@@ -77,7 +77,7 @@ class RegionFreeze(FreezeOptions, L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._stored = None  # a checkpoint is restored after this
         if stage == "fit":
-            _refuse_strategy(trainer.strategy)
+            refuse_strategy(trainer.strategy, type(self).__name__, "a freeze")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # The first hook by which every strategy has restored its checkpoint.
@@ -244,12 +244,13 @@ def require_whole(strategy: Strategy, callback: str, purpose: str) -> None:
         )
 
 
-def _refuse_strategy(strategy: Strategy) -> None:
+def refuse_strategy(strategy: Strategy, callback: str, held: str) -> None:
+    """UserError, in the name of ``callback``, where ``held`` ("a freeze") cannot be guaranteed."""
     good = SingleDeviceStrategy | DDPStrategy | DeepSpeedStrategy | ModelParallelStrategy
     # Subclasses that step outside PyTorch.
     bad = SingleDeviceXLAStrategy | XLAStrategy
     if not isinstance(strategy, good) or isinstance(strategy, bad):
         raise UserError(
-            f"RegionFreeze cannot guarantee a freeze under {type(strategy).__name__}: train on "
+            f"{callback} cannot guarantee {held} under {type(strategy).__name__}: train on "
             "one device, or with DDPStrategy, ModelParallelStrategy (FSDP2) or DeepSpeedStrategy"
         )

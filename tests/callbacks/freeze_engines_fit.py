@@ -1,4 +1,4 @@
-"""RegionFreeze under Lightning's strategies for several ranks; only ranks import this."""
+"""RegionFreeze and BasePull under Lightning's strategies; only ranks import it."""
 
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
-from freezetrain.callbacks import RegionFreeze
+from freezetrain.callbacks import BasePull, RegionFreeze
 from freezetrain.errors import UserError
+
+STRENGTH = 10.0  # of the pull to the base: a tenth of the way in each step
 
 
 class OnCPU(DeepSpeedStrategy):
@@ -113,17 +115,23 @@ def whole_weights(engine: str, folder: Path) -> dict[str, Tensor]:
 
 
 def run(rank: int, world: int, engine: str, precision: str, folder: Path) -> dict[str, Tensor]:
-    """A run, one that goes on from its middle, and with another region; the first's weights."""
+    """A run, one that goes on from its middle, and with another region; the first's weights.
+
+    Weights are pulled to the base plus 1, which stands in for a base's files.
+    """
     region = mixed_region(TinyLM())
+    base = {name: value.detach() + 1 for name, value in TinyLM().float().named_parameters()}
+    pulled = BasePull(STRENGTH, base)
     half = ModelCheckpoint(dirpath=folder / "epochs", save_top_k=-1)
-    trainer = fit(engine, precision, RegionFreeze(region, audit_every=2), half)
+    trainer = fit(engine, precision, RegionFreeze(region, audit_every=2), pulled, half)
     losses = trainer.lightning_module.losses
     trainer.save_checkpoint(folder / "last.ckpt")
     middle = next(path for path in (folder / "epochs").iterdir() if "step=3" in path.name)
-    resumed = fit(engine, precision, RegionFreeze(region, audit_every=1), ckpt_path=middle)
-    again = resumed.lightning_module.losses
-    assert losses[-len(again) :] == again, (losses, again)
-    assert len(again) == len(losses) // 2
+    again = BasePull(STRENGTH, base), RegionFreeze(region, audit_every=1)
+    resumed = fit(engine, precision, *again, ckpt_path=middle)
+    after = resumed.lightning_module.losses
+    assert losses[-len(after) :] == after, (losses, after)
+    assert len(after) == len(losses) // 2
     other = region.random_like(seed=5)
     with pytest.raises(UserError, match="resume with the same region"):
         fit(engine, precision, RegionFreeze(other), ckpt_path=middle)

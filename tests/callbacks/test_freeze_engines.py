@@ -1,4 +1,4 @@
-"""RegionFreeze under Lightning's strategies for several ranks: two gloo processes, and resumed."""
+"""RegionFreeze and BasePull under Lightning's strategies: two gloo ranks, and resumed."""
 
 from pathlib import Path
 
@@ -42,7 +42,16 @@ pytest.importorskip("deepspeed")
 def reference() -> Constants:
     reference = Constants(TinyLM().float(), mixed_region(TinyLM()))
     parameters = reference.parameters()
-    train(reference, parameters, adamw(parameters), steps_of_batches())
+    optimizer = adamw(parameters)
+
+    @torch.no_grad()
+    def pull(*_) -> None:
+        for name, free in reference.free.items():
+            base = reference.constants[name][~reference.masks[name]] + 1
+            free -= 1e-2 * 10.0 * (free - base)
+
+    optimizer.register_step_post_hook(pull)
+    train(reference, parameters, optimizer, steps_of_batches())
     return reference
 
 
