@@ -26,8 +26,8 @@ class BasePull(L.Callback):
     ‖θ − θ₀‖ / ‖θ₀‖, goes to the loggers for each kind of parameter as
     ``pull/model.layers.*.mlp.up_proj.weight``.
 
-    Raises UserError, before training starts, for what ``freezetrain.pull`` refuses, any other
-    strategy and more than one optimizer.
+    Raises UserError, before training starts, for what ``freezetrain.pull`` refuses and for any
+    other strategy.
     """
 
     strength: float
@@ -57,18 +57,12 @@ class BasePull(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # The first hook by which every strategy has restored its checkpoint.
         strategy = trainer.strategy
-        if len(trainer.optimizers) != 1:
-            raise UserError(
-                f"BasePull needs one optimizer, {type(pl_module).__name__} has "
-                f"{len(trainer.optimizers)}: give all parameters to one, or call freezetrain.pull "
-                "for each in on_train_start"
-            )
         assert strategy.model is not None
         refuse_unsupported(strategy.model)  # with DDP around it
         self._end()
         self.handle = pull(
             pl_module,
-            trainer.optimizers[0],
+            trainer.optimizers,
             self.strength,
             regions=self.regions,
             base=self.base,
