@@ -41,6 +41,14 @@ def region():
     return RegionFreeze(mixed_region(TinyLM()), check_base=False)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """Who starts the tests in the background may have SIGINT ignored in them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """As in the processes that are started: the same sums, to the bit."""
