@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from freezetrain.errors import UserError, near_misses
+from freezetrain.errors import UserError
 from freezetrain.freezing.engines import lay_out, refuse_unsupported
 from freezetrain.freezing.fsdp import reshard
 from freezetrain.freezing.hooks import not_traced, steps_of_class
 from freezetrain.freezing.layout import Layout, Shard
-from freezetrain.freezing.weights_folder import WeightsFolder
+from freezetrain.freezing.weights_folder import WeightsFolder, stored_part
 from freezetrain.regions import Entries, Region, Resolved
 from freezetrain.regions.entries import narrow
 from freezetrain.regions.parameters import full_shape, plain_name
@@ -84,7 +84,7 @@ def pull(
         raise UserError("regions and importance both say which weights are pulled more: give one")
     refuse_unsupported(model)
     reshard(model)
-    stored = WeightsFolder(base) if isinstance(base, str | Path) else base
+    stored = WeightsFolder.plain(base) if isinstance(base, str | Path) else base
     parameters = _trained(model, stored if importance is None else importance)
     layout = lay_out(model, optimizer, parameters, replicated)
     with layout.together():
@@ -313,7 +313,7 @@ def _within(shard: Shard, regions: Sequence[tuple[Resolved, float]]) -> list[tup
 def _base_values(shard: Shard, stored: Mapping[str, Tensor] | None, on_cpu: bool) -> Tensor:
     """θ₀ of the shard, in the fewest bytes that hold it exactly."""
     here = shard.of(shard.owner)
-    values = here.detach() if stored is None else _part_of(shard, stored, "base")
+    values = here.detach() if stored is None else stored_part(shard, stored, "base")
     narrow_dtypes = (torch.bfloat16, torch.float16)
     dtype = next(
         (d for d in narrow_dtypes if torch.equal(values.to(d).to(values.dtype), values)),
@@ -329,7 +329,7 @@ def _importance(shard: Shard, importance: Mapping[str, Tensor], mean: float) -> 
     here = shard.of(shard.owner)
     if shard.key not in importance:
         return torch.zeros((), device=here.device).expand(here.shape)
-    return _part_of(shard, importance, "importance").to(here.device, torch.float32) / mean
+    return stored_part(shard, importance, "importance").to(here.device, torch.float32) / mean
 
 
 def _mean(importance: Mapping[str, Tensor]) -> float:
@@ -341,20 +341,3 @@ def _mean(importance: Mapping[str, Tensor]) -> float:
     if not total > 0:
         raise UserError("expected an importance with a mean above 0, got none; score more text")
     return total / count
-
-
-def _part_of(shard: Shard, stored: Mapping[str, Tensor], what: str) -> Tensor:
-    """The shard's part of the tensor that ``stored`` has under its name."""
-    name = shard.key
-    if isinstance(stored, WeightsFolder):
-        name = stored.stored_name(name, shard.shape)
-    if name not in stored:
-        raise UserError(f"the {what} holds no {name!r}{near_misses(name, stored)}")
-    whole = stored[name]
-    if tuple(whole.shape) != shard.shape:
-        raise UserError(
-            f"{name!r} has shape {list(whole.shape)} in the {what} and {list(shard.shape)} in the "
-            "model: give that of the base that the model was loaded from"
-        )
-    shape = shard.entries.shape
-    return whole.detach().flatten()[shard.first : shard.first + shard.entries.numel].view(shape)

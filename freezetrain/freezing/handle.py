@@ -9,7 +9,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from freezetrain.errors import UserError, near_misses
+from freezetrain.errors import UserError
 from freezetrain.freezing.audit import Audit
 from freezetrain.freezing.copies import Copies
 from freezetrain.freezing.engines import lay_out, refuse_unsupported
@@ -17,7 +17,7 @@ from freezetrain.freezing.fsdp import reshard
 from freezetrain.freezing.hooks import GradientMask, StepGuard
 from freezetrain.freezing.layout import Layout, Shard, prove
 from freezetrain.freezing.optimizers import OptimizerLike
-from freezetrain.freezing.weights_folder import WeightsFolder
+from freezetrain.freezing.weights_folder import WeightsFolder, stored_part
 from freezetrain.regions import Region, Resolved
 from freezetrain.regions.adapters import adapted_parameters
 
@@ -344,16 +344,4 @@ def take_stored(layout: Layout, stored: Mapping[str, Tensor]) -> None:
 
 def _stored_values(shard: Shard, stored: Mapping[str, Tensor]) -> Tensor:
     """The stored values at the shard's entries: [count]."""
-    name = shard.key
-    if isinstance(stored, WeightsFolder):
-        name = stored.stored_name(name, shard.shape)
-    if name not in stored:
-        raise UserError(f"the base holds no {name!r}{near_misses(name, stored)}")
-    whole = stored[name]
-    if tuple(whole.shape) != shard.shape:
-        raise UserError(
-            f"{name!r} has shape {list(whole.shape)} in the base and {list(shard.shape)} in the "
-            "model: pass the base that the model was loaded from"
-        )
-    here = whole.flatten()[shard.first : shard.first + shard.entries.numel]
-    return shard.entries.to("cpu").read(here.view(shard.entries.shape))
+    return shard.entries.to("cpu").read(stored_part(shard, stored, "base"))

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from freezetrain.errors import UserError, near_misses
+from freezetrain.freezing.layout import Shard
 from freezetrain.user_files import is_file, read_json, reading
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -322,3 +323,24 @@ def _get(settings: Any, key: str) -> Any:
     if isinstance(settings, Mapping):
         return settings.get(key)
     return None if settings is None else getattr(settings, key, None)
+
+
+def stored_part(shard: Shard, stored: Mapping[str, Tensor], what: str) -> Tensor:
+    """The part of the tensor that ``stored`` has under the shard's name, of the shard's shape.
+
+    ``what``: what ``stored`` is, for messages. UserError if it lacks the tensor or has another
+    shape.
+    """
+    name = shard.key
+    if isinstance(stored, WeightsFolder):
+        name = stored.stored_name(name, shard.shape)
+    if name not in stored:
+        raise UserError(f"the {what} holds no {name!r}{near_misses(name, stored)}")
+    whole = stored[name]
+    if tuple(whole.shape) != shard.shape:
+        raise UserError(
+            f"{name!r} has shape {list(whole.shape)} in the {what} and {list(shard.shape)} in the "
+            "model: give that of the base that the model was loaded from"
+        )
+    shape = shard.entries.shape
+    return whole.detach().flatten()[shard.first : shard.first + shard.entries.numel].view(shape)

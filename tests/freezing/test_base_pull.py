@@ -3,6 +3,7 @@
 import pytest
 import torch
 from frozen_reference import TinyLM, adamw, loss_of, mixed_region, steps_of_batches
+from safetensors.torch import save_file
 from torch import nn
 
 from freezetrain.errors import UserError
@@ -205,6 +206,27 @@ def test_under_wrappers_names_are_the_base_s():
     module.model.up.weight.grad = torch.zeros_like(before)
     optimizer.step()
     assert torch.allclose(module.model.up.weight, before + 0.5)
+
+
+def test_a_base_that_is_stored_quantized_is_refused(tmp_path):
+    model = TinyLM()
+    weights = {name: value.detach().char() for name, value in model.named_parameters()}
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="stored quantized"):
+        pull(model, adamw(model.parameters()), 1.0, base=tmp_path)
+
+
+def test_the_base_is_read_from_a_folder(tmp_path):
+    model = TinyLM()
+    weights = {name: value.detach() + 1 for name, value in model.named_parameters()}
+    save_file(weights, tmp_path / "model.safetensors")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    pull(model, optimizer, 2.0, base=tmp_path)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, value in model.named_parameters():
+        assert torch.equal(value, weights[name])
 
 
 @pytest.mark.parametrize(
