@@ -1,0 +1,261 @@
+"""A folder of rehearsal: its pieces, checked, and their sequences as rows of a dataset."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from freezetrain.errors import UserError
+from freezetrain.nll import NO_LABEL
+from freezetrain.regions.base import Base
+from freezetrain.regions.file import base_from
+from freezetrain.regions.storage import read_safetensors, write_safetensors
+from freezetrain.rehearsal.kl import rehearsal_kl
+from freezetrain.rehearsal.targets import Targets
+from freezetrain.user_files import reading
+
+FORMAT = "freezetrain-rehearsal/1"
+
+_AGAIN = "delete it and give the same `freezetrain rehearse` again, which makes what is missing"
+
+
+@dataclass(frozen=True)
+class Made:
+    """How all pieces of a folder came about."""
+
+    base: Base
+    tokenizer: str
+    """Digest of the tokenizer."""
+    vocabulary: int
+    """Tokens that the base has logits of."""
+    k: int
+    """Likeliest tokens that are stored of each place."""
+    sequence_length: int
+    """Tokens of a sequence, at most."""
+    languages: tuple[str | None, ...]
+    """Languages that were asked for; None: nothing was, a sequence begins with BOS alone."""
+    pieces: int
+    how: Mapping[str, Any]
+    """Settings that decide what is in the pieces, JSON-able."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Sequences, one after another, with the base's targets at each place."""
+
+    tokens: Tensor
+    """[P] token ids of all sequences."""
+    starts: Tensor
+    """[n + 1] where each of n sequences begins, and where the last ends; int64."""
+    language: Tensor
+    """[n] number of what was asked for in ``Made.languages``."""
+    given: Tensor
+    """[n] tokens at a sequence's beginning that were given and not drawn."""
+    targets: Targets
+    """P places, the next token's distribution after each token."""
+
+
+def piece_file(folder: Path, number: int) -> Path:
+    """Where piece ``number`` of a rehearsal's folder is."""
+    return folder / "pieces" / f"{number:05d}.safetensors"
+
+
+def bytes_of_place(vocabulary: int, k: int) -> int:
+    """Bytes on disk of a place: its token, k tokens with log-probabilities, and the rest."""
+    return (k + 1) * _id_type(vocabulary).itemsize + 2 * (k + 1)
+
+
+def write_piece(folder: Path, number: int, piece: Piece, made: Made) -> Path:
+    """Write a piece, whole or not at all; log-probabilities are rounded to float16."""
+    ids = _id_type(made.vocabulary)
+    tensors = {
+        "tokens": piece.tokens.to(ids),
+        "starts": piece.starts.long(),
+        "language": piece.language.int(),
+        "given": piece.given.int(),
+        "top_tokens": piece.targets.tokens.to(ids),
+        "top_log_probs": piece.targets.log_probs.half(),
+        "rest_log_prob": piece.targets.rest.half(),
+    }
+    header = {"format": FORMAT, **asdict(made), "piece": number, "digest": _digest(tensors)}
+    file = piece_file(folder, number)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # A piece is one file, so that rows are read from it without a look into an index.
+    return write_safetensors(file, tensors, header, max_shard_bytes=1 << 62)
+
+
+class Rehearsal(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """The sequences that `freezetrain rehearse` left in ``folder``, in a fixed order.
+
+    Row ``i`` is a dict of ``input_ids`` [T] int64, ``top_tokens`` [T, k] integers,
+    ``top_log_probs`` [T, k] and ``rest_log_prob`` [T] in float16: after token ``t`` of a sequence
+    the base gives its next token the distribution that stands at ``t``. Rows are read from disk
+    when asked for.
+
+    All pieces are read once at the start and compared with their digests. UserError where the
+    folder or a piece is missing, damaged, or of another rehearsal, naming it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        files = sorted(piece_file(self.folder, 0).parent.glob("[0-9]*.safetensors"))
+        if not files:
+            raise UserError(
+                f"{self.folder} holds no rehearsal; give a folder that `freezetrain rehearse` made"
+            )
+        self.made = _header(files[0])[0]
+        self._files = [piece_file(self.folder, number) for number in range(self.made.pieces)]
+        self.digests: list[str] = []
+        """Of the pieces, in their order."""
+        starts, languages, given = [], [], []
+        for number, file in enumerate(self._files):
+            if not file.is_file():
+                raise UserError(
+                    f"{file} is missing: the rehearsal has {self.made.pieces} pieces; give the "
+                    "same `freezetrain rehearse` again, which makes what is missing"
+                )
+            made, piece, digest = _header(file)
+            if made != self.made:
+                raise UserError(f"{file} belongs to another rehearsal than {files[0]}; {_AGAIN}")
+            tensors, _ = read_safetensors(file, "rehearsal")
+            if piece != number or _digest(tensors) != digest:
+                raise UserError(f"{file} is damaged: it does not hold what was written; {_AGAIN}")
+            self.digests.append(digest)
+            starts.append(tensors["starts"].numpy().copy())
+            languages.append(tensors["language"].numpy().copy())
+            given.append(tensors["given"].numpy().copy())
+        self._starts = starts
+        self._ends = np.cumsum([len(piece) - 1 for piece in starts])
+        self.lengths = np.concatenate([np.diff(piece) for piece in starts])
+        """Tokens of each sequence, int64 [n]."""
+        self.languages = np.concatenate(languages)
+        """Number in ``made.languages`` of what each sequence was asked for, [n]."""
+        self.given = np.concatenate(given)
+        """Tokens of each sequence that were given and not drawn, [n]."""
+        self._open: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        if not 0 <= number < len(self):
+            raise IndexError(f"sequence {number} of {len(self)}")
+        piece = int(np.searchsorted(self._ends, number, side="right"))
+        row = number - (int(self._ends[piece - 1]) if piece else 0)
+        first, last = self._starts[piece][row : row + 2].tolist()
+        with reading("the rehearsal", self._files[piece], _AGAIN):
+            if piece not in self._open:
+                self._open[piece] = safe_open(self._files[piece], framework="pt")
+            read = {
+                name: self._open[piece].get_slice(name)[first:last]
+                for name in ("tokens", "top_tokens", "top_log_probs", "rest_log_prob")
+            }
+        return {
+            "input_ids": read["tokens"].long(),
+            "top_tokens": read["top_tokens"].to(torch.int32),
+            "top_log_probs": read["top_log_probs"],
+            "rest_log_prob": read["rest_log_prob"],
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # files are opened anew in each process
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what all pieces hold."""
+        return hashlib.sha256("".join(self.digests).encode()).hexdigest()
+
+    def require_base(self, fingerprint: str, tokenizer: str | None, what: str = "the base") -> None:
+        """UserError unless the base with this fingerprint, and this tokenizer, has drawn it.
+
+        ``tokenizer``: digest, None where there is none to compare. ``what``: the base's name.
+        """
+        base = self.made.base
+        if tokenizer is not None and tokenizer != self.made.tokenizer:
+            raise UserError(
+                f"the rehearsal in {self.folder} was made with another tokenizer than that of "
+                f"{what}; make one with it: freezetrain rehearse --model.path {what}"
+            )
+        if fingerprint != base.fingerprint:
+            raise UserError(
+                f"the rehearsal in {self.folder} was drawn by another model, "
+                f"{base.name or 'unnamed'} with the fingerprint {base.fingerprint[:12]}, than "
+                f"{what} with {fingerprint[:12]}; make one with it: freezetrain rehearse "
+                f"--model.path {what}"
+            )
+
+
+def collate(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """A batch of rows of a :class:`Rehearsal`, and of any others that have ``input_ids``.
+
+    Rows are filled up to the longest, L tokens. Gives ``input_ids``, ``attention_mask`` and
+    ``labels`` [B, L] int64, as transformers' models take them (not shifted; -100 where none
+    counts, which is all of a rehearsed row), and of the P rehearsed places of the batch
+    ``kl_places`` [P] (number of a place among the B · L), ``top_tokens`` and ``top_log_probs``
+    [P, k], ``rest_log_prob`` [P].
+    """
+    length = max(len(row["input_ids"]) for row in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.int64)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, NO_LABEL)
+    places, targets = [torch.empty(0, dtype=torch.int64)], []
+    for number, row in enumerate(rows):
+        count = len(row["input_ids"])
+        ids[number, :count] = row["input_ids"]
+        mask[number, :count] = 1
+        if "top_tokens" in row:
+            places.append(torch.arange(count) + number * length)
+            targets.append(row)
+        else:
+            labels[number, :count] = row.get("labels", row["input_ids"])
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    names = ("top_tokens", "top_log_probs", "rest_log_prob")
+    if targets:
+        stored = {name: torch.cat([row[name] for row in targets]) for name in names}
+    else:
+        empty = torch.empty(0, 1)
+        stored = {"top_tokens": empty.int(), "top_log_probs": empty, "rest_log_prob": empty[:, 0]}
+    return {**batch, "kl_places": torch.cat(places), **stored}
+
+
+def batch_kl(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """KL(base ‖ model) in nats, [P], at the rehearsed places of a batch that :func:`collate` made.
+
+    ``logits`` [B, L, V]. Nothing rehearsed: [0], whose sum is 0 and has a gradient.
+    """
+    targets = Targets(batch["top_tokens"], batch["top_log_probs"], batch["rest_log_prob"])
+    return rehearsal_kl(logits.flatten(0, 1)[batch["kl_places"]], targets)
+
+
+def _id_type(vocabulary: int) -> torch.dtype:
+    return torch.uint16 if vocabulary <= 1 << 16 else torch.int32
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _header(file: Path) -> tuple[Made, int, str]:
+    """How a piece was made, its number, and the digest of what it holds."""
+    _, header = read_safetensors(file, "rehearsal")
+    with reading("the rehearsal", file, _AGAIN):
+        made = Made(
+            base=base_from(header["base"]),
+            tokenizer=str(header["tokenizer"]),
+            vocabulary=int(header["vocabulary"]),
+            k=int(header["k"]),
+            sequence_length=int(header["sequence_length"]),
+            languages=tuple(header["languages"]),
+            pieces=int(header["pieces"]),
+            how=dict(header["how"]),
+        )
+        return made, int(header["piece"]), str(header["digest"])
