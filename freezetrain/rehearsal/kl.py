@@ -1,4 +1,4 @@
-"""KL(base ‖ model) at each place: over the base's k likeliest tokens and one bucket for the rest."""
+"""KL(base ‖ model) at each place: over the base's k likeliest tokens and one bucket: the rest."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pieces of rehearsal on disk: rows as they were written, batches, and what is wrong in a folder."""
+"""Pieces of rehearsal on disk: rows as they were written, batches, what is wrong in a folder."""
 
 import pickle
 import shutil
