@@ -36,7 +36,7 @@ def run(recipe: CompareRecipe, folder: Path) -> Outcome:
     """
     prepared = prepare(recipe, folder)
     runs = grid(recipe, folder / "runs")
-    missing = missing_runs(recipe, prepared, runs)
+    missing = missing_runs(recipe, runs)
     if missing:
         check_variants(recipe, prepared)
     _run_missing(recipe, prepared, missing, len(runs))
@@ -130,8 +130,7 @@ def _write(
 def _write_recipe(recipe: CompareRecipe, prepared: Prepared, choice: Choice, path: Path) -> None:
     """The recipe by which `freezetrain train` trains the variant as it was compared."""
     name, seed = choice.variant, recipe.seeds_of(choice.variant)[0]
-    region = prepared.region(name)
-    training = recipe.training(name, choice.learning_rate, seed, region, prepared.scores)
+    training = recipe.training(name, choice.learning_rate, seed, prepared.folder)
     training = replace(training, watch=recipe.train.watch)
     head = f"# freezetrain train: {visible(name)}, which freezetrain compare recommends\n"
     write_text(path, head + yaml12.dump(asdict(training)))

@@ -1,6 +1,5 @@
 """What a comparison makes before its runs: the base's figures, scores, regions."""
 
-import hashlib
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import or_
@@ -10,7 +9,7 @@ from transformers import PreTrainedModel
 
 from freezetrain.analysis.score import score_languages
 from freezetrain.analysis.select import make_region, monolingual_regions
-from freezetrain.compare.recipe import CompareRecipe
+from freezetrain.compare.recipe import SUFFIX, CompareRecipe
 from freezetrain.compare.results import ModelFacts
 from freezetrain.data.texts import languages_in
 from freezetrain.errors import UserError, near_misses
@@ -19,13 +18,10 @@ from freezetrain.files import write_json
 from freezetrain.measuring.held_out import evaluate_with_bar, held_out_documents, window_length
 from freezetrain.models import check_fit, load_model, load_tokenizer, meta_model, on_gpu
 from freezetrain.progress import Stages
-from freezetrain.recipe.check import file_name
 from freezetrain.regions import Expression, Region, decoder_blocks, layers_region
 from freezetrain.scoring.scores import language_scores
-from freezetrain.training.plan import penalty_of, shape_and_region, shape_of
+from freezetrain.training.plan import penalty_of, pull_of, shape_and_region, shape_of
 from freezetrain.user_files import read_json, reading
-
-SUFFIX = ".safetensors"
 
 _BASE = "base.json"
 
@@ -36,15 +32,8 @@ class Prepared:
 
     folder: Path
     model: ModelFacts
-    scores: str  # their folder
     base: dict[str, DocumentSums]  # language → what the base gives on its documents
-    regions: dict[str, str] = field(default_factory=dict)  # variant → file in folder
     frozen: dict[str, float] = field(default_factory=dict)  # variant → share of all weights
-
-    def region(self, variant: str) -> str | None:
-        """The file of what the variant freezes."""
-        file = self.regions.get(variant)
-        return None if file is None else str(self.folder / file)
 
 
 def prepare(recipe: CompareRecipe, folder: Path) -> Prepared:
@@ -70,12 +59,12 @@ def prepare(recipe: CompareRecipe, folder: Path) -> Prepared:
         with stages("scores"):
             score_languages(recipe.scoring_recipe(held_out), folder / "scores")
     with stages("regions"):
-        files, frozen = _regions(recipe, folder, scores, shape)
+        frozen = _regions(recipe, folder, scores, shape)
     weights = sum(parameter.numel() for parameter in shape.parameters())
     name = recipe.train.model.path.rstrip("/").rpartition("/")[2]
     model = ModelFacts(name, weights, len(decoder_blocks(shape)))
     shares = {name: count / weights for name, count in frozen.items()}
-    return Prepared(folder, model, scores, base, files, shares)
+    return Prepared(folder, model, base, shares)
 
 
 def _check_parts(recipe: CompareRecipe, shape: PreTrainedModel) -> None:
@@ -94,6 +83,9 @@ def _check_parts(recipe: CompareRecipe, shape: PreTrainedModel) -> None:
             adapted = shape_of(training)
             if recipe.scores is not None:
                 penalty_of(training, adapted)
+                if training.pull is not None:  # its regions are still to be made
+                    pull = replace(training.pull, regions={})
+                    pull_of(replace(training, pull=pull), adapted)
             texts = training.replay and training.replay.texts
             known = languages_in(texts) if texts else []
             for language in training.replay.languages if training.replay else ():
@@ -122,9 +114,10 @@ def check_variants(recipe: CompareRecipe, prepared: Prepared) -> None:
     """UserError, before any run, for what the training of a variant would be refused for."""
     for name in recipe.variants:
         rate, seed = recipe.rates_of(name)[0], recipe.seeds_of(name)[0]
-        training = recipe.training(name, rate, seed, prepared.region(name), prepared.scores)
+        training = recipe.training(name, rate, seed, prepared.folder)
         try:
             shape, _ = shape_and_region(training)
+            pull_of(training, shape)
             penalty_of(training, shape)
         except UserError as error:
             raise UserError(f"variants.{name}: {error}") from error
@@ -160,8 +153,8 @@ def _base(
 
 def _regions(
     recipe: CompareRecipe, folder: Path, scores: str, shape: PreTrainedModel
-) -> tuple[dict[str, str], dict[str, int]]:
-    """Variant → file, in ``folder``, of the region it freezes, and how many entries that has.
+) -> dict[str, int]:
+    """Make all regions that are not in ``folder``; variant → how many entries it freezes.
 
     A region that is one of ``recipe.regions`` is that one's file; a combination has its own.
     """
@@ -182,25 +175,19 @@ def _regions(
             region.resolve(shape)
             write_json(made_from, fields)
             region.save(file)
-    files: dict[str, str] = {}
     counts: dict[str, int] = {}
     for name, variant in recipe.variants.items():
-        if variant.region is None:
-            continue
-        expression = Expression(variant.region)
-        file = named / f"{expression.names[0]}{SUFFIX}"
-        if expression.names != [variant.region]:
-            digest = hashlib.sha256(variant.region.encode()).hexdigest()[:8]  # a - b is not a | b
-            file = combined / f"{file_name(variant.region)[:80]}-{digest}{SUFFIX}"
+        for text in recipe.expressions(name):
+            file = folder / recipe.region_file(text)
             if not file.exists():
-                expression.region(lambda part: Region.load(named / f"{part}{SUFFIX}")).save(file)
-        counts[name] = Region.load(file).count
-        if not counts[name]:
-            raise UserError(
-                f"variants.{name}: the region {variant.region} has no entry; choose another"
-            )
-        files[name] = str(file.relative_to(folder))
-    return files, counts
+                parts = Expression(text)
+                parts.region(lambda part: Region.load(named / f"{part}{SUFFIX}")).save(file)
+            count = Region.load(file).count
+            if not count:
+                raise UserError(f"variants.{name}: the region {text} has no entry; choose another")
+            if text == variant.region:
+                counts[name] = count
+    return counts
 
 
 def _region(recipe: CompareRecipe, name: str, folder: Path, scores: str) -> Region:

@@ -1,5 +1,6 @@
 """The recipe of a comparison: variants of a training run, at learning rates and seeds."""
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from freezetrain.recipe.optimization import Engine
 from freezetrain.recipe.sources import check_held_out
 from freezetrain.recipe.text_types import FieldsOf, LocalPath, Name
 from freezetrain.training.recipe import TrainRecipe
+
+SUFFIX = ".safetensors"
 
 REFERENCE = "plain"
 """The variant that all others are compared with."""
@@ -46,8 +49,9 @@ class Variant:
     region: str | None = None
     """The region frozen: a name of regions, or several combined by | & - ^ and parentheses."""
     changes: Annotated[dict[str, Any], FieldsOf(TrainRecipe)] = field(default_factory=dict)
-    """Fields of train with other values, as in a recipe: {replay: {share: 0.05}}. In penalty,
-    fisher may name the method of the comparison's own scores."""
+    """Fields of train with other values, as in a recipe: {replay: {share: 0.05}}. In pull and
+    penalty, fisher may name the method of the comparison's own scores; in pull, regions are named
+    as the region that is frozen is: {core: 100, columns | vocabulary: 20}."""
     learning_rates: list[float] = field(default_factory=list)
     """Peak learning rates of this variant. Empty: those of all."""
     seeds: list[int] = field(default_factory=list)
@@ -166,9 +170,9 @@ class CompareRecipe:
     def _check_expressions(self) -> None:
         from freezetrain.regions import Expression  # imports torch
 
-        for variant in self.variants.values():
-            if variant.region is not None:
-                Expression(variant.region).check(self.regions)
+        for name in self.variants:
+            for text in self.expressions(name):
+                Expression(text).check(self.regions)
 
     def rates_of(self, variant: str) -> list[float]:
         return self.variants[variant].learning_rates or self.learning_rates
@@ -177,27 +181,57 @@ class CompareRecipe:
         return self.variants[variant].seeds or self.seeds
 
     def training(
-        self, name: str, rate: float, seed: int, region: str | None = None, scores: str = "scores"
+        self,
+        name: str,
+        rate: float,
+        seed: int,
+        folder: Path = Path(),
     ) -> TrainRecipe:
-        """How the variant ``name`` is trained; ``region``: the file of what it freezes.
+        """How the variant ``name`` is trained; ``folder``: where regions and scores are.
 
-        Not watched: the exported model is what is evaluated. ``scores``: folder of the scores.
+        Not watched: the exported model is what is evaluated.
         """
         variant = self.variants[name]
         where = f"variants.{name}"
         changes = dict(variant.changes)
         settings = changes.get("optimization") or {}
         changes["optimization"] = {**settings, "learning_rate": rate, "seed": seed}
-        if fisher := (changes.get("penalty") or {}).get("fisher"):
-            folder = self.scores_of(fisher, scores, f"{where}: penalty.fisher")
-            penalty = {"languages": self._kept(folder), **changes["penalty"], "fisher": folder}
-            changes["penalty"] = penalty
+        for field_name in ("pull", "penalty"):
+            fields = changes.get(field_name) or {}
+            if fisher := fields.get("fisher"):
+                scores = self.scores_of(
+                    fisher, str(folder / "scores"), f"{where}: {field_name}.fisher"
+                )
+                fields = {"languages": self._kept(scores), **fields, "fisher": scores}
+                changes[field_name] = fields
+        if named := self._pulled(name):
+            files = {str(folder / self.region_file(text)): named[text] for text in named}
+            changes["pull"] = {**changes["pull"], "regions": files}
         if variant.region is not None:
-            changes["region"] = region or "region.safetensors"
+            changes["region"] = str(folder / self.region_file(variant.region))
         if self.train.engine.devices is None:
             changes["engine"] = {"devices": 1}
         unwatched = replace(self.train, watch=replace(self.train.watch, off=True))
         return change(unwatched, changes, where)
+
+    def expressions(self, name: str) -> list[str]:
+        """What the variant ``name`` freezes or pulls: each a region, or several combined."""
+        region = self.variants[name].region
+        return [*([] if region is None else [region]), *self._pulled(name)]
+
+    def _pulled(self, name: str) -> dict[str, Any]:
+        """Regions of the pull of the variant ``name``, as they are called here, and strengths."""
+        regions = (self.variants[name].changes.get("pull") or {}).get("regions")
+        return regions if isinstance(regions, dict) else {}
+
+    def region_file(self, expression: str) -> Path:
+        """Where in a comparison's folder the region is that ``expression`` names."""
+        from freezetrain.regions import Expression  # imports torch
+
+        if Expression(expression).names == [expression]:
+            return Path("regions") / f"{expression}{SUFFIX}"
+        digest = hashlib.sha256(expression.encode()).hexdigest()[:8]  # a - b is not a | b
+        return Path("combined") / f"{file_name(expression)[:80]}-{digest}{SUFFIX}"
 
     @property
     def methods(self) -> list[str]:
@@ -221,7 +255,8 @@ class CompareRecipe:
         return any(map(self.is_scored, self.regions)) or any(map(self._has_fisher, self.variants))
 
     def _has_fisher(self, variant: str) -> bool:
-        return bool((self.variants[variant].changes.get("penalty") or {}).get("fisher"))
+        changes = self.variants[variant].changes
+        return any((changes.get(name) or {}).get("fisher") for name in ("pull", "penalty"))
 
     def is_scored(self, name: str) -> bool:
         """Whether the region ``name`` is made from scores."""
@@ -284,8 +319,7 @@ class CompareRecipe:
         """Whether the variant ``name`` needs texts of held-out languages before it is trained."""
         from freezetrain.regions import Expression  # imports torch
 
-        region = self.variants[name].region
-        names = [] if region is None else Expression(region).names
+        names = [part for text in self.expressions(name) for part in Expression(text).names]
         return self._has_fisher(name) or any(map(self.is_scored, names))
 
 

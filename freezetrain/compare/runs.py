@@ -86,20 +86,19 @@ def grid(recipe: CompareRecipe, folder: Path) -> list[Run]:
     ]
 
 
-def training_of(recipe: CompareRecipe, prepared: Prepared, run: Run) -> TrainRecipe:
+def training_of(recipe: CompareRecipe, run: Run) -> TrainRecipe:
     """How a run is trained, but for where the comparison's folder lies: what tells it apart."""
-    region = prepared.regions.get(run.variant)
-    return recipe.training(run.variant, run.learning_rate, run.seed, region)
+    return recipe.training(run.variant, run.learning_rate, run.seed)
 
 
-def missing_runs(recipe: CompareRecipe, prepared: Prepared, runs: Iterable[Run]) -> list[Run]:
+def missing_runs(recipe: CompareRecipe, runs: Iterable[Run]) -> list[Run]:
     """Those still to be run. UserError for one that was run with other settings."""
     missing = []
     for run in runs:
         if not run.done:
             missing.append(run)
             continue
-        changed = changed_fields(run.read()["recipe"], training_of(recipe, prepared, run))
+        changed = changed_fields(run.read()["recipe"], training_of(recipe, run))
         if changed:
             raise UserError(
                 f"{run.folder} holds the run with another {', '.join(changed[:5])}; call the "
@@ -123,7 +122,7 @@ class Trials:
         that is not finite is a result, too: ``failed`` says so. Raises what `freezetrain train`
         raises for all else.
         """
-        training, recipe = run.folder / "training", training_of(self._recipe, self._prepared, run)
+        training, recipe = run.folder / "training", training_of(self._recipe, run)
         claim(training, recipe, resumable=True)
         details = None
         try:
@@ -137,10 +136,8 @@ class Trials:
         return result
 
     def _trained(self, run: Run, training: Path) -> tuple[RunResult, Forgetting]:
-        region = self._prepared.region(run.variant)
-        recipe = self._recipe.training(
-            run.variant, run.learning_rate, run.seed, region, self._prepared.scores
-        )
+        folder = self._prepared.folder
+        recipe = self._recipe.training(run.variant, run.learning_rate, run.seed, folder)
         outcome = train.run(recipe, training, table=False, progress=False)
         watch = self._recipe.train.watch
         source = replace(recipe.model, path=str(training / "model"), revision=None)

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from freezetrain.callbacks import (
     BaseAverage,
     BasePenalty,
+    BasePull,
     ForgettingBoard,
     ForgettingBrake,
     ForgettingTracker,
@@ -40,6 +41,7 @@ class Parts:
     brake: ForgettingBrake | None
     """Before what looks at the weights in the end."""
     freeze: RegionFreeze | None
+    pull: BasePull | None
     penalty: BasePenalty | None
     average: WeightAverage | BaseAverage | None
     """What is exported instead of the last weights."""
@@ -85,6 +87,7 @@ def make_parts(
         tracker,
         brake,
         freeze,
+        plan.pull,
         plan.penalty,
         average,
         Export(tokenizer, folder / "model", _export_dtype(recipe), average, tracker),
@@ -134,7 +137,8 @@ def hyperparameters(recipe: TrainRecipe) -> dict[str, Any]:
     """What tells runs apart beside each other in TensorBoard, by the recipe's names."""
     settings = asdict(recipe)
     names = [
-        *("languages", "replay", "region", "freeze", "penalty", "average_with_base", "lora"),
+        *("languages", "replay", "region", "freeze", "pull", "penalty"),
+        *("average_with_base", "lora"),
         *("optimization", "brake", "from_scratch"),
     ]
     return {

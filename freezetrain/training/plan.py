@@ -6,10 +6,10 @@ from functools import cached_property
 import torch
 from transformers import PreTrainedModel
 
-from freezetrain.callbacks import BasePenalty
+from freezetrain.callbacks import BasePenalty, BasePull
 from freezetrain.callbacks.near_base import check_importance
 from freezetrain.errors import UserError
-from freezetrain.models import check_length, meta_model, stored_dtype
+from freezetrain.models import check_length, local_folder, meta_model, stored_dtype
 from freezetrain.ranks import Launch
 from freezetrain.regions import Region
 from freezetrain.scoring import Scores
@@ -22,7 +22,7 @@ from freezetrain.training.engines import (
     trained_in_16_bits,
     world_size,
 )
-from freezetrain.training.recipe import TrainRecipe
+from freezetrain.training.recipe import Penalty, Pull, TrainRecipe
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Plan:
     model: PreTrainedModel
     """On the meta device, with adapters."""
     region: Region | None
+    pull: BasePull | None
     penalty: BasePenalty | None
 
     @cached_property
@@ -88,9 +89,9 @@ def make_plan(recipe: TrainRecipe, launch: Launch) -> Plan:
     world = world_size(recipe.engine, launch)
     accumulate = recipe.optimization.accumulate(world)
     model, region = shape_and_region(recipe)
-    penalty = penalty_of(recipe, model)
+    pull, penalty = pull_of(recipe, model), penalty_of(recipe, model)
     engine = kind_of(recipe.engine, world)
-    return Plan(recipe, world, engine, accumulate, model, region, penalty)
+    return Plan(recipe, world, engine, accumulate, model, region, pull, penalty)
 
 
 def shape_and_region(recipe: TrainRecipe) -> tuple[PreTrainedModel, Region | None]:
@@ -171,6 +172,27 @@ def refuse_clamp(recipe: TrainRecipe) -> None:
             )
 
 
+def pull_of(recipe: TrainRecipe, model: PreTrainedModel) -> BasePull | None:
+    """The callback of ``recipe.pull``; ``model`` may be without weights.
+
+    UserError for regions that do not fit the model, and for scores as :func:`penalty_of`.
+    """
+    if recipe.pull is None:
+        return None
+    fields = recipe.pull
+    regions = [(Region.load(file), strength) for file, strength in fields.regions.items()]
+    for region, _ in regions:
+        region.resolve(model)
+    return BasePull(
+        fields.strength,
+        local_folder(recipe.model),
+        regions,
+        None if fields.fisher is None else _fisher("pull", fields, model),
+        fields.on_cpu,
+        fields.log_every,
+    )
+
+
 def penalty_of(recipe: TrainRecipe, model: PreTrainedModel) -> BasePenalty | None:
     """The callback of ``recipe.penalty``; ``model`` may be without weights.
 
@@ -180,13 +202,19 @@ def penalty_of(recipe: TrainRecipe, model: PreTrainedModel) -> BasePenalty | Non
         return None
     if recipe.penalty.fisher is None:
         return BasePenalty(recipe.penalty.strength)
-    by_language = language_scores(recipe.penalty.fisher, recipe.penalty.languages or ())
+    return BasePenalty(recipe.penalty.strength, _fisher("penalty", recipe.penalty, model))
+
+
+def _fisher(where: str, fields: Pull | Penalty, model: PreTrainedModel) -> Scores:
+    """The sum of the fisher scores that ``fields`` of the recipe, called ``where``, name."""
+    assert fields.fisher is not None
+    by_language = language_scores(fields.fisher, fields.languages or ())
     scores = Scores.sum(list(by_language.values()))
     if scores.made["method"] != "fisher":
         raise UserError(
-            f"penalty.fisher must be a folder of scores of the method fisher, and those in "
-            f"{recipe.penalty.fisher} are of {scores.made['method']}; make them with `freezetrain "
+            f"{where}.fisher must be a folder of scores of the method fisher, and those in "
+            f"{fields.fisher} are of {scores.made['method']}; make them with `freezetrain "
             "score --methods '[fisher]'`"
         )
     check_importance(scores, model)
-    return BasePenalty(recipe.penalty.strength, scores)
+    return scores

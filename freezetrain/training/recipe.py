@@ -162,6 +162,40 @@ class Penalty:
 
 
 @dataclass
+class Pull:
+    """Pull the weights to the base's after each optimizer step: weight - min(1, learning rate x
+    strength) x (weight - base's). Weight decay towards the base, decoupled as AdamW's is: it passes
+    through neither clipping nor AdamW. Works on every engine, beside a frozen region too.
+    """
+
+    strength: float
+    """0 or more, of all weights that no region names. At a learning rate of 1e-3 a strength of 20
+    takes each weight 2% of its way back in a step, at 1e-4 0.2%."""
+    regions: dict[LocalPath, float] = field(default_factory=dict)
+    """Region file to the strength of its entries; of an entry in several the largest counts."""
+    fisher: LocalPath | None = None
+    """Folder of scores made by `freezetrain score` with method fisher: a weight's strength is
+    multiplied by their sum over the languages, divided by its mean over all scored weights
+    (decoupled EWC). Weights that were not scored are not pulled. None: all alike."""
+    languages: list[Name] | None = None
+    """Languages whose fisher scores are summed: those to keep. None: all in the folder."""
+    on_cpu: bool = False
+    """Keep the base's weights in CPU memory: less on the GPU, more time a step."""
+    log_every: int = 100
+    """Optimizer steps between two looks at how far the weights are from the base's."""
+
+    def __post_init__(self) -> None:
+        for name, value in {"strength": self.strength, **self.regions}.items():
+            where = "pull.strength" if name == "strength" else f"pull.regions: {name}"
+            check(math.isfinite(value) and value >= 0, where, "a number, 0 or more", value)
+        alone = self.fisher is not None or self.languages is None
+        check(alone, "pull.languages", "left out where fisher is not given", self.languages)
+        expected = "left out where fisher is given: both say what is pulled more"
+        check(self.fisher is None or not self.regions, "pull.regions", expected, self.regions)
+        check(self.log_every >= 1, "pull.log_every", "1 or more", self.log_every)
+
+
+@dataclass
 class TrainRecipe:
     """Further pre-train a model, with a region frozen and other languages watched."""
 
@@ -182,8 +216,10 @@ class TrainRecipe:
     """Region file; the region is frozen. None: plain full training."""
     freeze: Freezing = field(default_factory=Freezing)
     """How it is frozen."""
+    pull: Pull | None = None
+    """What pulls the weights to the base's after each step. None: nothing."""
     penalty: Penalty | None = None
-    """What pulls the weights back to the base's. None: nothing."""
+    """What pulls them through the loss instead, on one device and under ddp. None: nothing."""
     average_with_base: float | None = None
     """Share of the trained weights in the exported model, in (0, 1), which is base + share x
     (trained - base); evaluations on the way are of the trained weights. None: those alone."""
@@ -263,7 +299,9 @@ class TrainRecipe:
 
     def _check_base(self) -> None:
         """What needs the base's weights, and what goes with it."""
-        for name in ("penalty", "average_with_base", "lora"):
+        expected = "left out where pull is given: both keep the weights near the base's"
+        check(self.pull is None or self.penalty is None, "penalty", expected, self.penalty)
+        for name in ("pull", "penalty", "average_with_base", "lora"):
             value = getattr(self, name)
             expected = "left out when from_scratch is set: there is no base"
             check(value is None or not self.from_scratch, name, expected, value)
@@ -276,7 +314,7 @@ class TrainRecipe:
             self._check_frozen_as_base(f"left out where average_with_base is given: {why}")
         if self.lora is not None:
             expected = "left out where lora is given: it trains adapters, and no weight of the base"
-            for name in ("region", "penalty", "average_with_base"):
+            for name in ("region", "pull", "penalty", "average_with_base"):
                 check(getattr(self, name) is None, name, expected, getattr(self, name))
             check(averaged is None, "optimization.ema_decay", expected, averaged)
 

@@ -32,8 +32,8 @@ def test_a_variant_is_the_recipe_with_its_changes():
         variants={"plain": {}, "core": {"region": "core", "changes": {"replay": replay}}},
         regions={"core": {"kind": "core"}},
     )
-    one = compared.training("core", 1e-3, 5, "core.safetensors")
-    assert one.region == "core.safetensors"
+    one = compared.training("core", 1e-3, 5, Path("there"))
+    assert one.region == "there/regions/core.safetensors"
     assert one.replay == Replay(TEXTS, ["en"], share=0.2)
     assert (one.optimization.learning_rate, one.optimization.seed) == (1e-3, 5)
     assert one.optimization.max_steps == 7
@@ -88,13 +88,44 @@ def test_fisher_names_the_scores_that_the_comparison_makes():
     penalty = {"strength": 1.0, "fisher": "fisher"}
     ewc = {"plain": {}, "EWC": {"changes": {"penalty": penalty}}}
     compared = recipe(variants=ewc, scoring={"methods": ["taylor", "fisher"]})
-    penalty = compared.training("EWC", 1e-4, 0, scores="there").penalty
-    assert (penalty.fisher, penalty.languages) == ("there/fisher", None)  # the target is not scored
+    penalty = compared.training("EWC", 1e-4, 0, Path("there")).penalty
+    assert (penalty.fisher, penalty.languages) == (
+        "there/scores/fisher",
+        None,
+    )  # the target is not scored
     scoring = {"methods": ["fisher"], "languages": ["en", "zh", "es"]}
     compared = recipe(variants=ewc, scoring=scoring)
     assert compared.training("EWC", 1e-4, 0).penalty.languages == ["en", "es"]
     assert compared.needs_scores
     assert compared.reads_old("EWC")
+
+
+def test_a_pull_names_regions_and_scores_of_the_comparison():
+    pulled = {"strength": 5.0, "regions": {"core": 100.0, "core | rare": 20.0}}
+    compared = recipe(
+        variants={
+            "plain": {},
+            "pull": {"changes": {"pull": {"strength": 5.0}}},
+            "by region": {"changes": {"pull": pulled}},
+            "EWC": {"changes": {"pull": {"strength": 1.0, "fisher": "fisher"}}},
+        },
+        regions={"core": {"kind": "core"}, "rare": {"kind": "vocabulary"}},
+        scoring={"methods": ["taylor", "fisher"], "languages": ["en", "zh"]},
+    )
+    regions = compared.training("by region", 1e-3, 0, Path("there")).pull.regions
+    combined = str(Path("there") / compared.region_file("core | rare"))
+    assert regions == {"there/regions/core.safetensors": 100.0, combined: 20.0}
+    ewc = compared.training("EWC", 1e-3, 0, Path("there")).pull
+    assert (ewc.fisher, ewc.languages) == ("there/scores/fisher", ["en"])
+    assert [name for name in compared.variants if compared.reads_old(name)] == ["by region", "EWC"]
+    with pytest.raises(UserError, match=r"'cre'.*did you mean 'core'"):
+        recipe(
+            variants={
+                "plain": {},
+                "x": {"changes": {"pull": {"strength": 1, "regions": {"cre": 2}}}},
+            },
+            regions={"core": {"kind": "core"}},
+        )
 
 
 def variants(**one):

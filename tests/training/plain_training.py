@@ -5,7 +5,7 @@ weights and adapters are computed as their formulas stand. Of freezetrain it use
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +27,8 @@ class Variant:
     strength: float = 0.0
     fisher: Mapping[str, Tensor] | None = None
     """Parameter -> importance; None: 1 for each."""
+    pull: Callable[[str, Tensor], Tensor] | None = None
+    """Parameter and its weights -> the pull's strength at each."""
     ema: float | None = None
     share: float | None = None
     """Of the trained weights in the average with the base."""
@@ -75,6 +77,11 @@ def train(model: nn.Module, batches: Iterable[dict], variant: Variant) -> dict[s
         for name, gradient in gradients.items():
             gradient *= min(1.0, CLIP / (norm + 1e-6))
             _adamw(name, steps[name], gradient, moments[name], step, rate, frozen.get(name))
+            if variant.pull is not None:
+                share = (rate * variant.pull(name, weights[name])).clamp(max=1.0)
+                if name in frozen:
+                    share[frozen[name]] = 0.0
+                weights[name] -= share * (weights[name] - base[name])
         if variant.ema is not None:
             for name, value in weights.items():
                 average[name] = variant.ema * average[name] + (1 - variant.ema) * value

@@ -6,7 +6,15 @@ from freezetrain.errors import UserError
 from freezetrain.evaluation.brake import Brake
 from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource
-from freezetrain.training.recipe import Freezing, Lora, Penalty, Replay, TrainRecipe, Watch
+from freezetrain.training.recipe import (
+    Freezing,
+    Lora,
+    Penalty,
+    Pull,
+    Replay,
+    TrainRecipe,
+    Watch,
+)
 
 MODEL = ModelSource("model")
 
@@ -84,6 +92,9 @@ NEAR = {"penalty": Penalty(1.0), "average_with_base": 0.5, "lora": Lora()}
         ),
         ({"lora": Lora(), "region": "r"}, "region must be left out where lora is given"),
         ({"lora": Lora(), "penalty": Penalty(1.0)}, "penalty must be left out where lora"),
+        ({"lora": Lora(), "pull": Pull(1.0)}, "pull must be left out where lora"),
+        ({"pull": Pull(1.0), "penalty": Penalty(1.0)}, "penalty must be left out where pull is"),
+        ({"pull": Pull(1.0), "from_scratch": True}, "pull must be .*there is no base"),
         ({"lora": Lora(), "average_with_base": 0.5}, "average_with_base must be left out where l"),
         ({"lora": Lora(), "optimization": EMA}, "ema_decay must be left out where lora"),
     ],
@@ -98,12 +109,17 @@ def test_what_stays_near_the_base_is_refused(more, complaint):
     [
         (lambda: Penalty(-1.0), r"penalty\.strength must be a number, 0 or more"),
         (lambda: Penalty(float("inf")), r"penalty\.strength must be a number, 0 or more"),
+        (lambda: Pull(-1.0), r"pull\.strength must be a number, 0 or more"),
+        (lambda: Pull(1.0, {"a": float("nan")}), r"pull\.regions: a must be a number, 0 or more"),
+        (lambda: Pull(1.0, {"a": 1.0}, "scores"), r"pull\.regions must be left out where fisher"),
+        (lambda: Pull(1.0, languages=["en"]), r"pull\.languages must be left out where fisher"),
+        (lambda: Pull(1.0, log_every=0), r"pull\.log_every must be 1 or more"),
         (lambda: Lora(rank=0), r"lora\.rank must be 1 or more"),
         (lambda: Lora(alpha=0.0), r"lora\.alpha must be a number above 0"),
         (lambda: Lora(dropout=1.0), r"lora\.dropout must be in \[0, 1\)"),
     ],
 )
-def test_penalties_and_adapters_that_cannot_work(made, complaint):
+def test_pulls_and_adapters_that_cannot_work(made, complaint):
     with pytest.raises(UserError, match=complaint):
         made()
 

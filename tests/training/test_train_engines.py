@@ -11,15 +11,15 @@ from freezetrain.regions import Region
 
 # What stays near the base: on one device and under DDP alone.
 NEAR_BASE = {
-    "L2": {"penalty": {"strength": 5.0}},
+    "L2": {"penalty": {"strength": 5.0}, "pull": None},
     "averaged": {"average_with_base": 0.5},
-    "LoRA": {"lora": {"rank": 4}, "region": None},
+    "LoRA": {"lora": {"rank": 4}, "region": None, "pull": None},
 }
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, model_folder) -> dict:
-    """Target, replay in the first half, documents apart, a region, evaluation, accumulation."""
+    """Target, replay in the first half, documents apart, region, pull, evaluation, accumulation."""
     folder = tmp_path_factory.mktemp("recipe")
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     Region.random(model, 0.2, seed=3).save(folder / "region.safetensors")
@@ -28,6 +28,7 @@ def recipe(tmp_path_factory, model_folder) -> dict:
         "languages": ["zh"],
         "replay": {"languages": ["en", "es"], "share": 0.25, "until": 0.5, "temperature": 2.0},
         "region": str(folder / "region.safetensors"),
+        "pull": {"strength": 5.0},
         "optimization": {
             "max_steps": 8,
             "sequence_length": 32,

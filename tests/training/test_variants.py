@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,15 @@ from freezetrain.regions import Entries, Region
 from freezetrain.scoring import Scores
 from freezetrain.training.data import read_data
 from freezetrain.training.module import CausalLM
-from freezetrain.training.recipe import Freezing, Lora, Penalty, Replay, TrainRecipe, Watch
+from freezetrain.training.recipe import (
+    Freezing,
+    Lora,
+    Penalty,
+    Pull,
+    Replay,
+    TrainRecipe,
+    Watch,
+)
 from freezetrain.training.sharded import loader
 from freezetrain.training.train import run
 
@@ -123,6 +132,17 @@ CASES = {
         {"penalty": Penalty(2.0), "region": "entries", "freeze": Freezing(first_step=2)},
         {"strength": 2.0, "first": 2},
     ),
+    "pull": ({"pull": Pull(40.0)}, {}),
+    "pull, region": ({"pull": Pull(40.0), "region": "entries"}, {}),
+    "pull, clamp": (
+        {"pull": Pull(40.0), "region": "entries", "freeze": Freezing(clamp=0.25)},
+        {"clamp": 0.25},
+    ),
+    "pull by regions": (
+        {"pull": Pull(20.0, {"vocabulary": 2.0, "entries": 400.0})},
+        {},
+    ),
+    "pull by fisher": ({"pull": Pull(40.0, fisher="fisher")}, {}),
     "EMA": ({"optimization": {"ema_decay": 0.8}}, {"ema": 0.8}),
     "averaged": ({"average_with_base": 0.4}, {"share": 0.4}),
     "averaged, region": ({"average_with_base": 0.4, "region": "entries"}, {"share": 0.4}),
@@ -137,6 +157,21 @@ CASES = {
 }  # fmt: skip
 
 
+def strengths(strength, by_region, importance, name, weights):
+    """The pull's strength at each weight of a parameter; of several regions the largest."""
+    at = torch.full_like(weights, strength)
+    if importance is not None:
+        return at * importance.get(name, torch.zeros_like(at))
+    for number, (region, own) in enumerate(by_region):
+        if name in region:
+            others = [r[name] for r, more in by_region[:number] if name in r and more > own]
+            mask = region[name].clone()
+            for other in others:
+                mask &= ~other
+            at[mask] = own
+    return at
+
+
 @pytest.fixture(scope="module")
 def filled(model_folder, region_files, masks, fisher):
     """A case's recipe and variant, with what they name filled in."""
@@ -146,6 +181,14 @@ def filled(model_folder, region_files, masks, fisher):
         if "region" in changes:
             variant["frozen"] = masks[changes["region"]]
             changes["region"] = str(region_files / f"{changes['region']}.safetensors")
+        if "pull" in changes:
+            pull = changes["pull"]
+            files = {str(region_files / f"{n}.safetensors"): v for n, v in pull.regions.items()}
+            folder = str(fisher[0]) if pull.fisher else None
+            changes["pull"] = replace(pull, regions=files, fisher=folder)
+            by_region = [(masks[n], strength) for n, strength in pull.regions.items()]
+            importance = fisher[1] if pull.fisher else None
+            variant["pull"] = partial(strengths, pull.strength, by_region, importance)
         if "fisher" in variant:
             variant["fisher"] = fisher[1]
             changes["penalty"] = Penalty(changes["penalty"].strength, str(fisher[0]))
@@ -203,6 +246,7 @@ def test_trains_as_a_plain_loop(case, filled, plain, parameters, model_folder, t
     "case",
     [
         "EWC",
+        "pull",
         "EMA",
         "averaged",
         pytest.param("LoRA", marks=pytest.mark.exhaustive),  # peft's imports take long
