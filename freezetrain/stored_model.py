@@ -25,6 +25,7 @@ from freezetrain.freezing.weights_folder import (
 )
 from freezetrain.model_files import layers_left_out
 from freezetrain.ranks import current_launch
+from freezetrain.regions.base import fingerprint
 from freezetrain.user_files import reading
 
 if TYPE_CHECKING:
@@ -174,6 +175,27 @@ def not_of_model(model: "PreTrainedModel", files: WeightsFolder) -> set[str]:
     # The files of a model without a head lack the name of the part that they are of.
     names |= {name.removeprefix(f"{loaded.base_model_prefix}.") for name in names}
     return set(files) - names
+
+
+def fingerprint_of_files(model: "PreTrainedModel", files: WeightsFolder) -> str | None:
+    """What :func:`freezetrain.regions.base.fingerprint` says of ``model`` once it is loaded.
+
+    ``model``: without weights, of the configuration beside ``files``, of which 64 values a tensor
+    are read. None where the files hold other tensors than it has in memory (fused experts).
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    names = {}
+    for name, parameter in model.named_parameters():
+        shape = tuple(parameter.shape)
+        converted = revert_weight_conversion(model, {name: parameter})
+        if [tuple(tensor.shape) for tensor in converted.values()] != [shape]:
+            return None
+        (stored,) = converted
+        # The files of a model without a head lack the name of the part that they are of.
+        within = stored.removeprefix(f"{model.base_model_prefix}.")
+        names[name] = within if within in files else files.stored_name(stored, shape)
+    return fingerprint(model, read=lambda name, places: files.some(names[name], places))
 
 
 def _from_headers(

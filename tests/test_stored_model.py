@@ -13,9 +13,10 @@ from torch import Tensor
 from freezetrain import models
 from freezetrain.errors import UserError
 from freezetrain.freezing.weights_folder import WeightsFolder
-from freezetrain.models import load_model, meta_model, stored_dtype, stored_dtypes
+from freezetrain.models import describe, load_model, meta_model, stored_dtype, stored_dtypes
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import fingerprint
+from freezetrain.stored_model import fingerprint_of_files
 
 UP = "model.layers.0.mlp.up_proj.weight"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -235,6 +236,32 @@ def test_head_and_embedding_that_differ_are_two(folder, caplog):
     put(folder, state)
     configure(folder, tie_word_embeddings=False)
     assert fingerprint(loaded) == fingerprint(load_model(source(folder)))
+
+
+@pytest.mark.parametrize("case", ["one file", "shards", "pickle", "tied", "no head", "bfloat16"])
+def test_files_tell_the_fingerprint_that_the_loaded_model_has(folder, make_model, case):
+    if case == "shards":
+        make_model().save_pretrained(folder, max_shard_size="20KB")
+        (folder / "model.safetensors").unlink()
+    elif case == "pickle":
+        as_pickle(folder)
+    elif case == "tied":
+        make_model(tie_word_embeddings=True).save_pretrained(folder)
+    elif case == "no head":
+        make_model(tie_word_embeddings=True).model.save_pretrained(folder)
+        configure(folder, architectures=["LlamaForCausalLM"])
+    elif case == "bfloat16":
+        make_model().bfloat16().save_pretrained(folder)
+    here = source(folder)
+    expected = fingerprint(load_model(here))
+    assert fingerprint_of_files(meta_model(here), describe(here).files) == expected
+    if case != "pickle":
+        file = next(folder.glob("*.safetensors"))
+        state = load_file(file)
+        name = next(iter(sorted(state)))
+        state[name].view(-1)[0] += 1
+        save_file(state, file, {"format": "pt"})
+        assert fingerprint_of_files(meta_model(here), describe(here).files) != expected
 
 
 def test_equal_head_and_embedding_are_one(folder, caplog):

@@ -5,6 +5,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -58,13 +59,24 @@ def check_weights(
         raise UserError(f"{name} must name every language; {missing[0]!r} is missing")
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """Pools that are mixed in, as what is replayed: ``share`` of the places before ``until``."""
+
+    pools: Sequence[Pool]
+    """Their shares sum to 1."""
+    share: float
+    until: int
+    """Place from which on there are none."""
+
+
 class Order:
     """Which sequence of which language stands at each of ``length`` places.
 
-    ``sizes`` are the sequences of each language. ``replayed`` pools get ``replay_share`` of the
-    places before ``until`` and none after it, ``target`` pools the rest. Each pool goes through
-    shuffled epochs of its own. Nothing is laid out in advance: a place is computed from the seed
-    when it is asked for.
+    ``sizes`` are the sequences of each language. Of the places, each of ``mixed`` gets its share
+    for as long as it lasts, and ``target`` pools the rest. Each pool goes through shuffled epochs
+    of its own. Nothing is laid out in advance: a place is computed from the seed when it is asked
+    for.
     """
 
     def __init__(
@@ -73,43 +85,42 @@ class Order:
         target: Sequence[Pool],
         length: int,
         seed: int,
-        replayed: Sequence[Pool] = (),
-        replay_share: float = 0.0,
-        until: int = 0,
+        mixed: Sequence[Mixed] = (),
     ) -> None:
         self.languages = list(sizes)
         self.length = length
-        self._pools = [*target, *replayed]
+        self._pools = [*target, *(pool for group in mixed for pool in group.pools)]
         self._seed = seed
         self._numbers = [
             np.array([self.languages.index(name) for name in pool.languages])
             for pool in self._pools
         ]
         self._ends = [np.cumsum([sizes[name] for name in pool.languages]) for pool in self._pools]
-        mixed = [pool.share * (1 - replay_share) for pool in target]
-        mixed += [pool.share * replay_share for pool in replayed]
-        alone = [pool.share for pool in target] + [0.0] * len(replayed)
-        self._until = min(until, length) if replayed else 0
-        self._early = Mixture(np.array(mixed), self._until, seed)
-        self._late = Mixture(np.array(alone), length - self._until, seed)
-        self._drawn_early = self._early.drawn(self._until)
+        self._parts = [
+            (first, Mixture(_shares(target, mixed, first), last - first, seed))
+            for first, last in pairwise(sorted({0, length, *(min(m.until, length) for m in mixed)}))
+        ]
+        drawn = [part.drawn(part.length) for _, part in self._parts]
+        self._before = np.cumsum([np.zeros(len(self._pools), dtype=np.int64), *drawn], axis=0)
         shares = [[pool.languages, pool.share] for pool in self._pools]
-        content = [list(sizes.items()), shares, seed, replay_share, until if replayed else 0]
+        first, *others = [(group.share, group.until) for group in mixed] or [(0.0, 0)]
+        content = [list(sizes.items()), shares, seed, *first, *others]
         self.digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def places(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """At places ``first`` to ``last``, the last excluded: number of the language in
         ``languages``, and number of its sequence; int64 each."""
-        border = min(max(self._until, first), last)
-        pools, nth = self._early.places(first, border)
-        if border < last:
-            late, late_nth = self._late.places(border - self._until, last - self._until)
-            pools = np.concatenate([pools, late])
-            nth = np.concatenate([nth, late_nth + self._drawn_early[late]])
-        language, sequence = np.empty_like(pools), np.empty_like(pools)
-        for pool in np.unique(pools).tolist():
-            mine = pools == pool
-            language[mine], sequence[mine] = self._draw(pool, nth[mine])
+        language, sequence = (np.empty(last - first, dtype=np.int64) for _ in range(2))
+        for (start, part), before in zip(self._parts, self._before, strict=False):
+            begin, end = max(first, start), min(last, start + part.length)
+            if begin >= end:
+                continue
+            pools, nth = part.places(begin - start, end - start)
+            here = np.arange(begin - first, end - first)
+            for pool in np.unique(pools).tolist():
+                mine = pools == pool
+                drawn = self._draw(pool, nth[mine] + before[pool])
+                language[here[mine]], sequence[here[mine]] = drawn
         return language, sequence
 
     def _draw(self, pool: int, nth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,12 +139,23 @@ class Order:
     def epochs(self) -> dict[str, float]:
         """How often the run goes through each language's sequences; where several are one pool,
         through all of that pool's."""
-        drawn = self._drawn_early + self._late.drawn(self.length - self._until)
         return {
             name: float(count / ends[-1])
-            for pool, count, ends in zip(self._pools, drawn, self._ends, strict=True)
+            for pool, count, ends in zip(self._pools, self._before[-1], self._ends, strict=True)
             for name in pool.languages
         }
+
+
+def _shares(target: Sequence[Pool], mixed: Sequence[Mixed], place: int) -> np.ndarray:
+    """Share of each pool at ``place`` and after it, up to where one of ``mixed`` ends."""
+    shares = [group.share if place < group.until else 0.0 for group in mixed]
+    rest = 1 - sum(shares)
+    of_mixed = [
+        pool.share * share
+        for group, share in zip(mixed, shares, strict=True)
+        for pool in group.pools
+    ]
+    return np.array([*(pool.share * rest for pool in target), *of_mixed])
 
 
 _BLOCK = 1024  # places that are laid out together
@@ -159,6 +181,7 @@ class Mixture:
     """
 
     def __init__(self, shares: np.ndarray, length: int, seed: int) -> None:
+        self.length = length
         shift = np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)[0]
         upper = np.cumsum(np.asarray(shares, dtype=np.float64))
         self._upper = np.round(upper / upper[-1] * 2.0**_BITS).astype(np.int64)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from freezetrain.data.order import Order
+from freezetrain.data.rehearsed import Rehearsed
 from freezetrain.data.tokens import TokenStore
 from freezetrain.errors import UserError
 from freezetrain.nll import NO_LABEL
@@ -40,6 +41,11 @@ class Packed:
 
     def __len__(self) -> int:
         return -(-len(self.store) // self.sequence_length)
+
+    @property
+    def content(self) -> list[Any]:
+        """What decides the sequences, JSON-able."""
+        return [self.store.digest, self.sequence_length]
 
     def labels(self, sequences: np.ndarray) -> np.ndarray:
         """How many labels count in each of ``sequences``; no token is read."""
@@ -134,7 +140,10 @@ class SequenceLoader:
     A batch holds ``input_ids`` and ``labels`` [B, L] int64 (the label of a place is the token
     after it, -100 where none counts), ``position_ids`` [B, L] where documents are masked, and
     ``step_labels``, int64: how many labels count in its whole optimizer step, over all ranks and
-    micro-batches. Optimizer step ``s`` takes the places ``s·S`` to ``(s+1)·S`` of the order, and
+    micro-batches. What is rehearsed by KL, the one of :class:`Rehearsed`, counts as labels do, and
+    adds ``step_compared``, how many of them are that, and, of the P places of the batch,
+    ``kl_places`` [P] (number of a place among the B · L) and what is stored of them; P may be 0.
+    Optimizer step ``s`` takes the places ``s·S`` to ``(s+1)·S`` of the order, and
     in it micro-batch ``m`` of rank ``r`` those from ``(m·world + r)·B`` on: what a step is trained
     on depends neither on the number of ranks nor on the size of their micro-batches.
 
@@ -144,13 +153,15 @@ class SequenceLoader:
 
     def __init__(
         self,
-        packed: Mapping[str, Packed],
+        packed: Mapping[str, Packed | Rehearsed],
         order: Order,
         settings: Optimization,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self._packed = [packed[language] for language in order.languages]
+        rehearsed = [source for source in self._packed if isinstance(source, Rehearsed)]
+        self._nothing = rehearsed[0].nothing() if rehearsed else {}
         self._order = order
         self._step = settings.step_sequences
         self._accumulate = settings.accumulate(world)
@@ -171,30 +182,44 @@ class SequenceLoader:
                 languages, sequences = self._order.places(
                     step * self._step, (step + 1) * self._step
                 )
-                labels = self._labels(languages, sequences)
+                counts = self._counts(languages, sequences)
             first = (micro * self._world + self._rank) * self._micro_batch
             mine = slice(first, first + self._micro_batch)
             batch = self._batch(languages[mine], sequences[mine])
             self._next += 1
-            yield {**batch, "step_labels": torch.tensor(labels)}
+            yield {**batch, **{name: torch.tensor(count) for name, count in counts.items()}}
 
-    def _labels(self, languages: np.ndarray, sequences: np.ndarray) -> int:
-        return sum(
-            int(self._packed[number].labels(sequences[languages == number]).sum())
-            for number in np.unique(languages).tolist()
-        )
+    def _counts(self, languages: np.ndarray, sequences: np.ndarray) -> dict[str, int]:
+        counts = {"step_labels": 0}
+        if self._nothing:
+            counts["step_compared"] = 0
+        for number in np.unique(languages).tolist():
+            source, here = self._packed[number], sequences[languages == number]
+            counts["step_labels"] += int(source.labels(here).sum())
+            if self._nothing and isinstance(source, Rehearsed):
+                counts["step_compared"] += int(source.compared(here).sum())
+        return counts
 
     def _batch(self, languages: np.ndarray, sequences: np.ndarray) -> dict[str, Tensor]:
         rows = [
             self._packed[language].sequence(sequence)
             for language, sequence in zip(languages.tolist(), sequences.tolist(), strict=True)
         ]
-        return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+        each = [name for name in ("input_ids", "labels", "position_ids") if name in rows[0]]
+        batch = {name: np.stack([row[name] for row in rows]) for name in each}
+        for name, none in self._nothing.items():
+            parts = [
+                row[name] + (number * batch["labels"].shape[1] if name == "kl_places" else 0)
+                for number, row in enumerate(rows)
+                if name in row
+            ]
+            batch[name] = np.concatenate([none, *parts])
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of what decides each sequence and its place."""
-        stores = [[packed.store.digest, packed.sequence_length] for packed in self._packed]
+        stores = [packed.content for packed in self._packed]
         content = [self._order.digest, stores, self._packed[0].document_mask]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -205,8 +230,8 @@ class SequenceLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["digest"] != self.digest:
             raise UserError(
-                "the training texts, their split or the tokenizer changed since the checkpoint "
-                "was written; restore them, or start a new run in another folder"
+                "the training texts, their split, the tokenizer or the rehearsal changed since the "
+                "checkpoint was written; restore them, or start a new run in another folder"
             )
         at_once = self._micro_batch * self._world
         if state["sequences"] % at_once:

@@ -185,6 +185,21 @@ class WeightsFolder(Mapping[str, Tensor]):
             rows: Tensor = opened.get_slice(name)[first:last]
             return rows
 
+    def some(self, name: str, places: Tensor) -> Tensor:
+        """The values at flat indices [n] of a stored tensor; little more than them is read."""
+        shape = self.shape(name)
+        file = self.headers[name].file
+        if file.suffix != _SAFE or len(shape) < 2:
+            return self[name].flatten()[places]
+        width = torch.Size(shape[1:]).numel()
+        with self._open(file) as opened:
+            stored = opened.get_slice(name)
+            found = [
+                stored[place // width : place // width + 1].flatten()[place % width]
+                for place in places.tolist()
+            ]
+        return torch.stack(found) if found else torch.empty(0)
+
     def __getitem__(self, name: str) -> Tensor:
         file = self.headers[name].file
         if file.suffix != _SAFE:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,7 +51,11 @@ def common_base(first: Base | None, second: Base | None) -> Base | None:
 
 
 @torch.no_grad()
-def fingerprint(model: nn.Module, full: Callable[[nn.Parameter], Tensor] | None = None) -> str:
+def fingerprint(
+    model: nn.Module,
+    full: Callable[[nn.Parameter], Tensor] | None = None,
+    read: Callable[[str, Tensor], Tensor] | None = None,
+) -> str:
     """SHA-256 over names, shapes and up to 64 evenly spaced values of every parameter, in hex.
 
     Values are rounded to bfloat16 first, so that one base has one fingerprint whether it is
@@ -59,7 +64,8 @@ def fingerprint(model: nn.Module, full: Callable[[nn.Parameter], Tensor] | None 
     Of a tied parameter the first name counts; parameters that PEFT's adapters have added do not
     count. Changes between the samples go unseen: this tells
     models apart, it does not prove them equal. ``full`` gives the whole of a parameter that an
-    engine has split over ranks.
+    engine has split over ranks; ``read`` instead, where the model has no weights, the values of one
+    by its name in the base and their flat indices [n].
     """
     digest = hashlib.sha256()
     adapters, base_name = own_parameters(model), base_names(model)
@@ -71,14 +77,22 @@ def fingerprint(model: nn.Module, full: Callable[[nn.Parameter], Tensor] | None 
     for name in sorted(parameters):
         parameter = parameters[name]
         digest.update(json.dumps([name, list(full_shape(parameter))]).encode())
-        values = full(parameter) if full else parameter
-        sample = _sample(values).float().bfloat16().cpu().contiguous()
+        if read:
+            sample = read(name, _places(math.prod(full_shape(parameter))))
+        else:
+            sample = _sample(full(parameter) if full else parameter)
+        sample = sample.float().bfloat16().cpu().contiguous()
         digest.update(sample.view(torch.int16).numpy().astype("<i2").tobytes())
     return digest.hexdigest()
 
 
+def _places(size: int) -> Tensor:
+    """Flat indices of up to 64 of ``size`` values, evenly spaced."""
+    count = min(_SAMPLES, size)
+    return torch.arange(count) * size // max(count, 1)
+
+
 def _sample(tensor: Tensor) -> Tensor:
-    """Up to 64 values of ``tensor``, evenly spaced in flat order, without flattening it."""
-    count = min(_SAMPLES, tensor.numel())
-    places = torch.arange(count, device=tensor.device) * tensor.numel() // max(count, 1)
+    """The values of ``tensor`` at these indices, without flattening it."""
+    places = _places(tensor.numel()).to(tensor.device)
     return tensor[torch.unravel_index(places, tensor.shape)] if tensor.ndim else tensor.view(1)

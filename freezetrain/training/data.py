@@ -6,18 +6,25 @@ from functools import cached_property
 from typing import Any
 
 import lightning as L
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from freezetrain.data.order import Order, check_weights, pools
+from freezetrain.data.order import Mixed, Order, Pool, check_weights, pools
 from freezetrain.data.packing import Packed, SequenceLoader
+from freezetrain.data.rehearsed import Rehearsed
 from freezetrain.data.texts import files_not_read, languages_in
 from freezetrain.data.tokens import tokenize
 from freezetrain.errors import UserError
 from freezetrain.evaluation.texts import not_read_note
+from freezetrain.files import readable
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import TextSource
+from freezetrain.rehearsal import Rehearsal
+from freezetrain.rehearsal.dataset import bytes_of_place
 from freezetrain.tables import Column, Table
-from freezetrain.training.recipe import Replay, TrainRecipe
+from freezetrain.training.recipe import Rehearse, Replay, TrainRecipe
+
+_REHEARSAL = "/rehearsal"  # beside the languages, none of which can have this name
 
 
 class TextData(L.LightningDataModule):
@@ -42,49 +49,53 @@ class TextData(L.LightningDataModule):
         replayed: Mapping[str, Packed] | None = None,
         replay: Replay | None = None,
         not_read: Sequence[str] = (),
+        rehearsed: Rehearsed | None = None,
+        rehearse: Rehearse | None = None,
     ) -> None:
         super().__init__()
         self.packed = dict(packed)
         self.replayed = dict(replayed or {})
         self.settings = settings
         self.not_read = list(not_read)
+        self.rehearsed = rehearsed
         self._replay = (replay or Replay()) if self.replayed else None
+        self._rehearse = rehearse if rehearsed is not None else None
         self._pools = pools(_tokens(self.packed), weights or {}, temperature)
         once = sum(map(len, self.packed.values()))
-        if self._replay is not None:
-            once = math.ceil(once / (1 - self._replay.share * self._replay.until))
+        mixed_in = [part for part in (self._replay, self._rehearse) if part is not None]
+        if mixed_in:
+            once = math.ceil(once / (1 - sum(part.share * part.until for part in mixed_in)))
         self.steps = settings.steps(once)
         self.order  # noqa: B018  refuses bad weights at once
+
+    @property
+    def _every(self) -> dict[str, Packed | Rehearsed]:
+        every: dict[str, Packed | Rehearsed] = {**self.packed, **self.replayed}
+        return every if self.rehearsed is None else {**every, _REHEARSAL: self.rehearsed}
 
     @cached_property
     def order(self) -> Order:
         """Which sequence stands at each place of the run."""
-        every = {**self.packed, **self.replayed}
-        sizes = {name: len(packed) for name, packed in every.items()}
+        sizes = {name: len(packed) for name, packed in self._every.items()}
         step, seed = self.settings.step_sequences, self.settings.seed
-        if self._replay is None:
-            return Order(sizes, self._pools, self.steps * step, seed)
-        return Order(
-            sizes,
-            self._pools,
-            self.steps * step,
-            seed,
-            replayed=pools(
-                _tokens(self.replayed),
-                self._replay.weights,
-                self._replay.temperature,
-                "replay.weights",
-            ),
-            replay_share=self._replay.share,
-            until=max(1, round(self._replay.until * self.steps)) * step,
-        )
+        mixed = []
+        if replay := self._replay:
+            weights, temperature = replay.weights, replay.temperature
+            replayed = pools(_tokens(self.replayed), weights, temperature, "replay.weights")
+            mixed.append(Mixed(replayed, replay.share, self._places_until(replay.until)))
+        if rehearse := self._rehearse:
+            until = self._places_until(rehearse.until)
+            mixed.append(Mixed([Pool((_REHEARSAL,), 1.0)], rehearse.share, until))
+        return Order(sizes, self._pools, self.steps * step, seed, mixed)
+
+    def _places_until(self, share: float) -> int:
+        return max(1, round(share * self.steps)) * self.settings.step_sequences
 
     def train_dataloader(self) -> SequenceLoader:
         rank, world = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
-        every = {**self.packed, **self.replayed}
-        return SequenceLoader(every, self.order, self.settings, rank, world)
+        return SequenceLoader(self._every, self.order, self.settings, rank, world)
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """What is read of each language, and how much of the run it is.
@@ -106,6 +117,32 @@ class TextData(L.LightningDataModule):
             for name, packed in {**self.packed, **self.replayed}.items()
         }
 
+    def rehearsal_facts(self) -> dict[str, Any] | None:
+        """The same of what is rehearsed, and what is stored of it; None: nothing is.
+
+        ``sequences`` that the base drew, their ``tokens`` (of each at most a sequence of the run),
+        ``rows`` that they fill, ``share`` of the run's sequences and ``epochs``; the ``base`` by
+        its name, ``top_tokens`` stored of each place and ``bytes`` on disk.
+        """
+        if self.rehearsed is None or self._rehearse is None:
+            return None
+        rehearsal, epochs = self.rehearsed.rehearsal, self.order.epochs[_REHEARSAL]
+        lengths = np.minimum(rehearsal.lengths, self.settings.sequence_length)
+        return {
+            "folder": str(rehearsal.folder),
+            "base": rehearsal.made.base.name,
+            "loss": self._rehearse.loss,
+            "teacher": self._rehearse.teacher,
+            "sequences": len(rehearsal),
+            "tokens": int(lengths.sum()),
+            "rows": len(self.rehearsed),
+            "share": epochs * len(self.rehearsed) / self.order.length,
+            "epochs": epochs,
+            "top_tokens": rehearsal.made.k,
+            "bytes": bytes_of_place(rehearsal.made.vocabulary, rehearsal.made.k)
+            * int(rehearsal.lengths.sum()),
+        }
+
     def table(self) -> Table:
         """The facts, to be looked at before training starts."""
         columns = [
@@ -122,9 +159,19 @@ class TextData(L.LightningDataModule):
             rows.append({"language": name + replay, **facts})
             if facts["skipped"]:
                 skipped.append(f"{facts['skipped']} of {name}")
+        if drawn := self.rehearsal_facts():
+            not_of_text = dict.fromkeys(("bytes", "tokens_per_word", "bytes_per_token"))
+            named = {"language": "(rehearsal)", "documents": drawn["sequences"]}
+            rows.append({**drawn, **not_of_text, **named})
         notes = [f"bad lines skipped: {', '.join(skipped)}"] if skipped else []
         if self.not_read:
             notes.append(not_read_note(self.not_read))
+        if drawn:
+            notes.append(
+                f"rehearsal: documents are sequences that {drawn['base'] or 'the base'} drew; the "
+                f"{drawn['top_tokens']} likeliest tokens of each place are stored, "
+                f"{readable(drawn['bytes'])}"
+            )
         return Table("texts trained on", columns, rows, note="; ".join(notes))
 
 
@@ -133,12 +180,15 @@ def _tokens(packed: Mapping[str, Packed]) -> dict[str, int]:
 
 
 def read_data(
-    recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, world: int | None = None
+    recipe: TrainRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    world: int | None = None,
+    rehearsal: Rehearsal | None = None,
 ) -> TextData:
     """Tokenize and pack what the recipe trains on and replays, or find it in the cache.
 
     Weights that name other languages, and, with ``world`` ranks given, a batch that they cannot
-    share, are refused before anything is read.
+    share, are refused before anything is read. ``rehearsal``: what ``recipe.rehearse`` names.
     Raises UserError as :func:`tokenize` does, and where a language has too little text.
     """
     settings = recipe.optimization
@@ -177,4 +227,18 @@ def read_data(
         {name: packed(recipe.replay.texts, name) for name in replayed} if recipe.replay else {},
         recipe.replay,
         [*files_not_read(recipe.texts, recipe.languages), *not_read],
+        _rehearsed(recipe, rehearsal),
+        recipe.rehearse,
+    )
+
+
+def _rehearsed(recipe: TrainRecipe, rehearsal: Rehearsal | None) -> Rehearsed | None:
+    if recipe.rehearse is None or rehearsal is None:
+        return None
+    return Rehearsed(
+        rehearsal,
+        recipe.optimization.sequence_length,
+        recipe.optimization.document_mask,
+        recipe.rehearse.loss,
+        recipe.rehearse.teacher == "stored",
     )

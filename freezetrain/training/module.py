@@ -21,6 +21,7 @@ from freezetrain.nll import next_token_nll
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.training.engines import optimizer_device
 from freezetrain.training.optimizer import BadSteps, build_optimizer
+from freezetrain.training.rehearsed import Compared
 
 Load = Callable[[L.LightningModule], PreTrainedModel]
 
@@ -37,9 +38,20 @@ class CausalLM(L.LightningModule):
     and, at the trainer's log interval, the gradient norm before clipping, the learning rate and
     the tokens seen. What is not finite is found on all ranks alike, before it reaches a
     checkpoint, see BadSteps.
+
+    Where sequences of the base are rehearsed by KL, the sum of KL(base ‖ model) at their places is
+    added to that of NLL, and the places count as labels do. The loss that is logged stays the mean
+    NLL of the labels; the mean KL of the places since it was logged last is logged beside it, in
+    nats per token. ``teacher``: the base, where KL is over the whole vocabulary.
     """
 
-    def __init__(self, model: PreTrainedModel | Load, settings: Optimization, steps: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel | Load,
+        settings: Optimization,
+        steps: int,
+        teacher: PreTrainedModel | None = None,
+    ) -> None:
         super().__init__()
         self.load: Load | None = None
         if isinstance(model, PreTrainedModel):
@@ -49,7 +61,8 @@ class CausalLM(L.LightningModule):
         self.settings = settings
         self.steps = steps
         self.bad_steps = BadSteps(settings.bad_steps, settings.spike_factor)
-        self._nll = torch.zeros(())  # summed over the labels since the last step, on this rank
+        self.compared = Compared(teacher)
+        self._sums = torch.zeros(2)  # NLL and KL since the last step, on this rank
 
     def configure_model(self) -> None:
         if self.load is not None:
@@ -59,9 +72,12 @@ class CausalLM(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.bad_steps.load_state_dict(checkpoint["bad_steps"])
+        if "compared" in checkpoint:
+            self.compared.load_state_dict(checkpoint["compared"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["bad_steps"] = self.bad_steps.state_dict()
+        checkpoint["compared"] = self.compared.state_dict()
 
     def on_train_start(self) -> None:
         if self.settings.document_mask:
@@ -86,16 +102,19 @@ class CausalLM(L.LightningModule):
             torch.manual_seed(seed)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        logits = self._logits(batch["input_ids"], batch.get("position_ids"))
+        inputs = batch["input_ids"], batch.get("position_ids")
+        logits = self._logits(*inputs)
         nll = next_token_nll(logits, batch["labels"]).sum()
-        self._nll = self._nll.to(nll.device) + nll.detach()
+        kl = self.compared.kl(logits, batch, lambda base: self._logits(*inputs, base))
+        self._sums = self._sums.to(nll.device) + torch.stack([nll, kl]).detach()
         self._labels = batch["step_labels"].clamp(min=1)  # a step may hold the last token alone
+        self._places = batch.get("step_compared", torch.zeros_like(batch["step_labels"]))
         # Engines divide by ranks and by micro-batches; Lightning by micro-batches, so that under
         # DeepSpeed, which does so itself, they are divided by twice.
         parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):
             parts *= self.trainer.accumulate_grad_batches
-        return nll * (parts / self._labels)
+        return (nll + kl) * (parts / self._labels)
 
     def configure_gradient_clipping(
         self,
@@ -107,10 +126,10 @@ class CausalLM(L.LightningModule):
             return  # it clips in its step
         norm = clip_grad_norm_(self.parameters(), gradient_clip_val or float("inf"))
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        loss = self._step_loss()
-        if self._is_bad(loss, norm):
+        sums = self._step_sums()
+        if self._is_bad(sums, norm):
             optimizer.zero_grad(set_to_none=True)  # the optimizer leaves such parameters alone
-        self._log_step(optimizer, loss, norm)
+        self._log_step(optimizer, sums, norm)
 
     def optimizer_step(
         self,
@@ -124,19 +143,19 @@ class CausalLM(L.LightningModule):
         assert optimizer_closure is not None
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        loss = torch.zeros(())
+        sums = torch.zeros(2)
 
         def checked() -> Any:
-            nonlocal loss
+            nonlocal sums
             result = optimizer_closure()
-            loss = self._step_loss()
-            self._is_bad(loss, None)
+            sums = self._step_sums()
+            self._is_bad(sums, None)
             return result
 
         super().optimizer_step(epoch, batch_idx, optimizer, checked)
         norm = torch.as_tensor(self.trainer.strategy.deepspeed_engine.get_global_grad_norm())
-        self._is_bad(loss, norm)  # after the update, and before a checkpoint
-        self._log_step(self.trainer.optimizers[0], loss, norm)
+        self._is_bad(sums, norm)  # after the update, and before a checkpoint
+        self._log_step(self.trainer.optimizers[0], sums, norm)
         return None
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -148,33 +167,48 @@ class CausalLM(L.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def _logits(self, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
-        """[B, L, V]; documents are kept apart where ``position_ids`` [B, L] start anew."""
+    def _logits(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        model: PreTrainedModel | None = None,
+    ) -> Tensor:
+        """[B, L, V]; documents are kept apart where ``position_ids`` [B, L] start anew.
+
+        ``model``: another than the one that is trained.
+        """
+        model = self.model if model is None else model
         if position_ids is None:
-            return self.model(input_ids=input_ids, use_cache=False).logits
+            return model(input_ids=input_ids, use_cache=False).logits
         rows = input_ids.shape[0]
-        if lays_end_to_end(self.model):
+        if lays_end_to_end(model):
             input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
-        logits = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+        logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
         return logits.view(rows, -1, logits.shape[-1])
 
-    def _step_loss(self) -> Tensor:
-        """Mean NLL of the step's labels on all ranks, in nats per token."""
-        total = self._nll.clone()
+    def _step_sums(self) -> Tensor:
+        """NLL of the step's labels and KL of its rehearsed places, summed over all ranks."""
+        total = self._sums.clone()
         if dist.is_initialized() and self.trainer.world_size > 1:
             dist.all_reduce(total)
-        return total / self._labels
+        return total
 
-    def _is_bad(self, loss: Tensor, norm: Tensor | None) -> bool:
-        step = self.global_step + 1
-        return self.bad_steps.is_bad(loss.item(), None if norm is None else norm.item(), step)
+    def _is_bad(self, sums: Tensor, norm: Tensor | None) -> bool:
+        step, loss = self.global_step + 1, (sums.sum() / self._labels).item()
+        return self.bad_steps.is_bad(loss, None if norm is None else norm.item(), step)
 
-    def _log_step(self, optimizer: Optimizer, loss: Tensor, norm: Tensor) -> None:
-        self.log("train/loss", loss, prog_bar=True)
-        self._nll = torch.zeros_like(self._nll)
+    def _log_step(self, optimizer: Optimizer, sums: Tensor, norm: Tensor) -> None:
+        places = int(self._places)
+        if not places or self._labels > places:
+            self.log("train/loss", sums[0] / (self._labels - places), prog_bar=True)
+        if places:
+            self.compared.add(sums[1].item(), places)
+        self._sums = torch.zeros_like(self._sums)
         step, every = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or step % every:
             return  # nobody would read them, and Lightning takes its time for each
+        if (kl := self.compared.take(step)) is not None:
+            self.log("train/rehearsal_kl", kl)
         self.log("train/gradient_norm", norm)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
         self.log("train/tokens", float(step * self.settings.step_tokens))

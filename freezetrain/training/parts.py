@@ -137,7 +137,7 @@ def hyperparameters(recipe: TrainRecipe) -> dict[str, Any]:
     """What tells runs apart beside each other in TensorBoard, by the recipe's names."""
     settings = asdict(recipe)
     names = [
-        *("languages", "replay", "region", "freeze", "pull", "penalty"),
+        *("languages", "replay", "rehearse", "region", "freeze", "pull", "penalty"),
         *("average_with_base", "lora"),
         *("optimization", "brake", "from_scratch"),
     ]

@@ -9,11 +9,21 @@ from transformers import PreTrainedModel
 from freezetrain.callbacks import BasePenalty, BasePull
 from freezetrain.callbacks.near_base import check_importance
 from freezetrain.errors import UserError
-from freezetrain.models import check_length, local_folder, meta_model, stored_dtype
+from freezetrain.models import (
+    check_length,
+    describe,
+    load_model,
+    local_folder,
+    meta_model,
+    stored_dtype,
+)
 from freezetrain.ranks import Launch
 from freezetrain.regions import Region
+from freezetrain.regions.base import fingerprint
+from freezetrain.rehearsal import Rehearsal
 from freezetrain.scoring import Scores
 from freezetrain.scoring.scores import language_scores
+from freezetrain.stored_model import fingerprint_of_files
 from freezetrain.training.adapters import add_adapters
 from freezetrain.training.engines import (
     kind_of,
@@ -41,6 +51,7 @@ class Plan:
     region: Region | None
     pull: BasePull | None
     penalty: BasePenalty | None
+    rehearsal: Rehearsal | None = None
 
     @cached_property
     def weights(self) -> int:
@@ -84,14 +95,18 @@ class Plan:
         return (4 + computed) * self.weights
 
 
-def make_plan(recipe: TrainRecipe, launch: Launch) -> Plan:
-    """Raises UserError for all that can be refused before texts are read and weights loaded."""
+def make_plan(recipe: TrainRecipe, launch: Launch, tokenizer: str | None = None) -> Plan:
+    """Raises UserError for all that can be refused before texts are read and weights loaded.
+
+    ``tokenizer``: digest of the base's, to be compared with a rehearsal's; None: do not.
+    """
     world = world_size(recipe.engine, launch)
     accumulate = recipe.optimization.accumulate(world)
     model, region = shape_and_region(recipe)
     pull, penalty = pull_of(recipe, model), penalty_of(recipe, model)
     engine = kind_of(recipe.engine, world)
-    return Plan(recipe, world, engine, accumulate, model, region, pull, penalty)
+    rehearsal = rehearsal_of(recipe, tokenizer)
+    return Plan(recipe, world, engine, accumulate, model, region, pull, penalty, rehearsal)
 
 
 def shape_and_region(recipe: TrainRecipe) -> tuple[PreTrainedModel, Region | None]:
@@ -218,3 +233,29 @@ def _fisher(where: str, fields: Pull | Penalty, model: PreTrainedModel) -> Score
         )
     check_importance(scores, model)
     return scores
+
+
+def rehearsal_of(recipe: TrainRecipe, tokenizer: str | None = None) -> Rehearsal | None:
+    """What is rehearsed, all of it read once and checked.
+
+    UserError where the folder is none, where a piece of it is damaged, and where it was not drawn
+    by this base: by the base's files, also where a run is resumed. Where those are not here, as in
+    a dry run, it is not compared.
+    """
+    if recipe.rehearse is None:
+        return None
+    rehearsal = Rehearsal(recipe.rehearse.folder)
+    model = meta_model(recipe.model)
+    files = describe(recipe.model).files
+    found = rehearsal.made.base.fingerprint
+    if files is not None:
+        # Fused experts have to be loaded to be told.
+        found = fingerprint_of_files(model, files) or fingerprint(load_model(recipe.model))
+    rehearsal.require_base(found, tokenizer, recipe.model.path)
+    tokens = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[union-attr]
+    if rehearsal.made.vocabulary > tokens:
+        raise UserError(
+            f"the rehearsal in {rehearsal.folder} is over {rehearsal.made.vocabulary} tokens and "
+            f"the model {recipe.model.path} has {tokens}; make one with it"
+        )
+    return rehearsal

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from freezetrain.evaluation.brake import Brake
 from freezetrain.recipe.check import check, check_shares, check_temperature
@@ -39,6 +40,35 @@ class Replay:
         check(0 < self.until <= 1, "until", "above 0 and at most 1", self.until)
         check_temperature("temperature", self.temperature, self.weights)
         check_shares("weights", self.weights)
+
+
+@dataclass
+class Rehearse:
+    """Sequences that the base drew, mixed into training so that it does not forget what it says.
+
+    What `freezetrain rehearse` made, of this very base. No text of the languages to keep is needed.
+    """
+
+    folder: LocalPath
+    """Folder that `freezetrain rehearse` made."""
+    share: float = 0.05
+    """Share of the sequences that are rehearsed ones, in (0, 1); with replay.share below 1."""
+    until: float = 1.0
+    """Share of the run, from its start, in which they are mixed in; later there are none."""
+    loss: Literal["kl", "next_token"] = "kl"
+    """kl: at each of their places, KL(base || model) of the next token's distribution, in nats (Li
+    and Hoiem 2016, arXiv 1606.09282); next_token: as texts, which forgets more."""
+    teacher: Literal["stored", "model"] = "stored"
+    """Where kl takes what the base says from. stored: from the folder, its likeliest tokens and the
+    mass of the others as one; model: from the base, which is kept in memory beside the model and
+    run too, over the whole vocabulary (on one device and under ddp)."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.share < 1, "rehearse.share", "above 0 and below 1", self.share)
+        check(0 < self.until <= 1, "rehearse.until", "above 0 and at most 1", self.until)
+        expected = "stored where rehearse.loss is next_token: there is no KL"
+        needed = self.teacher == "stored" or self.loss == "kl"
+        check(needed, "rehearse.teacher", expected, self.teacher)
 
 
 @dataclass
@@ -212,6 +242,8 @@ class TrainRecipe:
     more evens languages out."""
     replay: Replay | None = None
     """Texts of languages to keep, mixed in. None: none."""
+    rehearse: Rehearse | None = None
+    """What the base itself has drawn, mixed in. None: none."""
     region: LocalPath | None = None
     """Region file; the region is frozen. None: plain full training."""
     freeze: Freezing = field(default_factory=Freezing)
@@ -268,6 +300,8 @@ class TrainRecipe:
             both = [name for name in self.replay.languages if name in self.languages]
             expected = "left out of replay.languages: it is trained on"
             check(not both, "a language", expected, both[:1])
+        if self.rehearse is not None:
+            self._check_rehearse(self.rehearse)
         if self.from_scratch:
             check(self.region is None, "region", "left out when from_scratch is set", self.region)
         if self.region is None:
@@ -279,6 +313,16 @@ class TrainRecipe:
             self._check_brake(self.brake)
         self._check_engine()
         self._check_base()
+
+    def _check_rehearse(self, rehearse: Rehearse) -> None:
+        expected = "left out when from_scratch is set: there is no base"
+        check(not self.from_scratch, "rehearse", expected, rehearse)
+        share = rehearse.share + (0.0 if self.replay is None else self.replay.share)
+        check(share < 1, "replay.share + rehearse.share", "below 1", share)
+        kind = self.engine.kind
+        expected = f"stored under {kind}: model works on one device and under ddp"
+        fits = rehearse.teacher == "stored" or kind in ("auto", "ddp")
+        check(fits, "rehearse.teacher", expected, rehearse.teacher)
 
     def _check_engine(self) -> None:
         """What only some engines can do."""

@@ -20,7 +20,7 @@ from freezetrain.models import checked, load_model, meta_model
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import decoder_blocks
 from freezetrain.training.adapters import add_adapters
-from freezetrain.training.engines import policy, trained_in_16_bits
+from freezetrain.training.engines import policy, precision, trained_in_16_bits
 from freezetrain.training.module import Load
 from freezetrain.training.recipe import TrainRecipe
 
@@ -186,3 +186,13 @@ def loader(recipe: TrainRecipe, kind: str) -> PreTrainedModel | Load:
     if kind == "fsdp2":
         return sharded
     return prepare(load_model(source, random, in_16_bits))
+
+
+def teacher_of(recipe: TrainRecipe) -> PreTrainedModel | None:
+    """The base that rehearsal compares with, where it is kept in memory beside the model."""
+    if recipe.rehearse is None or recipe.rehearse.teacher == "stored":
+        return None
+    base = load_model(recipe.model, in_16_bits=trained_in_16_bits(recipe.optimization))
+    if precision(recipe.optimization) == "bf16-true":
+        nn.Module.to(base, torch.bfloat16)
+    return base.requires_grad_(False)

@@ -9,6 +9,7 @@ import lightning as L
 from torch import nn
 
 from freezetrain.data.texts import progress_bars
+from freezetrain.data.tokens import tokenizer_digest
 from freezetrain.evaluation import Forgetting, forgetting, forgetting_table
 from freezetrain.evaluation.texts import TextFacts, text_facts, texts_table
 from freezetrain.files import require_space
@@ -29,7 +30,7 @@ from freezetrain.training.module import CausalLM
 from freezetrain.training.parts import Parts, make_parts
 from freezetrain.training.plan import Plan, make_plan
 from freezetrain.training.recipe import Freezing, TrainRecipe
-from freezetrain.training.sharded import loader
+from freezetrain.training.sharded import loader, teacher_of
 from freezetrain.training.trainer import fit
 
 
@@ -44,14 +45,15 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = 
     tokenizer = load_tokenizer(recipe.model)
     if not recipe.from_scratch:
         fetch(recipe.model)  # the plan depends on what its files hold
-    plan = make_plan(recipe, launch)
+    digest = None if recipe.rehearse is None else tokenizer_digest(tokenizer)
+    plan = make_plan(recipe, launch, digest)
     check_fit(plan.model, tokenizer, recipe.optimization.sequence_length)
     require_devices(recipe.engine, launch)
     length, sequences = recipe.optimization.sequence_length, recipe.optimization.micro_batch
     require_memory(plan.model, sequences, length, "optimization.micro_batch")
     require_space(folder, plan.disk_bytes, "checkpoints and the model")
     with progress_bars(shown=progress):
-        data = read_data(recipe, tokenizer, plan.world)
+        data = read_data(recipe, tokenizer, plan.world, plan.rehearsal)
     recipe.freeze.check_steps(data.steps)
     if table:
         Terminal().print(data.table())
@@ -71,6 +73,7 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = 
         recipe.checkpoint_every,
         progress,
         recipe.engine,
+        teacher_of(recipe),
     )
     if parts.brake is not None:
         parts.brake.ensure(trainer)
@@ -122,6 +125,8 @@ class Trained:
             "data": self.data.facts(),
             "files_not_read": self.data.not_read,
         }
+        if (rehearsal := self.data.rehearsal_facts()) is not None:
+            results["rehearsal"] = rehearsal | {"kl": module.compared.last}
         if self.texts:
             results["texts"] = [asdict(facts) for facts in self.texts]
         results |= {

@@ -40,11 +40,12 @@ def fit(
     checkpoint_every: int = 100,
     progress: bool = True,
     engine: Engine | None = None,
+    teacher: PreTrainedModel | None = None,
 ) -> L.Trainer:
     """Train ``model`` with logs and checkpoints in ``folder``; resume what is there.
 
-    ``model`` as in CausalLM. ``engine`` says on what; None: one device, or DDP where several
-    processes were started.
+    ``model`` and ``teacher`` as in CausalLM. ``engine`` says on what; None: one device, or DDP
+    where several processes were started.
 
     Resuming after a kill at any moment gives the weights of the uninterrupted run: data order and
     dropout depend on seed and position alone, and a checkpoint is written whole or not at all.
@@ -81,7 +82,7 @@ def fit(
     )
     if isinstance(model, PreTrainedModel):
         model.train()
-    module = CausalLM(model, settings, data.steps)
+    module = CausalLM(model, settings, data.steps, teacher)
     with _interrupts():
         trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
     module.model.eval()

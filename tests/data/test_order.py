@@ -1,9 +1,11 @@
+import hashlib
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from freezetrain.data.order import Mixture, Order, Pool, permuted, pools
+from freezetrain.data.order import Mixed, Mixture, Order, Pool, permuted, pools
 from freezetrain.errors import UserError
 
 ONE_POOL = [Pool(("a", "b"), 1.0)]
@@ -55,7 +57,7 @@ def test_with_weights_each_language_goes_through_its_own_epochs():
 def test_replay_has_its_share_until_its_end_and_the_rest_is_whole_epochs():
     sizes = {"a": 300, "b": 200, "en": 40, "es": 60}
     replayed = [Pool(("en",), 0.25), Pool(("es",), 0.75)]
-    order = Order(sizes, ONE_POOL, 3000, 0, replayed=replayed, replay_share=0.2, until=1500)
+    order = Order(sizes, ONE_POOL, 3000, 0, [Mixed(replayed, 0.2, 1500)])
     places = read(order)
     early, late = places[:1500], places[1500:]
     for end in (100, 777, 1500):
@@ -71,12 +73,52 @@ def test_replay_has_its_share_until_its_end_and_the_rest_is_whole_epochs():
     assert order.epochs["es"] == len(spanish) / 60
 
 
+def test_several_are_mixed_in_each_with_its_share_and_its_end():
+    sizes = {"a": 300, "b": 200, "en": 40, "drawn": 70}
+    groups = [Mixed([Pool(("en",), 1.0)], 0.2, 1500), Mixed([Pool(("drawn",), 1.0)], 0.1, 2200)]
+    order = Order(sizes, ONE_POOL, 3000, 0, groups)
+    places = read(order)
+    for first, last, shares in (
+        (0, 1500, (0.2, 0.1)),
+        (1500, 2200, (0.0, 0.1)),
+        (2200, 3000, (0.0, 0.0)),
+    ):
+        counts = Counter(language for language, _ in places[first:last])
+        for number, share in enumerate(shares, 2):
+            assert abs(counts[number] - share * (last - first)) < 6 * bool(share) + 1e-9
+    for languages, size in (((0, 1), 500), ((2,), 40), ((3,), 70)):  # epochs across borders
+        mine = [place for place in places if place[0] in languages]
+        for first in range(0, len(mine) - size, size):
+            assert len(set(mine[first : first + size])) == size
+    for first, last in ((0, 1600), (1499, 1501), (1400, 2300), (2199, 3000)):
+        part = order.places(first, last)
+        assert list(zip(*(column.tolist() for column in part), strict=True)) == places[first:last]
+    assert order.epochs["drawn"] == sum(language == 3 for language, _ in places) / 70
+
+
+def test_what_older_checkpoints_were_written_with_stays():
+    """Digests, and hashes of all places, as version 0.13 gave them."""
+    replayed = [Pool(("en",), 0.25), Pool(("es",), 0.75)]
+    orders = [
+        Order({"a": 50, "b": 90}, ONE_POOL, 3000, 3),
+        Order(
+            {"a": 50, "b": 90, "en": 9, "es": 20}, ONE_POOL, 3000, 3, [Mixed(replayed, 0.2, 1500)]
+        ),
+    ]
+    assert [order.digest[:12] for order in orders] == ["7f5bfe5996eb", "c3542f0db711"]
+    hashed = [
+        hashlib.sha256(json.dumps([column.tolist() for column in order.places(0, 3000)]).encode())
+        for order in orders
+    ]
+    assert [digest.hexdigest()[:12] for digest in hashed] == ["39552cf20226", "c872e12ac4fd"]
+
+
 def test_digest_tells_orders_apart():
     sizes = {"a": 50, "b": 90, "en": 9}
     replayed = [Pool(("en",), 1.0)]
 
     def digest(sizes=sizes, target=ONE_POOL, length=100, seed=0, share=0.1, until=60):
-        return Order(sizes, target, length, seed, replayed, share, until).digest
+        return Order(sizes, target, length, seed, [Mixed(replayed, share, until)]).digest
 
     apart = [Pool(("a",), 0.5), Pool(("b",), 0.5)]
     digests = [

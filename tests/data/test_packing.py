@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from freezetrain.data.order import Order, Pool
+from freezetrain.data.order import Mixed, Order, Pool
 from freezetrain.data.packing import Drawn, Packed, SequenceLoader
 from freezetrain.errors import UserError
 from freezetrain.recipe.optimization import Optimization
@@ -143,8 +143,8 @@ def loader(languages, rank=0, world=1, micro_batch=2, mask=True, seed=0, share=0
     )
     packed = {name: Packed(store, 8, mask) for name, store in languages.items()}
     sizes = {name: len(sequences) for name, sequences in packed.items()}
-    replayed = [Pool(("en",), 1.0)]
-    order = Order(sizes, [Pool(("zh",), 1.0)], STEPS * STEP, seed, replayed, share, 20 * STEP)
+    replayed = Mixed([Pool(("en",), 1.0)], share, 20 * STEP)
+    order = Order(sizes, [Pool(("zh",), 1.0)], STEPS * STEP, seed, [replayed])
     return SequenceLoader(packed, order, settings, rank, world)
 
 

@@ -35,6 +35,8 @@ class Variant:
     adapters: Mapping[str, Tensor] = field(default_factory=dict)
     """Parameter -> A [rank, in]."""
     scale: float = 1.0
+    teacher: Mapping[str, Tensor] | None = None
+    """Weights of what rehearsal is compared with over all tokens."""
 
 
 def train(model: nn.Module, batches: Iterable[dict], variant: Variant) -> dict[str, Tensor]:
@@ -56,13 +58,16 @@ def train(model: nn.Module, batches: Iterable[dict], variant: Variant) -> dict[s
     for step in range(STEPS):
         frozen = variant.frozen if step >= variant.first else {}
         gradients = {name: torch.zeros_like(value) for name, value in steps.items()}
-        for _ in range(ACCUMULATE):
-            batch = next(batches)
+        parts = [next(batches) for _ in range(ACCUMULATE)]
+        count = sum(int((part["labels"] != -100).sum()) for part in parts)
+        count += sum(len(part.get("kl_places", ())) for part in parts)
+        for batch in parts:
             leaves = {name: value.clone().requires_grad_() for name, value in steps.items()}
             used = _adapted(weights, leaves, variant) if variant.adapters else leaves
             logits = functional_call(model, used, (batch["input_ids"],)).logits
-            loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
-            computed = torch.autograd.grad(loss / ACCUMULATE, list(leaves.values()))
+            loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+            loss = loss + _kl(model, variant.teacher, batch, logits)
+            computed = torch.autograd.grad(loss / count, list(leaves.values()))
             for name, gradient in zip(leaves, computed, strict=True):
                 gradients[name] += gradient
         for name, gradient in gradients.items():
@@ -90,6 +95,24 @@ def train(model: nn.Module, batches: Iterable[dict], variant: Variant) -> dict[s
     if variant.share is not None:
         return {n: base[n] + variant.share * (value - base[n]) for n, value in weights.items()}
     return weights if variant.ema is None else average
+
+
+def _kl(model, teacher, batch, logits):
+    """Σ p log(p/q) at the rehearsed places: of all tokens, or of those stored and all others."""
+    if not len(places := batch.get("kl_places", ())):
+        return 0.0
+    q = logits.flatten(0, 1)[places].double().softmax(1)
+    if "top_tokens" not in batch:
+        with torch.no_grad():
+            said = functional_call(model, teacher, (batch["input_ids"],)).logits
+        p = said.flatten(0, 1)[places].double().softmax(1)
+        return (p * (p / q).log()).sum()
+    logs = [batch[name].view(torch.float16).double() for name in ("top_log_probs", "rest_log_prob")]
+    p = torch.cat([logs[0], logs[1][:, None]], 1).exp()
+    p = p / p.sum(1, keepdim=True)
+    top = q.gather(1, batch["top_tokens"].long())
+    q = torch.cat([top, 1 - top.sum(1, keepdim=True)], 1)
+    return (p * (p / q).log()).sum()
 
 
 def _adapted(weights, pairs, variant):

@@ -1,19 +1,24 @@
 """What is refused before texts are read: types that round frozen entries, scores of others."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from made_rehearsal import rehearse
 
+from freezetrain.data.tokens import tokenizer_digest
 from freezetrain.errors import UserError
 from freezetrain.models import stored_dtype
 from freezetrain.ranks import Launch
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.regions import Base, fingerprint
+from freezetrain.rehearsal.dataset import piece_file
 from freezetrain.scoring import Scores
+from freezetrain.training.dry_run import run as dry_run
 from freezetrain.training.plan import make_plan, refuse_types
-from freezetrain.training.recipe import Freezing, Penalty, TrainRecipe
+from freezetrain.training.recipe import Freezing, Penalty, Rehearse, TrainRecipe
 from freezetrain.training.train import run
 
 
@@ -106,3 +111,60 @@ def test_scores_of_another_model_are_refused(model_folder, model, make_model, tm
     recipe.texts, recipe.languages, recipe.watch.off = TextSource(), ["zh"], True
     with pytest.raises(UserError, match="scores were made for another model, another with the"):
         run(recipe, tmp_path / "run", table=False, progress=False)
+
+
+def changed(file):
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_rehearsal_that_does_not_fit_is_refused_first(model_folder, make_model, tmp_path):
+    """Before texts are read and weights are loaded, in a dry run too; nothing is written."""
+    good = rehearse(tmp_path / "good", model_folder, [4, 9])
+
+    def refused(folder, model_folder=model_folder):
+        recipe = recipe_of(model_folder, rehearse=Rehearse(str(folder)))
+        recipe.watch.off = True
+        for start in (
+            lambda: run(recipe, tmp_path / "run", table=False, progress=False),
+            lambda: dry_run(recipe, Launch(), tmp_path / "run"),
+        ):
+            with pytest.raises(UserError) as error:
+                start()
+            assert not (tmp_path / "run").exists()
+        return str(error.value)
+
+    assert "holds no rehearsal; give a folder that" in refused(tmp_path / "nothing")
+    damaged, lacking = tmp_path / "damaged", tmp_path / "lacking"
+    for folder in (damaged, lacking):
+        shutil.copytree(good, folder)
+    changed(piece_file(damaged, 1))
+    assert "00001.safetensors is damaged" in refused(damaged)
+    piece_file(lacking, 0).unlink()
+    assert "00000.safetensors is missing: the rehearsal has 2" in refused(lacking)
+    other = tmp_path / "other"
+    shutil.copytree(model_folder, other)
+    make_model(seed=1).save_pretrained(other)
+    assert "was drawn by another model, " in refused(good, other)
+    assert f"{other} with" in refused(good, other)
+
+
+def test_a_rehearsal_of_another_tokenizer_is_refused(model_folder, tokenizer, tmp_path):
+    folder = rehearse(tmp_path / "drawn", model_folder, [4, 9])
+    recipe = recipe_of(model_folder, rehearse=Rehearse(str(folder)))
+    assert make_plan(recipe, Launch(), tokenizer_digest(tokenizer)).rehearsal is not None
+    with pytest.raises(UserError, match="was made with another tokenizer than that of"):
+        make_plan(recipe, Launch(), "another")
+
+
+def test_a_dry_run_without_weights_takes_a_rehearsal_as_it_is(model_folder, tmp_path):
+    folder = rehearse(tmp_path / "drawn", model_folder, [4, 9])
+    (tmp_path / "bare").mkdir()
+    shutil.copy(model_folder / "config.json", tmp_path / "bare")
+    recipe = recipe_of(tmp_path / "bare", rehearse=Rehearse(str(folder)))
+    assert make_plan(recipe, Launch()).rehearsal is not None
+    config = json.loads((tmp_path / "bare" / "config.json").read_text())
+    (tmp_path / "bare" / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))
+    with pytest.raises(UserError, match=r"is over 400 tokens and the model .* has 300"):
+        make_plan(recipe, Launch())

@@ -11,6 +11,7 @@ from freezetrain.training.recipe import (
     Lora,
     Penalty,
     Pull,
+    Rehearse,
     Replay,
     TrainRecipe,
     Watch,
@@ -47,6 +48,26 @@ MODEL = ModelSource("model")
                 watch=Watch(TextSource("t", test_one_in=9)),
             ),
             "replay.texts and watch.texts read the same texts but split them",
+        ),
+        (lambda: Rehearse("f", share=1.0), r"rehearse\.share must be above 0 and below 1, got 1"),
+        (lambda: Rehearse("f", until=0.0), r"rehearse\.until must be above 0"),
+        (
+            lambda: Rehearse("f", loss="next_token", teacher="model"),
+            r"rehearse\.teacher must be stored where rehearse\.loss is next_token",
+        ),
+        (
+            lambda: TrainRecipe(MODEL, replay=Replay(share=0.6), rehearse=Rehearse("f", share=0.4)),
+            r"replay\.share \+ rehearse\.share must be below 1, got 1",
+        ),
+        (
+            lambda: TrainRecipe(MODEL, rehearse=Rehearse("f"), from_scratch=True),
+            "rehearse must be left out when from_scratch is set",
+        ),
+        (
+            lambda: TrainRecipe(
+                MODEL, rehearse=Rehearse("f", teacher="model"), engine=Engine(kind="zero-2")
+            ),
+            r"rehearse\.teacher must be stored under zero-2",
         ),
         (lambda: Watch(every_n_tokens=0), "every_n_tokens must be 1 or more, got 0"),
         (lambda: Watch(at_samples=[5, 2]), "at_samples must be ascending, the last above 0"),
