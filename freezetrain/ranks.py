@@ -133,7 +133,7 @@ T = TypeVar("T")
 
 def is_first_rank() -> bool:
     """Whether this process is rank 0, or the only one."""
-    return _own_rank() == 0
+    return own_rank() == 0
 
 
 def from_first_rank(value: T) -> T:
@@ -190,7 +190,7 @@ def _for_others(error: Exception | None) -> Exception | None:
     """An error as it can be sent to other ranks, which not every one can."""
     if error is None or isinstance(error, UserError | CheckError | Preempted):
         return error
-    return UserError(f"rank {_own_rank()} failed with {type(error).__name__}: {error}")
+    return UserError(f"rank {own_rank()} failed with {type(error).__name__}: {error}")
 
 
 def _several(group: "dist.ProcessGroup | None" = None) -> bool:
@@ -199,7 +199,8 @@ def _several(group: "dist.ProcessGroup | None" = None) -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
 
-def _own_rank() -> int:
+def own_rank() -> int:
+    """This process's number among those that run together; 0 where it is the only one."""
     import torch.distributed as dist
 
     return dist.get_rank() if _several() else 0

@@ -114,6 +114,8 @@ def test_cheap_verbs(model_folder, text_folder, evaluation):
     for name, path in (("region", region), ("scores", "scores/en.safetensors")):
         run("info", path, out=f"info-{name}")
     run("info", model_folder, out="info-model")
+    few = ["--languages", "[zh]", "--k", "3", "--sequences", "4", "--sequence_length", "16"]
+    run("rehearse", "--model", model_folder, *few, out="rehearsal")
     run("verify", model_folder, model_folder, region, out="verify")
     Path("adapted").symlink_to(model_folder)
     run("forgetting", model_folder, "adapted", "--target", "zh", *evaluation, out="forgetting")

@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -48,11 +46,10 @@ from freezetrain.scoring.methods import scored_parameters
 from freezetrain.scoring.partition import FullyShard, Partition, Replicated, Split
 from freezetrain.tables import Column, Table
 from freezetrain.training.engines import (
-    cluster_environment,
     deepspeed_config,
-    devices,
     kind_of,
     require_devices,
+    start_ranks,
     world_size,
 )
 from freezetrain.training.memory import require_memory
@@ -274,21 +271,6 @@ def check_batch(engine: Engine, launch: Launch, batch: int) -> None:
             f"under {engine.kind} the {world} devices share the sequences of each batch, and batch "
             f"is {batch}; use {world} or more"
         )
-
-
-def start_ranks(engine: Engine, launch: Launch) -> None:
-    """Start the other ranks, or meet them, unless one process does it all; each rank calls this."""
-    world = world_size(engine, launch)
-    if world == 1 and kind_of(engine, world) in ("one", "ddp"):
-        return
-    on_gpu = torch.cuda.is_available()
-    Fabric(
-        accelerator="gpu" if on_gpu else "cpu",
-        devices=devices(engine, launch),
-        num_nodes=launch.nodes if launch.external else 1,
-        strategy=DDPStrategy(process_group_backend=None if on_gpu else "gloo"),
-        plugins=[cluster_environment(launch)],
-    ).launch()
 
 
 def load_scored(

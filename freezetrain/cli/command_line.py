@@ -31,7 +31,7 @@ from freezetrain.recipe.mapping import (
 from freezetrain.recipe.text_types import expanded
 
 # `--model X` reads better than `--model.path X`; in a recipe both are groups of fields.
-SHORT = {"model": "path", "texts": "folder"}
+SHORT = {"model": "path", "texts": "folder", "prompts": "folder"}
 
 
 @dataclass(frozen=True)

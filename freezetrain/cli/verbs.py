@@ -82,6 +82,13 @@ VERBS = {
         "vocabulary.recipe:ExtendRecipe",
         "vocabulary.extend",
     ),
+    "rehearse": Verb(
+        "Have the base draw sequences to rehearse, and keep what it says at each of their places.",
+        "sampling.recipe:RehearseRecipe",
+        "sampling.rehearse",
+        keeps="pieces that were drawn",
+        parallel=True,
+    ),
     "train": Verb(
         "Further pre-train a model, with a region frozen and other languages watched.",
         "training.recipe:TrainRecipe",

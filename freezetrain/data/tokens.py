@@ -131,7 +131,7 @@ def tokenize(
             f"cannot keep the tokens of language {language!r} in {cache}: {error}; give cache, or "
             "FREEZETRAIN_CACHE, a folder that can be written to"
         ) from error
-    if len(store) == store.facts["documents"] * (len(_start(tokenizer)) + 1):
+    if len(store) == store.facts["documents"] * (len(document_start(tokenizer)) + 1):
         raise UserError(
             f"the tokenizer makes no token of any training document of language {language!r}, so "
             "that there is nothing to learn; give other texts, or the tokenizer that the model was "
@@ -307,7 +307,7 @@ def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator
             "the tokenizer has no end-of-sequence token to separate documents with; set its "
             "eos_token and save it again"
         )
-    start = _start(tokenizer)
+    start = document_start(tokenizer)
     for batch in _batches(texts):
         # verbose=False: a document longer than the model's context is fine, it is cut later
         encoded = tokenizer(
@@ -320,7 +320,8 @@ def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator
         yield from ([*start, *ids, eos] for ids in cast(list[list[int]], encoded["input_ids"]))
 
 
-def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def document_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a document begins with: BOS, or nothing where the tokenizer has none but its EOS."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and bos != tokenizer.eos_token_id else []
 

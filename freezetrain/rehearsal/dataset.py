@@ -90,6 +90,29 @@ def write_piece(folder: Path, number: int, piece: Piece, made: Made) -> Path:
     return write_safetensors(file, tensors, header, max_shard_bytes=1 << 62)
 
 
+def read_piece(folder: Path, number: int) -> tuple[Piece, Made, str]:
+    """Piece ``number``, how it was made, and the digest of what it holds.
+
+    UserError where its file is damaged, naming it.
+    """
+    file = piece_file(folder, number)
+    made, stored, digest = _header(file)
+    tensors, _ = read_safetensors(file, "rehearsal")
+    if stored != number or _digest(tensors) != digest:
+        raise UserError(f"{file} is damaged: it does not hold what was written; {_AGAIN}")
+    with reading("the rehearsal", file, _AGAIN):
+        piece = Piece(
+            tokens=tensors["tokens"],
+            starts=tensors["starts"],
+            language=tensors["language"],
+            given=tensors["given"],
+            targets=Targets(
+                tensors["top_tokens"], tensors["top_log_probs"], tensors["rest_log_prob"]
+            ),
+        )
+        return piece, made, digest
+
+
 class Rehearsal(torch.utils.data.Dataset[dict[str, Tensor]]):
     """The sequences that `freezetrain rehearse` left in ``folder``, in a fixed order.
 
@@ -120,16 +143,13 @@ class Rehearsal(torch.utils.data.Dataset[dict[str, Tensor]]):
                     f"{file} is missing: the rehearsal has {self.made.pieces} pieces; give the "
                     "same `freezetrain rehearse` again, which makes what is missing"
                 )
-            made, piece, digest = _header(file)
+            piece, made, digest = read_piece(self.folder, number)
             if made != self.made:
                 raise UserError(f"{file} belongs to another rehearsal than {files[0]}; {_AGAIN}")
-            tensors, _ = read_safetensors(file, "rehearsal")
-            if piece != number or _digest(tensors) != digest:
-                raise UserError(f"{file} is damaged: it does not hold what was written; {_AGAIN}")
             self.digests.append(digest)
-            starts.append(tensors["starts"].numpy().copy())
-            languages.append(tensors["language"].numpy().copy())
-            given.append(tensors["given"].numpy().copy())
+            starts.append(piece.starts.numpy().copy())
+            languages.append(piece.language.numpy().copy())
+            given.append(piece.given.numpy().copy())
         self._starts = starts
         self._ends = np.cumsum([len(piece) - 1 for piece in starts])
         self.lengths = np.concatenate([np.diff(piece) for piece in starts])

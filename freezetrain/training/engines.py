@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.plugins.environments import (
     LightningEnvironment,
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from lightning.fabric.strategies import DDPStrategy as FabricDDP
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -118,6 +120,21 @@ def require_devices(engine: Engine, launch: Launch) -> None:
 def world_size(engine: Engine, launch: Launch) -> int:
     """Processes that train, on all machines."""
     return devices(engine, launch) * (launch.nodes if launch.external else 1)
+
+
+def start_ranks(engine: Engine, launch: Launch) -> None:
+    """Start the other ranks, or meet them, unless one process does it all; each rank calls this."""
+    world = world_size(engine, launch)
+    if world == 1 and kind_of(engine, world) in ("one", "ddp"):
+        return
+    on_gpu = torch.cuda.is_available()
+    Fabric(
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=devices(engine, launch),
+        num_nodes=launch.nodes if launch.external else 1,
+        strategy=FabricDDP(process_group_backend=None if on_gpu else "gloo"),
+        plugins=[cluster_environment(launch)],
+    ).launch()
 
 
 def trained_in_16_bits(settings: Optimization) -> bool:

@@ -13,6 +13,7 @@ MODELS = in_file(
         "ablate": "--model @here/model",
         "perturb": "--model @here/model",
         "extend": "--model @here/model",
+        "rehearse": "--model @here/model",
         "train": "--model @here/model",
         "dry run": "[train] --dry_run --model @here/model",
         "compare": "--train.model.path @here/model",
@@ -29,6 +30,7 @@ quickstart | elsewhere/x | words | @here/model
 paper | elsewhere/x | words | @here/model
 score | elsewhere/x | words | @here/model
 extend | elsewhere/x | words | @here/model
+rehearse | elsewhere/x | words | @here/model
 base | elsewhere/x | words | @here/model
 models | elsewhere/x | words | @here/model
 verify | elsewhere/x | words | @here/model
@@ -57,6 +59,8 @@ score | model/config.json | a list
 info | model/config.json | a number
 train | model/config.json | null
 perturb | model/config.json | nothing
+rehearse | model/config.json | nothing
+rehearse | model/generation_config.json | a list
 verify | model/config.json | nothing
 extend | model/config.json | half a mapping
 quickstart | model/config.json | no text

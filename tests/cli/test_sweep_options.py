@@ -128,6 +128,17 @@ extend | --tokens @nul | tokens
 extend | --tokens @long | nnnnnnnnnn
 train | --model ~nobody-here/x | ~nobody-here
 score | --out @none | out
+rehearse | --k 5000 | k is 5000
+rehearse | --k @huge | k
+rehearse | --temperature -1 | temperature
+rehearse | --from_bos 1.5 | from_bos
+rehearse | --languages [ess] | ess
+rehearse | --sequence_length 100000 | sequence_length
+rehearse | --batch 0 | batch
+rehearse | --engine.devices 1000000 | engine.devices
+rehearse | --engine.kind zero-3 | engine.kind
+rehearse | --prompts a/b/c/d | a/b/c/d
+rehearse | --sequences 1000000000000000 | sequences
 score | --out @nul | out
 info | --out @long | nnnnnnnnnn
 info | --out @newline | out

@@ -32,6 +32,8 @@ COMMANDS = {
     "overlap": "--regions [@region,@other]",
     "convert": "--source @region --to paper",
     "extend": "--model @base --tokens @tokens",
+    "rehearse": "--model @base --prompts @texts --languages [es] --sequences 4 "
+    "--sequence_length 16 --prompt_tokens 2 --k 3",
     "train": "--model @base --texts @texts --languages [zh] --optimization.max_steps 2 "
     "--optimization.sequence_length 16 --optimization.micro_batch 2 --watch.off true --workers 1",
     "compare": "--train.model.path @base --train.texts.folder @texts --train.languages [zh] "

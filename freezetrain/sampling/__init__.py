@@ -1,0 +1,1 @@
+"""`freezetrain rehearse`: sequences that the base draws, with what it says at each place."""
