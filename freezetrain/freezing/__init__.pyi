@@ -1,4 +1,5 @@
 from .base_pull import Pull as Pull
+from .base_pull import PullOptions as PullOptions
 from .base_pull import pull as pull
 from .handle import Freeze as Freeze
 from .handle import FreezeOptions as FreezeOptions

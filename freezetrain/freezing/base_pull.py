@@ -1,8 +1,7 @@
 """Soft holding: after each optimizer step every weight goes a share of its way back to the base."""
 
 import re
-from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -13,19 +12,61 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from freezetrain.errors import UserError
+from freezetrain.errors import CheckError, UserError
+from freezetrain.escaping import visible
 from freezetrain.freezing.engines import lay_out, refuse_unsupported
 from freezetrain.freezing.fsdp import reshard
-from freezetrain.freezing.hooks import not_traced, steps_of_class
-from freezetrain.freezing.layout import Layout, Shard
-from freezetrain.freezing.weights_folder import WeightsFolder, stored_part
-from freezetrain.regions import Entries, Region, Resolved
-from freezetrain.regions.entries import narrow
-from freezetrain.regions.parameters import full_shape, plain_name
-
-_AT_ONCE = 1 << 22  # values in fp32 at a time
+from freezetrain.freezing.hooks import RunningSteps, not_traced
+from freezetrain.freezing.layout import Layout
+from freezetrain.freezing.optimizers import own_master
+from freezetrain.freezing.pulled_parts import Part, parts_of, trained_parameters
+from freezetrain.freezing.weights_folder import WeightsFolder
+from freezetrain.regions import Region
 
 Regions = Mapping[str, float] | Sequence[tuple[Region | str | Path, float]]
+
+
+@dataclass(eq=False, repr=False)
+class PullOptions:
+    """What the callbacks of all trainers are told of a pull.
+
+    Raises UserError for values that cannot work.
+    """
+
+    strength: float
+    """λ of all weights that no region names, see :func:`freezetrain.pull`."""
+    base: str | Path | Mapping[str, Tensor]
+    """Folder of the base's weights, or the base's name of a parameter -> tensor."""
+    regions: Regions = ()
+    """λ of the entries of regions."""
+    importance: Mapping[str, Tensor] | None = None
+    """The base's name of a parameter -> importance of its weights, such as Fisher scores."""
+    on_cpu: bool = False
+    """Keep the base's values in CPU memory."""
+    log_every_n_steps: int = 100
+    """Optimizer steps between two looks at the distance; each is a pass over all weights."""
+
+    def __post_init__(self) -> None:
+        if self.log_every_n_steps < 1:
+            raise UserError(f"log_every_n_steps must be 1 or more, got {self.log_every_n_steps}")
+        _pairs(self.strength, self.regions, self.importance)
+
+    def begin(self, model: nn.Module, optimizer: Any, replicated: bool) -> "Pull":
+        """As :func:`pull`."""
+        return pull(
+            model,
+            optimizer,
+            self.strength,
+            regions=self.regions,
+            base=self.base,
+            importance=self.importance,
+            on_cpu=self.on_cpu,
+            replicated=replicated,
+        )
+
+    def is_due(self, step: int, last: int) -> bool:
+        """Whether to look at the distance after ``step`` steps; ``last``: when that was done."""
+        return step // self.log_every_n_steps > last // self.log_every_n_steps
 
 
 def pull(
@@ -44,8 +85,9 @@ def pull(
     θ ← θ − min(1, η · λ) · (θ − θ₀), with η the learning rate of the weight's parameter group at
     that step, λ its strength and θ₀ the base. This is decoupled weight decay (Loshchilov and
     Hutter 2019, arXiv 1711.05101) towards the base instead of zero: it passes through neither
-    clipping nor the optimizer's rescaling. A step that loss scaling skips does not pull. Entries
-    that :func:`~freezetrain.freezing.freeze` holds stay as they are, whichever is called first.
+    clipping nor the optimizer's rescaling. A step that loss scaling skips does not pull; of steps
+    within one another the outermost does. Entries that :func:`~freezetrain.freezing.freeze` holds
+    stay as they are, whichever is called first.
 
     The values pulled are those that the optimizer steps: fp32 masters where an engine keeps some.
     Where the weights themselves are in 16 bits, a pull of less than half the distance to the next
@@ -73,37 +115,30 @@ def pull(
     Raises:
         UserError: a strength that is negative or not finite; regions and an importance at once; a
             base without one of the parameters or with another shape; no base for an optimizer
-            that has stepped before; an engine or an optimizer under which a freeze, and so a
-            pull, cannot be guaranteed.
+            that has stepped before; an optimizer without a learning rate, or with weights of its
+            own in higher precision (found at its first step); an engine or an optimizer under
+            which a freeze, and so a pull, cannot be guaranteed.
     """
-    pairs = list(regions.items() if isinstance(regions, Mapping) else regions)
-    for value in (strength, *(value for _, value in pairs)):
-        if not (isfinite(value) and value >= 0):
-            raise UserError(f"the strength of a pull must be a number, 0 or more, got {value}")
-    if pairs and importance is not None:
-        raise UserError("regions and importance both say which weights are pulled more: give one")
+    pairs = _pairs(strength, regions, importance)
     refuse_unsupported(model)
     reshard(model)
-    stored = WeightsFolder.plain(base) if isinstance(base, str | Path) else base
-    parameters = _trained(model, stored if importance is None else importance)
+    stored, missing = _opened(base)
+    parameters = trained_parameters(model, optimizer, stored if importance is None else importance)
     layout = lay_out(model, optimizer, parameters, replicated)
     with layout.together():
+        if missing is not None:  # perhaps on this node alone
+            raise missing
+        _refuse_without_rate(layout.inner)
         if stored is None:
             _refuse_trained(layout.inner)
-        named = _strengths(model, pairs)
-        mean = 1.0 if importance is None else _mean(importance)
-        parts = []
-        for shard in layout.masters:
-            values = _base_values(shard, stored, on_cpu)
-            weights = None if importance is None else _importance(shard, importance, mean)
-            parts.append(_Part(shard, values, _within(shard, named.get(shard.name, ())), weights))
+        parts = parts_of(layout, model, stored, pairs, importance, on_cpu)
     return Pull(layout, parts, strength)
 
 
 class Pull:
     """Weights being pulled towards a base; made by :func:`pull`."""
 
-    def __init__(self, layout: Layout, parts: Sequence["_Part"], strength: float) -> None:
+    def __init__(self, layout: Layout, parts: Sequence[Part], strength: float) -> None:
         self.engine = layout.engine
         self.count = sum(part.base.numel() for part in parts)
         """Weights of this rank that are pulled, or may be."""
@@ -112,19 +147,25 @@ class Pull:
         self._layout = layout
         self._parts = parts
         self._strength = strength
-        self._running: dict[int, int] = {}  # id of an optimizer -> steps begun within one another
+        self._running = RunningSteps(layout.inner)
+        self._stepped: list[Optimizer] = []  # since the outermost of the running steps began
+        self._known: set[int] = set()  # ids of optimizers whose state has been looked at
+        rates = [(optimizer, _rates(optimizer)) for optimizer in layout.inner]
+        self._held = {
+            id(optimizer): [part for part in parts if id(part.shard.owner) in held]
+            for optimizer, held in rates
+            if not layout.copies  # else the engine shows its optimizer one tensor after another
+        }
         self._handles: dict[int, list[Any]] = {}
-        for optimizer in layout.inner:
+        for optimizer in layout.optimizers:
             self._handles[id(optimizer)] = [
                 optimizer.register_step_pre_hook(not_traced(self._before)),
                 optimizer.register_step_post_hook(not_traced(self._after)),
             ]
 
     def _before(self, optimizer: Optimizer, *_: Any) -> None:
-        running = self._running.get(id(optimizer), 0)
-        if running >= steps_of_class(optimizer):
-            running = 0  # those have raised
-        self._running[id(optimizer)] = running + 1
+        if self._running.begin(optimizer):
+            self._stepped = []
         # Before the guard of a freeze, which may be younger and puts back what is frozen, and
         # before hooks that copy the weights, as for an average.
         hooks: Any = optimizer._optimizer_step_post_hooks
@@ -132,19 +173,30 @@ class Pull:
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
-        self._running[id(optimizer)] -= 1
-        if self._running[id(optimizer)] or _skipped(optimizer):
+        inner = any(optimizer is other for other in self._layout.inner)
+        if inner and optimizer not in self._stepped and not _skipped(optimizer):
+            self._stepped.append(optimizer)
+        if optimizer not in self._running or not self._running.end(optimizer):
             return
         start = perf_counter()
-        rates = {
-            id(parameter): float(group["lr"])
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
-        for part in self._parts:
-            if rate := rates.get(id(part.shard.owner), 0.0):
-                part.pull(rate, self._strength)
+        for stepped in self._stepped:
+            self._pull(stepped, _rates(stepped))
         self.seconds += perf_counter() - start
+
+    def _pull(self, optimizer: Optimizer, rates: Mapping[int, float]) -> None:
+        for part in self._held.get(id(optimizer), ()):
+            if id(part.shard.owner) not in rates:
+                raise CheckError(
+                    f"{part.shard.name} was replaced by another tensor in "
+                    f"{type(optimizer).__name__} since the pull began: begin it after the last "
+                    "change of the model's parameters and of the optimizer's groups"
+                )
+        parts = [part for part in self._parts if id(part.shard.owner) in rates]
+        if id(optimizer) not in self._known:
+            self._known.add(id(optimizer))
+            _refuse_own_masters(optimizer, parts)
+        for part in parts:
+            part.pull(rates[id(part.shard.owner)], self._strength)
 
     @torch.no_grad()
     def distances(self) -> dict[str, float]:
@@ -170,6 +222,14 @@ class Pull:
             for kind, (moved, size) in sorted(total.items())
         }
 
+    def scalars(self) -> dict[str, float]:
+        """:meth:`distances` as trainers log them, under ``pull/`` and the kind; finite ones."""
+        return {
+            f"pull/{visible(kind)}": value
+            for kind, value in self.distances().items()
+            if isfinite(value)
+        }
+
     def remove(self) -> None:
         """Pull no more. May be called twice."""
         for handles in self._handles.values():
@@ -183,161 +243,77 @@ class Pull:
         self.remove()
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """What this rank's optimizer steps of one parameter, and where it is pulled to."""
-
-    shard: Shard
-    base: Tensor
-    """θ₀, of the shape of the part."""
-    regions: Sequence[tuple[Entries, float]]
-    """Entries of the part that have a strength of their own, weakest first."""
-    importance: Tensor | None
-    """Factor of the strength, of the shape of the part."""
-
-    def pull(self, rate: float, strength: float) -> None:
-        here = self.shard.of(self.shard.owner)
-        if not here.numel():
-            return
-        taken = [
-            (entries, entries.read(here), min(1.0, rate * own)) for entries, own in self.regions
-        ]
-        if strength:
-            for now, base, importance in self._chunks(here):
-                share: float | Tensor = min(1.0, rate * strength)
-                if importance is not None:
-                    share = (importance.to(now.device) * (rate * strength)).clamp_(max=1.0)
-                now.copy_(_between(now, base, share))
-        for entries, values, share in taken:
-            base = entries.read(self.base).to(values.device)
-            entries.write(here, _between(values, base, share).to(here.dtype))
-
-    def squares(self) -> tuple[float, float]:
-        """Σ (θ − θ₀)² and Σ θ₀²."""
-        moved = size = 0.0
-        for now, base, _ in self._chunks(self.shard.of(self.shard.owner)):
-            base = base.to(now.device).double()
-            moved += float((now.double() - base).square().sum())
-            size += float(base.square().sum())
-        return moved, size
-
-    def _chunks(self, here: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Slices of the part, of the base and of the importance along dimension 0."""
-        if here.ndim == 0:
-            yield here, self.base, self.importance
-            return
-        rows = max(1, _AT_ONCE // max(1, here.numel() // max(1, len(here))))
-        for first in range(0, len(here), rows):
-            where = slice(first, first + rows)
-            importance = None if self.importance is None else self.importance[where]
-            yield here[where], self.base[where], importance
-
-
-def _between(now: Tensor, base: Tensor, share: float | Tensor) -> Tensor:
-    """``now`` + share · (base − now) in fp32 or wider; exactly ``base`` for a share of 1."""
-    wide = torch.promote_types(now.dtype, torch.float32)
-    weight = share.to(wide) if isinstance(share, Tensor) else share
-    return torch.lerp(now.to(wide), base.to(now.device, wide), weight)
-
-
 def _skipped(optimizer: Optimizer) -> bool:
     """Whether a fused optimizer has entered its step to leave it out, as loss scaling says."""
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
 
 
-def _trained(model: nn.Module, names: Mapping[str, Tensor] | None) -> list[Resolved]:
-    """The trainable floating-point parameters of ``model``, with the names that the base has.
-
-    What stands before those in the model, as ``module.``, is found by ``names``.
-    """
-    trained = {
-        plain_name(name): (name, parameter)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.is_floating_point()
+def _rates(optimizer: Optimizer) -> dict[int, float]:
+    """Id of each tensor that ``optimizer`` holds now -> its learning rate."""
+    return {
+        id(tensor): float(group["lr"])
+        for group in optimizer.param_groups
+        for tensor in group["params"]
     }
-    prefix = "" if names is None else _prefix(trained, names)
-    return [
-        Resolved(name, plain.removeprefix(prefix), parameter, Entries.whole(full_shape(parameter)))
-        for plain, (name, parameter) in trained.items()
-    ]
 
 
-def _prefix(trained: Iterable[str], names: Container[str]) -> str:
-    """What stands before the base's ``names`` in the model: of most, and then the shortest."""
-    votes: Counter[str] = Counter()
-    for name in trained:
-        parts = name.split(".")
-        for start in range(len(parts)):
-            if ".".join(parts[start:]) in names:
-                votes["".join(f"{part}." for part in parts[:start])] += 1
-    return max(votes, key=lambda prefix: (votes[prefix], -len(prefix)), default="")
+def _pairs(
+    strength: float, regions: Regions, importance: Mapping[str, Tensor] | None
+) -> list[tuple[Region | str | Path, float]]:
+    """``regions`` as pairs; UserError for strengths that cannot be."""
+    pairs = list(regions.items() if isinstance(regions, Mapping) else regions)
+    for value in (strength, *(value for _, value in pairs)):
+        if not (isfinite(value) and value >= 0):
+            raise UserError(f"the strength of a pull must be a number, 0 or more, got {value}")
+    if pairs and importance is not None:
+        raise UserError("regions and importance both say which weights are pulled more: give one")
+    return pairs
+
+
+def _opened(
+    base: str | Path | Mapping[str, Tensor] | None,
+) -> tuple[Mapping[str, Tensor] | None, UserError | None]:
+    """What the base is read from, or why it cannot be."""
+    if not isinstance(base, str | Path):
+        return base, None
+    try:
+        return WeightsFolder.plain(base), None
+    except UserError as error:
+        return None, error
+
+
+def _refuse_without_rate(optimizers: Sequence[Optimizer]) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if not isinstance(group.get("lr"), int | float | Tensor):
+                raise UserError(
+                    f"a pull goes by the learning rate, and {type(optimizer).__name__} has "
+                    f"lr={group.get('lr')!r} in a group of its parameters: use an optimizer that "
+                    "is given one"
+                )
 
 
 def _refuse_trained(optimizers: Sequence[Optimizer]) -> None:
     """UserError for optimizers that have stepped, or were resumed: what is pulled to is lost."""
     for optimizer in optimizers:
-        for state in optimizer.state.values():
-            if any(float(value) > 0 for key, value in state.items() if key == "step"):
+        for state in (*optimizer.state.values(), *optimizer.param_groups):
+            count = state.get("step", 0)
+            # SGD counts no steps: a momentum that is not zero is the sign of one.
+            momentum = () if "step" in state or "params" in state else state.values()
+            if float(count) > 0 or any(isinstance(m, Tensor) and m.any() for m in momentum):
                 raise UserError(
                     f"{type(optimizer).__name__} has stepped before, so that the weights are no "
                     "longer the base's: give base= the folder of the base's weights"
                 )
 
 
-def _strengths(
-    model: nn.Module, pairs: Sequence[tuple[Region | str | Path, float]]
-) -> dict[str, list[tuple[Resolved, float]]]:
-    """Full name of a parameter -> the regions' entries in it, weakest first."""
-    named: dict[str, list[tuple[Resolved, float]]] = {}
-    for region, strength in sorted(pairs, key=lambda pair: pair[1]):
-        loaded = region if isinstance(region, Region) else Region.load(region)
-        for resolved in loaded.resolve(model):
-            named.setdefault(resolved.name, []).append((resolved, strength))
-    return named
-
-
-def _within(shard: Shard, regions: Sequence[tuple[Resolved, float]]) -> list[tuple[Entries, float]]:
-    """The regions' entries in the shard, beside its values."""
-    device, shape = shard.of(shard.owner).device, shard.entries.shape
-    within = []
-    for resolved, strength in regions:
-        entries = narrow(resolved.entries, shard.first, shard.entries.numel)
-        if entries.count:
-            if len(shape) != 1:
-                entries = Entries.from_mask(entries.mask().view(shape))
-            within.append((entries.for_training(device), strength))
-    return within
-
-
-def _base_values(shard: Shard, stored: Mapping[str, Tensor] | None, on_cpu: bool) -> Tensor:
-    """θ₀ of the shard, in the fewest bytes that hold it exactly."""
-    here = shard.of(shard.owner)
-    values = here.detach() if stored is None else stored_part(shard, stored, "base")
-    narrow_dtypes = (torch.bfloat16, torch.float16)
-    dtype = next(
-        (d for d in narrow_dtypes if torch.equal(values.to(d).to(values.dtype), values)),
-        values.dtype,
-    )
-    device = torch.device("cpu") if on_cpu else here.device
-    kept = values.to(device, dtype, copy=True)
-    return kept.pin_memory() if on_cpu and here.device.type == "cuda" else kept
-
-
-def _importance(shard: Shard, importance: Mapping[str, Tensor], mean: float) -> Tensor:
-    """Factor of the strength at the shard; 0 where the importance lacks the parameter."""
-    here = shard.of(shard.owner)
-    if shard.key not in importance:
-        return torch.zeros((), device=here.device).expand(here.shape)
-    return stored_part(shard, importance, "importance").to(here.device, torch.float32) / mean
-
-
-def _mean(importance: Mapping[str, Tensor]) -> float:
-    total, count = 0.0, 0
-    for name in importance:
-        values = importance[name]
-        total += values.sum(dtype=torch.float64).item()
-        count += values.numel()
-    if not total > 0:
-        raise UserError("expected an importance with a mean above 0, got none; score more text")
-    return total / count
+def _refuse_own_masters(optimizer: Optimizer, parts: Sequence[Part]) -> None:
+    for part in parts:
+        key = own_master(part.shard.owner, optimizer.state.get(part.shard.owner, {}))
+        if key is not None:
+            raise UserError(
+                f"{type(optimizer).__name__} keeps a copy of {part.shard.name} of its own, in "
+                f"higher precision, as state {key!r}, which a pull does not reach: use fp32 "
+                "weights under autocast, or an engine that keeps fp32 masters"
+            )

@@ -135,6 +135,40 @@ def _alone_in_memory(tensor: Tensor) -> bool:
     return count_uses is not None and count_uses(tensor.untyped_storage()._cdata) == 2
 
 
+class RunningSteps:
+    """The optimizer steps that have begun and not ended, outermost first.
+
+    They may run within one another: of an optimizer inside another, of a base class
+    (``super().step()``). A step that raises has no post-hook. It is found out when its optimizer
+    steps again, more often within itself than the class can, or another that holds tensors does.
+    """
+
+    def __init__(self, inner: Sequence[Optimizer]) -> None:
+        """``inner``: the optimizers that hold tensors, none of which steps within another."""
+        self._inner = list(inner)
+        self._running: list[Optimizer] = []
+
+    def __contains__(self, optimizer: Optimizer) -> bool:
+        return optimizer in self._running
+
+    def begin(self, optimizer: Optimizer) -> bool:
+        """For the step's pre-hook; whether it runs within no other."""
+        for place, other in enumerate(self._running):
+            if optimizer in self._inner and other in self._inner and other is not optimizer:
+                del self._running[place:]  # it raised
+                break
+        if self._running.count(optimizer) >= steps_of_class(optimizer):
+            del self._running[self._running.index(optimizer) :]  # they raised
+        self._running.append(optimizer)
+        return len(self._running) == 1
+
+    def end(self, optimizer: Optimizer) -> bool:
+        """For the post-hook of a step that has begun; whether it was the outermost."""
+        while self._running.pop() is not optimizer:
+            pass  # a step within it, which raised
+        return not self._running
+
+
 class StepGuard:
     """Reads the frozen entries before each ``optimizer.step()`` and writes them back after it.
 
@@ -143,11 +177,9 @@ class StepGuard:
     read before every step, a checkpoint loaded between two steps needs nothing special. Memory:
     one value for each frozen entry that this rank holds, during the step only.
 
-    Steps may run within one another: of the optimizer inside another, of a base class
-    (``super().step()``). Values are written back after each, and dropped after the outermost. A
-    step that raises has no post-hook. It is found out when its optimizer steps again, more often
-    within itself than the class can; until then its values are kept, and written back before the
-    next step or by :meth:`put_back`: call that before loading a checkpoint then.
+    Steps may run within one another (:class:`RunningSteps`). Values are written back after each,
+    and dropped after the outermost. Those of a step that raised are kept, and written back before
+    the next step or by :meth:`put_back`: call that before loading a checkpoint then.
     """
 
     def __init__(
@@ -168,7 +200,7 @@ class StepGuard:
         self._piecewise = piecewise
         self._inner = list(inner)
         self._shards = list(shards)
-        self._running: list[Optimizer] = []  # of the steps that have begun, outermost first
+        self._running = RunningSteps(inner)
         self._taken: list[tuple[Shard, Tensor]] = []  # while a step runs: its frozen values
         # Ids of optimizers and tensors that have had their turn in this step.
         self._stepped: set[tuple[int, int]] = set()
@@ -184,18 +216,11 @@ class StepGuard:
     def _take(self, optimizer: Optimizer, *_: Any) -> None:
         start = perf_counter()
         self._write()  # what a step around this one has moved, or one that raised
-        inner = optimizer in self._inner
-        for place, other in enumerate(self._running):
-            if inner and other in self._inner and other is not optimizer:
-                del self._running[place:]  # it raised: no inner one steps within another
-                break
-        if self._running.count(optimizer) >= steps_of_class(optimizer):
-            del self._running[self._running.index(optimizer) :]  # they raised
-        if not self._running:
+        if self._running.begin(optimizer):
             self._taken = []
             self._count(optimizer)
-        self._running.append(optimizer)
         # One around the inner optimizers may hold other tensors and still move these.
+        inner = optimizer in self._inner
         taken = {id(shard) for shard, _ in self._taken}
         self._taken += [
             (shard, shard.read())
@@ -224,9 +249,7 @@ class StepGuard:
                 "kept: it calls itself, or verify() was called while it ran; verify between steps"
             )
         self._write()
-        while self._running.pop() is not optimizer:
-            pass  # a step within it, which raised
-        if not self._running:
+        if self._running.end(optimizer):
             self._taken = []
         self.seconds += perf_counter() - start
 
@@ -237,7 +260,7 @@ class StepGuard:
     def put_back(self) -> None:
         """Put back what a step that raised has left moved; nothing to do after any other."""
         self._write()
-        self._running, self._taken = [], []
+        self._running, self._taken = RunningSteps(self._inner), []
 
     def remove(self) -> None:
         """Put back as :meth:`put_back`, and take the hooks away."""

@@ -20,7 +20,7 @@ from frozen_reference import (
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from freezetrain.freezing import freeze
+from freezetrain.freezing import freeze, pull
 from freezetrain.regions import Region
 
 Build = Callable[[list[nn.Parameter]], Optimizer]
@@ -112,6 +112,47 @@ def test_lbfgs_trains_as_if_frozen_entries_were_constants() -> None:
     with freeze(model, optimizer, region):
         train(model, list(model.parameters()), optimizer, steps, closure=True)
     assert_same_training(model, reference)
+
+
+PULLED: dict[str, Build] = {
+    **ELEMENTWISE,
+    "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.5, max_iter=4, line_search_fn="strong_wolfe"),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=5e-2, weight_decay=0.1),
+    "muon": lambda p: torch.optim.Muon([q for q in p if q.ndim == 2], lr=1e-2, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize(
+    ("build", "closure"),
+    [
+        pytest.param(build, closure, id=f"{name}{', closure' if closure else ''}")
+        for name, build in PULLED.items()
+        for closure in (False, True)
+        if closure or name != "lbfgs"
+    ],
+)
+def test_pulled_as_by_hand(build: Build, closure: bool) -> None:
+    """θ ← θ − min(1, η·λ)·(θ − θ₀) after each step, of whatever kind."""
+    model, plain, steps = TinyLM(), TinyLM(), steps_of_batches()
+    reference, optimizer = build(list(plain.parameters())), build(list(model.parameters()))
+    base = {name: value.detach().clone() for name, value in plain.named_parameters()}
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    rate = reference.param_groups[0]["lr"]
+    pulled = [n for n, p in model.named_parameters() if id(p) in held]
+
+    @torch.no_grad()
+    def back() -> None:
+        for name in pulled:
+            value = plain.get_parameter(name)
+            value -= 0.3 * (value - base[name])
+
+    train(plain, list(plain.parameters()), reference, steps, closure, after_step=back)
+    with pull(model, optimizer, 0.3 / rate):
+        train(model, list(model.parameters()), optimizer, steps, closure)
+    for name in pulled:
+        value = plain.get_parameter(name)
+        torch.testing.assert_close(model.get_parameter(name), value, rtol=1e-9, atol=1e-11)
+        assert not torch.equal(value, base[name])
 
 
 def test_parameter_groups() -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from freezetrain.errors import CheckError, UserError
-from freezetrain.freezing import freeze
+from freezetrain.freezing import freeze, pull
 from freezetrain.regions import Region
 
 
@@ -117,6 +117,34 @@ def test_several_optimizers_have_one_freeze(give: Callable[[Both], object], tmp_
     model(steps[0][0]).square().mean().backward()
     both.step()
     assert not torch.equal(model.up.weight, expected)
+
+
+@pytest.mark.parametrize("give", GIVEN.values(), ids=GIVEN.keys())
+def test_several_optimizers_have_one_pull(give: Callable[[Both], object]) -> None:
+    """Each at its own learning rate, once a step, whichever way they are held."""
+    model, plain, steps = TinyLM(), TinyLM(), steps_of_batches()
+    both, reference = (muon_and_adamw(dict(m.named_parameters())) for m in (model, plain))
+    for pair in (both, reference):
+        pair.optimizers[1].param_groups[0]["lr"] = 3e-3
+    given = give(both)
+    if isinstance(given, Hidden):
+        with pytest.raises(UserError, match="Hidden has lr=None in a group of its parameters"):
+            pull(model, given, 20.0)
+        return
+    base = {name: value.detach() + 1 for name, value in plain.named_parameters()}
+
+    @torch.no_grad()
+    def back() -> None:
+        for name, value in plain.named_parameters():
+            value -= (0.2 if name in MATRICES else 0.06) * (value - base[name])
+
+    train(plain, list(plain.parameters()), reference, steps, after_step=back)
+    pull(model, given, 20.0, base=base)
+    stepped = getattr(given, "optimizer", given)
+    stepped = stepped if isinstance(stepped, Chained) else both
+    train(model, list(model.parameters()), stepped, steps)
+    for name, value in plain.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), value, rtol=1e-9, atol=1e-11)
 
 
 def test_each_of_several_optimizers_is_audited_in_each_round_that_is_due() -> None:

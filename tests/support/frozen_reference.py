@@ -119,6 +119,7 @@ def train(
     optimizer: Optimizer,
     steps: list[list[Tensor]],
     closure: bool = False,
+    after_step: Callable[[], None] | None = None,
 ) -> list[Tensor]:
     """Accumulate, clip, step; return the gradient norms before clipping."""
     norms = []
@@ -139,6 +140,8 @@ def train(
         else:
             gradients(batches)
             optimizer.step()
+        if after_step is not None:
+            after_step()
     return norms
 
 
