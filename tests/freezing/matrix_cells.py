@@ -1,7 +1,7 @@
 """The cells of the engine matrix: engine x precision x optimizer, and what is special in some."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +34,8 @@ DTYPES = {
 OPTIMIZERS = ("AdamW", "SGD", "Nesterov", "NAdam")
 WORLDS = (2, 3, 4)
 
-NO_FREEZE = "no freeze"
+FREEZE, PULL, BOTH, NOTHING = "freeze", "pull", "pull beside a freeze", "no freeze"
+
 NOT_TRAINED = "parameters with requires_grad=False"
 STORED_BASE = "base stored in fp32"
 CPU_ADAM = "DeepSpeedCPUAdam"
@@ -44,6 +45,7 @@ OFFLOAD_PARAMETERS = "parameters offloaded to the CPU"
 SCATTERED = "contiguous_gradients off"
 OVERLAP = "overlap_comm"
 SMALL_BUCKETS = "buckets of 50 elements"
+WEIGHED = "weighed by an importance, base on the CPU"
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,23 @@ class Cell:
     optimizer: str = "AdamW"
     variant: str = ""
     world: int = 2
+    held: str = FREEZE
+    """What holds the weights: FREEZE, PULL, BOTH or NOTHING."""
 
     @property
     def name(self) -> str:
-        parts = (self.engine, self.precision, self.optimizer, self.variant, f"{self.world} ranks")
+        parts = [self.engine, self.precision, self.optimizer, self.variant, f"{self.world} ranks"]
+        if self.held != FREEZE:
+            parts.append(self.held)
         return " | ".join(part for part in parts if part)
+
+    @property
+    def freezes(self) -> bool:
+        return self.held in (FREEZE, BOTH)
+
+    @property
+    def pulls(self) -> bool:
+        return self.held in (PULL, BOTH)
 
     @property
     def rows(self) -> int:
@@ -87,7 +101,8 @@ def runs_in(engine: str, precision: str) -> bool:
 
 def cells(world: int) -> list[Cell]:
     """Those of the process group of ``world`` ranks, in the order in which they run."""
-    return list({2: _pairs, 3: _uneven, 4: _meshes}[world]())
+    frozen = list({2: _pairs, 3: _uneven, 4: _meshes}[world]())
+    return [*frozen, *_pulled(frozen)]
 
 
 def _pairs() -> Iterator[Cell]:
@@ -103,7 +118,7 @@ def _pairs() -> Iterator[Cell]:
                 yield from (Cell(engine, precision, optimizer) for optimizer in optimizers)
     for engine in (PLAIN, DDP, FSDP2, STAGE_0, ZERO_1, BF16_OPTIMIZER, ZERO_2, ZERO_3):
         precision = "bf16" if engine == BF16_OPTIMIZER else "fp32"
-        yield Cell(engine, precision, variant=NO_FREEZE)
+        yield Cell(engine, precision, held=NOTHING)
         yield Cell(engine, precision, "SGD", variant=NOT_TRAINED)
     for engine in (BF16_OPTIMIZER, ZERO_2, ZERO_3, ZERO_3_OFFLOAD):
         yield Cell(engine, "bf16", variant=STORED_BASE)
@@ -131,7 +146,7 @@ def _uneven() -> Iterator[Cell]:
                 yield Cell(engine, precision, world=3)
     for engine in (ZERO_2, ZERO_3):
         yield Cell(engine, "fp16", world=3)
-    yield Cell(ZERO_3, "fp32", variant=NO_FREEZE, world=3)
+    yield Cell(ZERO_3, "fp32", world=3, held=NOTHING)
 
 
 def _meshes() -> Iterator[Cell]:
@@ -139,14 +154,31 @@ def _meshes() -> Iterator[Cell]:
     yield Cell(FSDP2, world=4)
     for precision in ("fp32", "bf16"):
         yield Cell(HSDP, precision, world=4)
-    yield Cell(HSDP, variant=NO_FREEZE, world=4)
+    yield Cell(HSDP, world=4, held=NOTHING)
+
+
+def _pulled(frozen: list[Cell]) -> Iterator[Cell]:
+    """The same runs with a pull, alone and beside the freeze, under AdamW and what is special."""
+    for cell in frozen:
+        if cell.held == NOTHING or cell.variant == STORED_BASE:  # the pull's base always is
+            continue
+        if cell.optimizer == "AdamW" or cell.variant:
+            yield replace(cell, held=PULL)
+        if cell.optimizer == "AdamW" and not cell.variant and cell.precision in ("fp32", "bf16"):
+            yield replace(cell, held=BOTH)
+        weighed = cell.engine in (DDP, FSDP2, ZERO_2_OFFLOAD, ZERO_3) and cell.world == 3
+        if weighed and cell.precision == "fp32":
+            yield replace(cell, variant=WEIGHED, held=PULL)
+
+
+RATES = {"AdamW": 1e-2, "SGD": 0.5}
 
 
 def optimizer_of(name: str, named: dict[str, nn.Parameter]) -> Optimizer:
     """An optimizer whose weight decay would move frozen entries.
 
-    AdamW and SGD have two parameter groups, the second without decay. ``named``: the parameters
-    by their names in the model, in any shape.
+    AdamW and SGD have two parameter groups, the second without decay and at half the learning
+    rate. ``named``: the parameters by their names in the model, in any shape.
     """
     if name == "NAdam":
         return torch.optim.NAdam(
@@ -157,8 +189,8 @@ def optimizer_of(name: str, named: dict[str, nn.Parameter]) -> Optimizer:
             named.values(), lr=0.5, momentum=0.9, weight_decay=0.1, nesterov=True
         )
     if name == "SGD":
-        return torch.optim.SGD(_grouped(named, 0.1), lr=0.5, momentum=0.9)
-    groups = _grouped(named, 0.5)  # times the learning rate above half an ulp of bf16
+        return torch.optim.SGD(_grouped(named, 0.1, RATES[name]), lr=RATES[name], momentum=0.9)
+    groups = _grouped(named, 0.5, 1e-2)  # times the learning rate above half an ulp of bf16
     if name == CPU_ADAM:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -166,13 +198,13 @@ def optimizer_of(name: str, named: dict[str, nn.Parameter]) -> Optimizer:
     return torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95))
 
 
-def _grouped(named: dict[str, nn.Parameter], decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups: matrices with weight decay, biases and norms without."""
+def _grouped(named: dict[str, nn.Parameter], decay: float, rate: float) -> list[dict[str, Any]]:
+    """Two parameter groups: matrices with weight decay, biases and norms at half the rate."""
     matrices = [value for name, value in named.items() if _is_matrix(name)]
     others = [value for name, value in named.items() if not _is_matrix(name)]
     return [
         {"params": matrices, "weight_decay": decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": others, "weight_decay": 0.0, "lr": rate / 2},
     ]
 
 
@@ -212,6 +244,57 @@ def region_of(cell: Cell) -> Region:
 def not_trained(cell: Cell) -> list[str]:
     """Parameters that are set to need no gradient: one with frozen entries and one without."""
     return ["down.weight", "norm.bias"] if cell.variant == NOT_TRAINED else []
+
+
+def pull_of(cell: Cell) -> tuple[float, dict[str, Any]]:
+    """The strength of the pull and what else it is told, without its base.
+
+    A fifth of the way in each step, for some entries more than half and for some all of it.
+    """
+    model, rate = start(cell), RATES[cell.optimizer]
+    if cell.variant == WEIGHED:
+        source = torch.Generator().manual_seed(3)
+        importance = {
+            name: torch.rand(value.shape, generator=source)
+            for name, value in model.named_parameters()
+            if name != "norm.bias"  # which is not pulled
+        }
+        return 0.2 / rate, {"importance": importance, "on_cpu": True}
+    names = ["embedding.weight", "up.weight", "down.weight", "norm.weight"]
+    strong = Region.random(model, 0.3, seed=9, parameters=names)
+    strong |= Region.random(model, 0.02, seed=10, parameters=["embedding.weight"])
+    strong |= Region.tensors(model, ["up.bias"])
+    whole = Region.rows(model, {"down.weight": [1], "embedding.weight": [3]})
+    return 0.2 / rate, {"regions": [(whole, 3.0 / rate), (strong, 0.6 / rate)]}
+
+
+def strengths_of(cell: Cell) -> dict[str, Tensor]:
+    """Parameter name -> λ of each of its entries, written out."""
+    strength, options = pull_of(cell)
+    model = start(cell)
+    found = {n: torch.full_like(p, strength, dtype=torch.float64) for n, p in _named(model)}
+    if importance := options.get("importance"):
+        mean = torch.cat([value.flatten() for value in importance.values()]).double().mean()
+        return {
+            name: value * importance.get(name, torch.zeros(1)) / mean
+            for name, value in found.items()
+        }
+    for region, own in reversed(options["regions"]):
+        for name, entries in region.items():
+            found[name][entries.mask()] = own
+    return found
+
+
+def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, value.detach()) for name, value in model.named_parameters()]
+
+
+def base_of_pull(cell: Cell) -> dict[str, Tensor]:
+    """What the weights are pulled to: beside a freeze their start, else other values in fp32."""
+    if cell.held == BOTH:
+        return dict(_named(start(cell)))
+    others = dict(_named(TinyLM(seed=7).float()))
+    return {name: value + 0.1 * others[name] for name, value in _named(start(cell))}
 
 
 class Outcome(NamedTuple):

@@ -1,6 +1,7 @@
 """What each cell of the matrix must come to, and the checks that it must pass."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -11,19 +12,25 @@ from matrix_cells import (
     BF16_OPTIMIZER,
     CPU_ADAM,
     DTYPES,
+    FREEZE,
     FSDP2,
     HSDP,
-    NO_FREEZE,
     NOT_TRAINED,
+    NOTHING,
+    PULL,
     STAGE_0,
+    WEIGHED,
     Cell,
     Outcome,
+    base_of_pull,
     not_trained,
     optimizer_of,
     region_of,
     start,
+    strengths_of,
 )
 from torch import Tensor
+from torch.optim import Optimizer
 
 from freezetrain.freezing import freeze
 from freezetrain.regions import Region
@@ -50,19 +57,17 @@ class Expected:
 def expected(cell: Cell, skipped: tuple[int, ...]) -> Expected:
     """``skipped``: steps that loss scaling left out, and so does the reference."""
     optimizer = "AdamW" if cell.variant == CPU_ADAM else cell.optimizer
-    variant = cell.variant if cell.variant in (NO_FREEZE, NOT_TRAINED) else ""
+    variant = cell.variant if cell.variant in (NOT_TRAINED, WEIGHED) else ""
     # The start's dtype is what counts; with a stored base trainable entries start rounded.
-    return _expected(Cell("", cell.precision, optimizer, variant, cell.world), skipped)
+    return _expected(Cell("", cell.precision, optimizer, variant, cell.world, cell.held), skipped)
 
 
 @cache
 def _expected(cell: Cell, skipped: tuple[int, ...]) -> Expected:
     region = region_of(cell)
     model = start(cell).double()
-    if cell.variant == NO_FREEZE:
-        constants = Constants(model, Region({}))
-    else:
-        constants = Constants(model, region | Region.tensors(model, not_trained(cell) or []))
+    still = Region.tensors(model, not_trained(cell))
+    constants = Constants(model, region | still if cell.freezes else still)
     free = {name: value for name, value in constants.free.items() if value.numel()}
     steps = [
         batches
@@ -70,11 +75,11 @@ def _expected(cell: Cell, skipped: tuple[int, ...]) -> Expected:
         if number not in skipped
     ]
     optimizer = optimizer_of(cell.optimizer, free)
-    norms = train(constants, list(free.values()), optimizer, steps)
-    frozen = {name: torch.zeros_like(mask) for name, mask in constants.masks.items()}
-    frozen.update({name: entries.mask() for name, entries in region.items()})
-    for name in not_trained(cell):
-        frozen[name] = torch.ones_like(frozen[name])
+    after = pulling(cell, optimizer, free, constants.masks) if cell.pulls else None
+    norms = train(constants, list(free.values()), optimizer, steps, after_step=after)
+    frozen = dict(constants.masks)
+    if cell.held == NOTHING:  # those that would be
+        frozen |= {name: entries.mask() for name, entries in region.items()}
     return Expected(
         constants.constants,
         frozen,
@@ -83,12 +88,28 @@ def _expected(cell: Cell, skipped: tuple[int, ...]) -> Expected:
     )
 
 
+def pulling(
+    cell: Cell, optimizer: Optimizer, free: dict[str, Tensor], masks: dict[str, Tensor]
+) -> Callable[[], None]:
+    """θ ← θ − min(1, η·λ)·(θ − θ₀), of trainable entries, to be done after each step."""
+    strengths, base = strengths_of(cell), base_of_pull(cell)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+    @torch.no_grad()
+    def after() -> None:
+        for name, value in free.items():
+            share = (rates[id(value)] * strengths[name][~masks[name]]).clamp(max=1.0)
+            value -= share * (value - base[name][~masks[name]].double())
+
+    return after
+
+
 def check(cell: Cell, ranks: list[Outcome]) -> None:
     """All checks that a tick stands for; AssertionError from the first that fails."""
     facts = ranks[0].facts
     # As text: norms of steps that loss scaling skips are NaN.
     assert len({repr(rank.facts) for rank in ranks}) == 1, "ranks report different things"
-    should = expected(cell, tuple(facts["skipped"]))
+    should = expected(cell, skipped(facts))
     if cell.precision == "fp16":
         assert facts["skipped"], "loss scaling skipped no step"
         assert len(should.norms) >= 3, "loss scaling skipped nearly all steps"
@@ -96,15 +117,17 @@ def check(cell: Cell, ranks: list[Outcome]) -> None:
     for rank in ranks:
         for kind, weights in rank.weights.items():
             assert set(weights) == set(should.end), kind
-            if cell.variant == NO_FREEZE:
+            if cell.held == NOTHING:
                 check_unfrozen(kind, weights, should)
             else:
                 check_frozen(cell, kind, weights, should)
         check_consistent(cell, rank.weights, ranks[0].weights["master"])
     check_trained(cell, ranks[0].weights["master"], should)
     check_norms(cell, facts, should)
-    if cell.variant != NO_FREEZE:
+    if cell.freezes:
         check_handle(cell, facts)
+    if cell.pulls:
+        check_pull(cell, facts, ranks[0].weights["master"], should)
 
 
 def check_frozen(cell: Cell, kind: str, weights: dict[str, Tensor], should: Expected) -> None:
@@ -151,7 +174,7 @@ def check_trained(cell: Cell, master: dict[str, Tensor], should: Expected) -> No
     error = change = 0.0
     for name, value in master.items():
         free = ~should.frozen[name]
-        if cell.variant == NO_FREEZE:
+        if cell.held == NOTHING:
             free = torch.ones_like(free)
         began, end, now = (t[free].double() for t in (should.start[name], should.end[name], value))
         error += float((now - end).square().sum())
@@ -168,6 +191,24 @@ def check_norms(cell: Cell, facts: dict[str, Any], should: Expected) -> None:
     taken = [n for step, n in enumerate(facts["norms"]) if step not in facts["skipped"]]
     assert len(taken) == len(should.norms)
     assert taken == pytest.approx(should.norms, rel=NORM[cell.precision])
+
+
+def check_pull(
+    cell: Cell, facts: dict[str, Any], master: dict[str, Tensor], should: Expected
+) -> None:
+    """Distances are those of the masters; and without the pull the weights would be elsewhere."""
+    base = base_of_pull(cell)
+    far = {n: float((master[n].double() - b).norm() / b.double().norm()) for n, b in base.items()}
+    far = {name: value for name, value in far.items() if name not in not_trained(cell)}
+    assert facts["distances"] == pytest.approx(far, rel=1e-6)
+    free = expected(replace(cell, held=NOTHING if cell.held == PULL else FREEZE), skipped(facts))
+    apart = sum(float((should.end[n] - free.end[n]).square().sum()) for n in base)
+    change = sum(float((should.end[n] - should.start[n]).square().sum()) for n in base)
+    assert (apart / change) ** 0.5 > 2 * WEIGHTS[cell.precision][0]
+
+
+def skipped(facts: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(facts["skipped"])
 
 
 def check_handle(cell: Cell, facts: dict[str, Any]) -> None:

@@ -12,17 +12,20 @@ from matrix_cells import (
     DDP,
     FSDP2,
     HSDP,
-    NO_FREEZE,
     PLAIN,
+    PULL,
     STORED_BASE,
     Cell,
     Outcome,
+    base_of_pull,
     not_trained,
     optimizer_of,
+    pull_of,
     region_of,
     start,
 )
 from matrix_engines import DeepSpeed, Plain, Sharded, cannot_run, configuration
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -31,7 +34,7 @@ from torch.distributed.tensor import Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from freezetrain.errors import CheckError, UserError
-from freezetrain.freezing import Freeze, freeze
+from freezetrain.freezing import Freeze, Pull, freeze, pull
 
 
 def run(rank: int, world: int, cell: Cell, folder: Path) -> Outcome | str:
@@ -43,8 +46,8 @@ def run(rank: int, world: int, cell: Cell, folder: Path) -> Outcome | str:
         module.get_parameter(name).requires_grad_(False)
     stored = {name: value.detach().clone() for name, value in module.named_parameters()}
     trained = _engine(cell)(cell, module, folder)
-    handle = None
-    if cell.variant != NO_FREEZE:
+    handle = held = None
+    if cell.freezes:
         base = stored if cell.variant == STORED_BASE else None
         handle = freeze(
             trained.model,
@@ -54,6 +57,8 @@ def run(rank: int, world: int, cell: Cell, folder: Path) -> Outcome | str:
             audit_every=2,
             replicated=False if cell.engine == PLAIN else None,
         )
+    if cell.pulls:
+        held = _pull(cell, trained, folder / f"base of {rank}")
     norms, skipped = [], []
     for number, batches in enumerate(steps_of_batches(cell.steps, rows=cell.rows)):
         norm, skip = trained.step(batches)
@@ -64,6 +69,8 @@ def run(rank: int, world: int, cell: Cell, folder: Path) -> Outcome | str:
     if handle is not None:
         facts |= {"verified": handle.verify(), "count": handle.count}
         facts |= {"digest": handle.digest, "engine": handle.engine}
+    if held is not None:
+        facts |= {"distances": held.distances(), "engine": held.engine}
     tensors = {
         "master": trained.masters(),
         "checkpoint": trained.checkpoint(),
@@ -80,6 +87,17 @@ def run(rank: int, world: int, cell: Cell, folder: Path) -> Outcome | str:
         if values  # gathered on rank 0 alone
     }
     return Outcome(facts, weights)
+
+
+def _pull(cell: Cell, trained: Any, folder: Path) -> Pull:
+    """To a base in its folder, or beside a freeze to what the weights are."""
+    strength, options = pull_of(cell)
+    if cell.held == PULL:
+        folder.mkdir()
+        save_file(base_of_pull(cell), folder / "model.safetensors")
+        options["base"] = folder
+    options["replicated"] = False if cell.engine == PLAIN else None
+    return pull(trained.model, trained.optimizer, strength, **options)
 
 
 def _complaint(handle: Freeze) -> str:

@@ -1,8 +1,8 @@
 """docs/engines.md, made from the outcomes of the engine matrix."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from matrix_cells import DTYPES, ENGINES, NO_FREEZE, Cell
+from matrix_cells import DTYPES, ENGINES, FREEZE, Cell
 
 PASSES, FAILS, NOT_RUN = "✓", "✗", "not run"
 
@@ -31,6 +31,19 @@ momentum and L2, Nesterov is SGD with `nesterov=True`. With 3 and 4 ranks, where
 uneven or empty, the optimizer is AdamW.
 """
 
+_PULL = """\
+## The pull to the base
+
+The same runs with `freezetrain.pull`: a fifth of the way to the base in each step at the learning
+rate of the first of two groups, for the entries of one region more than half and for those of
+another all of it. A tick means that the weights, in the same four places, were to rounding those
+of one process in fp64 that does θ ← θ − min(1, η·λ)·(θ − θ₀) after each step, that gradient norms
+were too, and that the distances to the base were those of the weights. A step that loss scaling
+skips pulls nothing. *pull*: the base is read from a folder, stored in fp32 and other than the
+start. *pull beside a freeze*: the base is the start, and every frozen entry keeps its bits. The
+optimizer is AdamW where none is named.
+"""
+
 _COSTS = """\
 ## What it costs
 
@@ -44,6 +57,9 @@ _COSTS = """\
   (as many bytes as on one device): DeepSpeed takes the norm while it
   reduces, so that masking shards afterwards would be too late. At stages 1 and 2 an audit also
   reads the region in the weights of the forward pass, which every rank has.
+- A pull keeps the base's values of what this rank's optimizer steps, all weights on one device and
+  under DDP, else divided by the ranks: in 16 bits where those hold the base exactly, with
+  `on_cpu=True` in the CPU's memory.
 - FSDP2 and ZeRO gather each parameter of the region once, one at a time, when the freeze starts.
 - The handle holds the region that it was given, in the CPU's memory of every rank.
 - Audits read each rank's frozen values and gather one digest a rank; see `audit_every`. One took
@@ -55,15 +71,16 @@ _COSTS = """\
 
 def render(marks: Mapping[Cell, str], refused: Mapping[str, str]) -> str:
     """``marks``: PASSES, FAILS or NOT_RUN for each cell. ``refused``: what -> its message."""
-    frozen = {cell: mark for cell, mark in marks.items() if cell.variant != NO_FREEZE}
+    frozen = {cell: mark for cell, mark in marks.items() if cell.held == FREEZE}
+    pulled = {cell: mark for cell, mark in marks.items() if cell.pulls}
     worlds = sorted({cell.world for cell in marks})
     ranks = ", ".join(map(str, worlds[:-1])) + f" or {worlds[-1]}"
     parts = [
         _INTRODUCTION.format(ranks=ranks),
         "## Supported\n",
-        _matrix({cell: mark for cell, mark in frozen.items() if not cell.variant}),
-        "Further runs:\n",
-        _variants({cell: mark for cell, mark in frozen.items() if cell.variant}),
+        *_tables(frozen, lambda cell: cell.optimizer),
+        _PULL,
+        *_tables(pulled, lambda cell: cell.held),
         "## Refused\n\nEach raises this, before anything is trained:\n",
         _table(("what", "message"), refused.items()),
         "What is in neither table has not been tried.\n",
@@ -72,24 +89,35 @@ def render(marks: Mapping[Cell, str], refused: Mapping[str, str]) -> str:
     return "\n".join(parts)
 
 
-def _matrix(marks: Mapping[Cell, str]) -> str:
+Label = Callable[[Cell], str]
+
+
+def _tables(marks: Mapping[Cell, str], label: Label) -> list[str]:
+    return [
+        _matrix({cell: mark for cell, mark in marks.items() if not cell.variant}, label),
+        "Further runs:\n",
+        _variants({cell: mark for cell, mark in marks.items() if cell.variant}),
+    ]
+
+
+def _matrix(marks: Mapping[Cell, str], label: Label) -> str:
     rows = []
     for engine in ENGINES:
         here = {cell: mark for cell, mark in marks.items() if cell.engine == engine}
         worlds = sorted({cell.world for cell in here})
         ranks = ", ".join(map(str, worlds))
-        rows.append((engine, ranks, *(_marked(here, precision) for precision in DTYPES)))
+        rows.append((engine, ranks, *(_marked(here, precision, label) for precision in DTYPES)))
     return _table(("engine", "ranks", *DTYPES), rows)
 
 
-def _marked(marks: Mapping[Cell, str], precision: str) -> str:
-    """The optimizers of one engine and precision, each by the worst of its marks."""
+def _marked(marks: Mapping[Cell, str], precision: str, label: Label) -> str:
+    """The labels of one engine and precision, each by the worst of its marks."""
     found: dict[str, str] = {}
     for cell, mark in marks.items():
-        if cell.precision == precision and found.get(cell.optimizer) != FAILS:
-            found[cell.optimizer] = mark
+        if cell.precision == precision and found.get(label(cell)) != FAILS:
+            found[label(cell)] = mark
     by_mark = {
-        mark: [optimizer for optimizer, its in found.items() if its == mark]
+        mark: [name for name, its in found.items() if its == mark]
         for mark in dict.fromkeys(found.values())
     }
     return "; ".join(f"{mark} {', '.join(names)}" for mark, names in by_mark.items())
@@ -98,7 +126,8 @@ def _marked(marks: Mapping[Cell, str], precision: str) -> str:
 def _variants(marks: Mapping[Cell, str]) -> str:
     found: dict[tuple[str, str], list[str]] = {}
     for cell, mark in marks.items():
-        run = f"{cell.engine} ({cell.precision}, {cell.optimizer})"
+        ranks = f", {cell.world} ranks" if cell.world > 2 else ""
+        run = f"{cell.engine} ({cell.precision}, {cell.optimizer}{ranks})"
         found.setdefault((cell.variant, mark), []).append(run)
     rows = ((variant, f"{mark} {'; '.join(runs)}") for (variant, mark), runs in found.items())
     return _table(("with", "engine"), sorted(rows))
