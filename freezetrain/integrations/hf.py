@@ -1,5 +1,6 @@
 """Freeze a region while the Trainer of transformers trains."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -137,6 +138,22 @@ def callback_states(state: TrainerState) -> dict[str, Any]:
     """
     states: Any = state.stateful_callbacks  # annotated as a list, and a dict by now
     return cast(dict[str, Any], states)
+
+
+def log_scalars(
+    scalars: dict[str, float],
+    state: TrainerState,
+    control: TrainerControl,
+    log: Callable[[dict[str, float]], None] | None,
+) -> None:
+    """Through ``log``, the Trainer's; without it, into the Trainer's history alone."""
+    if log is None:
+        line = {**scalars, "epoch": state.epoch, "step": state.global_step}
+        state.log_history.append(line)
+        return
+    should_log = control.should_log
+    log(scalars)  # after which the Trainer takes its own figures as logged
+    control.should_log = should_log
 
 
 def _stored(state: Any) -> dict[str | None, dict[str, str | None]]:

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Evaluation, ForgettingWatch
 from freezetrain.freezing.run import find_module
-from freezetrain.integrations.hf import callback_states
+from freezetrain.integrations.hf import callback_states, log_scalars
 
 _KEY = "freezetrain.forgetting"  # in trainer_state.json, among the states of callbacks
 
@@ -109,14 +109,7 @@ class ForgettingTrackerCallback(ForgettingWatch, TrainerCallback):
         if evaluation is None:
             return
         self._record(state)  # now, as whether a step is saved may only be decided after it
-        scalars = self.history.scalars()
-        if self.log is None:
-            line = {**scalars, "epoch": state.epoch, "step": state.global_step}
-            state.log_history.append(line)
-            return
-        should_log = control.should_log
-        self.log(scalars)  # after which the Trainer takes its own figures as logged
-        control.should_log = should_log
+        log_scalars(self.history.scalars(), state, control, self.log)
 
     def _log_base(self, state: TrainerState, control: TrainerControl) -> None:
         """Under its own step, also where the loop calls nothing before the first has been made."""

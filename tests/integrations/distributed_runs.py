@@ -4,7 +4,7 @@ Its region is frozen, and each rank has its share of the rows.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +18,23 @@ from hf_runs import logged_norms, trainer
 from knowing_model import knowing_model
 from lightning import Fabric
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from trainer_loops import Trained, accelerate_loop, fabric_deepspeed_loop, fabric_loop
-from trainer_reference import ACCUMULATE, EPS, MAX_NORM, ROWS, llama, llama_region
+from trainer_reference import (
+    ACCUMULATE,
+    EPS,
+    MAX_NORM,
+    ROWS,
+    STRENGTH,
+    STRONG,
+    llama,
+    llama_region,
+    strong_region,
+    weights_of,
+)
 from transformers import Trainer, TrainerCallback
 from watched_texts import LENGTH, texts, watch
 
@@ -31,6 +43,7 @@ from freezetrain.evaluation import ForgettingWatch
 from freezetrain.integrations.hf import RegionFreezeCallback
 from freezetrain.integrations.hf_brake import ForgettingBrakeCallback
 from freezetrain.integrations.hf_forgetting import ForgettingTrackerCallback
+from freezetrain.integrations.hf_pull import BasePullCallback
 
 
 def zero_config(stage: int, **more: Any) -> dict[str, Any]:
@@ -77,14 +90,16 @@ class Seen(NamedTuple):
     weights: dict[str, Tensor]
     history: dict[str, Any]
     """Of the held-out languages; empty where nothing watched."""
+    distances: Sequence[dict[str, float]] = ()
+    """Lines that were logged of a pull."""
 
 
 def train(rank: int, world: int, run: str, engine: str, folder: Path) -> Seen:
     """``run``: a key of RUNS. ``folder``: of its checkpoints, or of those it goes on from."""
     prepare(engine)
-    (model, norms, verified), watched = RUNS[run](engine, folder)
+    (model, norms, verified), watched, *distances = RUNS[run](engine, folder)
     history = watched.history.to_dict() if watched is not None else {}
-    return Seen(norms, verified, whole(model), history)
+    return Seen(norms, verified, whole(model), history, *distances)
 
 
 def prepare(engine: str) -> None:
@@ -93,7 +108,7 @@ def prepare(engine: str) -> None:
         accelerate_on_cpu()
 
 
-Watched = tuple[Trained, ForgettingWatch | None]
+Watched = tuple[Trained, ForgettingWatch | None, *tuple[list[dict[str, float]], ...]]
 
 
 def hf(engine: str, folder: Path) -> Watched:
@@ -106,7 +121,7 @@ def hf(engine: str, folder: Path) -> Watched:
 
 def hf_watched(engine: str, folder: Path, checkpoint: Path | None = None, seed: int = 0) -> Watched:
     callback = Counted(llama_region(llama()), audit_every=2)
-    run = hf_trainer(engine, folder, callback, seed)
+    run = hf_trainer(engine, folder, callback, seed=seed)
     tracker = ForgettingTrackerCallback(
         texts(), "sw", every_n_steps=3, max_length=LENGTH, log=run.log, table=False
     )
@@ -124,9 +139,28 @@ def hf_resumed(engine: str, folder: Path) -> Watched:
     return hf_watched(engine, again, checkpoint, seed=5)
 
 
-def hf_trainer(engine: str, folder: Path, callback: RegionFreezeCallback, seed: int = 0) -> Trainer:
+def hf_pulled(engine: str, folder: Path, checkpoint: Path | None = None, seed: int = 0) -> Watched:
+    """Pulled beside the freeze, to another model's weights in their folder."""
+    callback = Counted(llama_region(llama()), audit_every=2)
+    base = folder / f"base of {dist.get_rank()}"
+    base.mkdir(parents=True)
+    save_file(weights_of(llama(seed=3)), base / "model.safetensors")
+    regions = [(strong_region(llama()), STRONG)]
+    pull = BasePullCallback(STRENGTH, base, regions, log_every_n_steps=3)
+    run = hf_trainer(engine, folder, callback, pull, seed=seed)
+    run.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    distances = [line for line in run.state.log_history if any("pull/" in key for key in line)]
+    return (run.model, logged_norms(run), callback.verified), None, distances
+
+
+def hf_pulled_resumed(engine: str, folder: Path) -> Watched:
+    """The steps after the second."""
+    return hf_pulled(engine, folder / "again", folder / "checkpoint-2", seed=5)
+
+
+def hf_trainer(engine: str, folder: Path, *callbacks: TrainerCallback, seed: int = 0) -> Trainer:
     options = {"world": dist.get_world_size(), "adam_epsilon": EPS, **ENGINES[engine]}
-    return trainer(llama(seed), folder, callback, save_strategy="steps", save_steps=2, **options)
+    return trainer(llama(seed), folder, *callbacks, save_strategy="steps", save_steps=2, **options)
 
 
 def accelerate(engine: str, folder: Path) -> Watched:
@@ -196,6 +230,8 @@ RUNS: dict[str, Callable[[str, Path], Watched]] = {
     "hf": hf,
     "hf-watched": hf_watched,
     "hf-resumed": hf_resumed,
+    "hf-pulled": hf_pulled,
+    "hf-pulled-resumed": hf_pulled_resumed,
     "accelerate": accelerate,
     "fabric": fabric,
 }

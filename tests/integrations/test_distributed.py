@@ -10,7 +10,16 @@ import pytest
 import torch
 from forked_ranks import run_ranks
 from safetensors.torch import load_file
-from trainer_reference import ACCUMULATE, EPS, ROWS, Reference, llama, llama_region
+from trainer_reference import (
+    ACCUMULATE,
+    EPS,
+    ROWS,
+    Reference,
+    llama,
+    llama_region,
+    strengths,
+    weights_of,
+)
 from watched_texts import STEPS, check_history
 
 from freezetrain.evaluation import History
@@ -27,9 +36,13 @@ DEFAULT = [
     ("hf-watched", "zero2"),
     ("hf-resumed", "zero2"),
     ("hf", "fsdp2"),
+    ("hf-pulled-resumed", "zero3"),
     ("accelerate", "zero3"),
     ("fabric", "fsdp2"),
 ]
+
+RESUMED = {"hf-resumed": "hf-watched", "hf-pulled-resumed": "hf-pulled"}
+"""A run that goes on -> the one that wrote the checkpoint."""
 
 Trained = Callable[[str, str], list[Any]]
 
@@ -45,9 +58,9 @@ def trained(folder: Path) -> Trained:
 
     @cache
     def train(run: str, engine: str) -> list[Any]:
-        if run == "hf-resumed":
-            train("hf-watched", engine)
-        here = folder / f"{run.replace('resumed', 'watched')}-{engine}"
+        if run in RESUMED:
+            train(RESUMED[run], engine)
+        here = folder / f"{RESUMED.get(run, run)}-{engine}"
         return run_ranks("distributed_runs:train", run, engine, here)
 
     return train
@@ -98,6 +111,26 @@ def test_checkpoints_are_frozen_and_resume_as_if_uninterrupted(
     for name, value in uninterrupted.weights.items():
         assert torch.equal(value, resumed.weights[name]), name
     assert uninterrupted.history == resumed.history
+
+
+@pytest.mark.parametrize(("run", "engine"), cells("hf-pulled-resumed"))
+def test_is_pulled_to_the_base_also_where_it_goes_on(
+    trained: Trained, run: str, engine: str
+) -> None:
+    base, model = weights_of(llama(seed=3)), llama()
+    reference = Reference(model, llama_region(model), EPS, False).pulled(strengths(model), base)
+    uninterrupted, resumed = trained("hf-pulled", engine)[0], trained(run, engine)[0]
+    for seen in (uninterrupted, resumed):
+        reference.compare(seen.weights, rtol=1e-4, atol=1e-5)
+        assert seen.norms == pytest.approx(reference.norms, rel=1e-5)
+    for name, value in uninterrupted.weights.items():
+        assert torch.equal(value, resumed.weights[name]), name
+    assert [line["step"] for line in resumed.distances] == [3, 6]
+    assert resumed.distances == uninterrupted.distances
+    now = uninterrupted.weights["lm_head.weight"] - base["lm_head.weight"]
+    distance = float(now.norm() / base["lm_head.weight"].norm())
+    assert resumed.distances[-1]["pull/lm_head.weight"] == pytest.approx(distance, rel=1e-5)
+    assert "pull/model.layers.*.mlp.up_proj.weight" in resumed.distances[-1]
 
 
 @pytest.mark.parametrize(("run", "engine"), cells("hf-watched", "accelerate", "fabric"))

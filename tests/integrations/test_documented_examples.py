@@ -15,6 +15,7 @@ EXAMPLE = re.compile(
 EXAMPLES = {match["title"]: match for match in EXAMPLE.finditer(PAGE.read_text(encoding="utf-8"))}
 LONGER = (
     "Accelerate",
+    "Pulling in Lightning",
     "Watching in Lightning",
     "Watching in Lightning Fabric",
     "Watching in the Hugging Face Trainer",
@@ -25,7 +26,7 @@ DISTRIBUTED = ("FSDP2", "DeepSpeed")
 def test_each_trainer_has_an_example() -> None:
     page = PAGE.read_text(encoding="utf-8")
     titles = re.findall(r"^###? (.+)$", page, re.MULTILINE)
-    for prose in ("Watching forgetting", "Checkpoints, resuming, exporting"):
+    for prose in ("Pulling to the base", "Watching forgetting", "Checkpoints, resuming, exporting"):
         titles.remove(prose)
     assert titles == [*EXAMPLES]
     assert set(titles) == {
@@ -36,6 +37,9 @@ def test_each_trainer_has_an_example() -> None:
         "Accelerate",
         "DeepSpeed",
         "FSDP2",
+        "Pulling in a plain loop",
+        "Pulling in Lightning",
+        "Pulling in the Hugging Face Trainer",
         "Watching in a plain loop",
         "Watching in Lightning",
         "Watching in Lightning Fabric",

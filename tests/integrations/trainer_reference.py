@@ -1,5 +1,7 @@
 """A tiny Llama, its data, and a plain loop in which frozen entries are constants."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from frozen_reference import Constants
@@ -39,6 +41,22 @@ def llama_region(model: nn.Module) -> Region:
     return region | Region.tensors(model, ["model.norm.weight"])
 
 
+STRENGTH, STRONG = 10.0, 40.0  # of a pull: at RATE a tenth of the way in each step, and four
+
+
+def strong_region(model: nn.Module) -> Region:
+    """What is pulled more; a part of it is in :func:`llama_region` too."""
+    return Region.random(model, 0.2, seed=1)
+
+
+def strengths(model: nn.Module) -> dict[str, Tensor]:
+    """Parameter name -> λ of each entry."""
+    found = {name: torch.full_like(p.detach(), STRENGTH) for name, p in model.named_parameters()}
+    for name, entries in strong_region(model).items():
+        found[name][entries.mask()] = STRONG
+    return found
+
+
 def rows(steps: int = STEPS) -> Tensor:
     """Input tokens [steps x accumulation x rows, 9], in the order in which they are trained on."""
     source = torch.Generator().manual_seed(1)
@@ -75,14 +93,29 @@ class Reference(Constants):
         self.optimizer = torch.optim.AdamW(groups, lr=RATE, eps=eps, foreach=False)
         self.norms: list[float] = []
 
-    def train(self, steps: int = STEPS) -> "Reference":
+    def train(self, steps: int = STEPS, after: Callable[[], None] | None = None) -> "Reference":
+        """``after``: what is done after each step."""
         for batch in rows(steps).split(ACCUMULATE * ROWS):
             self.optimizer.zero_grad()
             logits = functional_call(self.model, self.weights(), (batch,)).logits
             next_token_loss(logits, batch).backward()
             self.norms.append(nn.utils.clip_grad_norm_(self.parameters(), MAX_NORM).item())
             self.optimizer.step()
+            if after is not None:
+                after()
         return self
+
+    def pulled(self, strengths: dict[str, Tensor], base: dict[str, Tensor]) -> "Reference":
+        """Trained, and after each step θ ← θ − min(1, η·λ)·(θ − θ₀) at trainable entries."""
+
+        @torch.no_grad()
+        def pull() -> None:
+            for name, free in self.free.items():
+                mask = ~self.masks[name]
+                share = (RATE * strengths[name][mask]).clamp(max=1.0)
+                free -= share.to(free) * (free - base[name][mask].to(free))
+
+        return self.train(after=pull)
 
     def compare(self, weights: dict[str, Tensor], rtol: float, atol: float) -> None:
         """Frozen entries equal to the last bit, all others to rounding, and really trained."""
