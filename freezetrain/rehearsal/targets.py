@@ -38,9 +38,10 @@ class Targets:
 
         In fp64 where the log-probabilities are.
         """
-        both = torch.cat([self.log_probs, self.rest[:, None]], dim=1)
-        wide = torch.promote_types(both.dtype, torch.float32)
-        return both.to(wide).softmax(dim=1)
+        wide = torch.promote_types(self.log_probs.dtype, torch.float32)
+        # Each first: autocast on CPUs knows no float16.
+        both = [self.log_probs.to(wide), self.rest.to(wide)[:, None]]
+        return torch.cat(both, dim=1).softmax(dim=1)
 
 
 @torch.no_grad()

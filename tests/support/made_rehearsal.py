@@ -18,6 +18,7 @@ def rehearse(folder, model_folder, lengths, k=8, pieces=2, seed=0, model=None) -
     drawing = model or base
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     vocabulary = base.config.vocab_size
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     generator = torch.Generator().manual_seed(seed)
     made = Made(
         base_of(base),
@@ -30,17 +31,16 @@ def rehearse(folder, model_folder, lengths, k=8, pieces=2, seed=0, model=None) -
         {"seed": seed},
     )
     for number in range(pieces):
-        tokens, targets = [], []
-        for length in lengths:
-            row = torch.tensor([[tokenizer.bos_token_id or 0]])
-            while row.shape[1] < length:
-                logits = drawing(row).logits[0, -1]
-                drawn = torch.multinomial(logits.softmax(0), 1, generator=generator)
-                row = torch.cat([row, drawn[None]], 1)
-            tokens.append(row[0])
-            targets.append(drawing(row).logits[0])
+        rows = torch.full((len(lengths), 1), first)
+        while rows.shape[1] < max(lengths):
+            likely = drawing(rows).logits[:, -1].softmax(1)
+            rows = torch.cat([rows, torch.multinomial(likely, 1, generator=generator)], 1)
+        logits = drawing(rows).logits
+        tokens, said = (
+            [of[n, :length] for n, length in enumerate(lengths)] for of in (rows, logits)
+        )
         starts = torch.tensor([0, *lengths]).cumsum(0)
         none = torch.zeros(len(lengths), dtype=torch.int64)
-        piece = Piece(torch.cat(tokens), starts, none, none + 1, top_targets(torch.cat(targets), k))
+        piece = Piece(torch.cat(tokens), starts, none, none + 1, top_targets(torch.cat(said), k))
         write_piece(folder, number, piece, made)
     return folder

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from command_runs import ENGINES, Run, start
+from made_rehearsal import rehearse
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -18,15 +19,19 @@ NEAR_BASE = {
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory, model_folder) -> dict:
-    """Target, replay in the first half, documents apart, region, pull, evaluation, accumulation."""
+def recipe(tmp_path_factory, model_folder, make_model) -> dict:
+    """Target, replay in the first half, rehearsal, documents apart, region, pull, evaluation,
+    accumulation; what is rehearsed another model says, so that its KL is not zero at first."""
     folder = tmp_path_factory.mktemp("recipe")
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     Region.random(model, 0.2, seed=3).save(folder / "region.safetensors")
+    other = make_model(seed=7, initializer_range=0.2)
+    rehearse(folder / "drawn", model_folder, [40, 32, 9, 20, 6], seed=1, model=other)
     return {
         "model": {"path": str(model_folder)},
         "languages": ["zh"],
         "replay": {"languages": ["en", "es"], "share": 0.25, "until": 0.5, "temperature": 2.0},
+        "rehearse": {"folder": str(folder / "drawn"), "share": 0.3, "until": 0.75},
         "region": str(folder / "region.safetensors"),
         "pull": {"strength": 5.0},
         "optimization": {
@@ -75,6 +80,10 @@ def test_two_ranks_train_as_one(recipe, alone, model_folder, tmp_path, kind):
     results, expected = run.results, alone.results
     assert results["final_loss"] == pytest.approx(expected["final_loss"], rel=1e-5)
     assert results["data"] == expected["data"]
+    assert expected["rehearsal"]["kl"] > 1e-5
+    for name, value in expected["rehearsal"].items():
+        close = pytest.approx(value, rel=1e-4) if name == "kl" else value
+        assert results["rehearsal"][name] == close
     for language, figures in expected["forgetting"]["languages"].items():
         assert results["forgetting"]["languages"][language] == {
             name: pytest.approx(value, rel=1e-3, abs=1e-5) for name, value in figures.items()
