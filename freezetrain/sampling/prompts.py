@@ -1,9 +1,11 @@
 """What sequences begin with, or, of real texts, are: decided by the recipe, piece by piece."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,13 +13,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from freezetrain.data.packing import Drawn
-from freezetrain.data.texts import Texts, languages_in, read_languages
+from freezetrain.data.texts import languages_in, read_languages
 from freezetrain.data.tokens import document_start, encode, tokenize
 from freezetrain.errors import UserError
 from freezetrain.sampling.recipe import RehearseRecipe
 
 Row = tuple[Tensor, int]
 """What a sequence is given, [G] int64, and its language by number."""
+
+T = TypeVar("T")
+
+_ENDS = re.compile(r"[\r\n]+|(?<=[.!?؟।])\s+|(?<=[。！？])")
+"""What is between two sentences, or two lines."""
 
 _AT_ONCE = 256  # documents that are looked through for prompts
 
@@ -92,47 +99,41 @@ def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _prompts(
     recipe: RehearseRecipe, language: str, count: int, tokenizer: PreTrainedTokenizerBase
 ) -> list[list[int]]:
-    """First tokens of ``count`` documents, each as often as it must be to have so many."""
+    """``count`` beginnings of sentences, unlike each other as long as there are others.
+
+    One of each document, in random order, then a further one of each. Not of whole documents: a
+    heading says little of the language, and the same in many of them.
+    """
     texts = read_languages(recipe.prompts, [language])[language].to_train()
     generator = torch.Generator().manual_seed(recipe.seed)
     order = torch.randperm(len(texts), generator=generator).tolist()
-    found: list[list[int]] = []
+    begun: list[list[list[int]]] = []  # of each document that has any
     for first in range(0, len(order), _AT_ONCE):
-        if len(found) >= count:
+        if len(begun) >= count:
             break
-        found += _first_tokens(texts, order[first : first + _AT_ONCE], recipe, tokenizer)
+        some = (texts[number] for number in order[first : first + _AT_ONCE])
+        begun += filter(None, (_sentences(text, recipe.prompt_tokens, tokenizer) for text in some))
+    found = list(dict.fromkeys(map(tuple, _in_turns(begun))))
     if not found:
         raise UserError(
             f"no training document of language {language!r} has {recipe.prompt_tokens} tokens to "
             "begin a sequence with; lower prompt_tokens, or give other prompts"
         )
-    return [found[number % len(found)] for number in range(count)]
+    return [list(found[number % len(found)]) for number in range(count)]
 
 
-def _first_tokens(
-    texts: Texts,
-    numbers: Sequence[int],
-    recipe: RehearseRecipe,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[list[int]]:
-    """Of each document that has so many: those of its first line that does, else of its beginning.
-
-    A heading says little of the language, and the same in many documents.
-    """
-    wanted = recipe.prompt_tokens
-    longest = 256 + 32 * wanted  # characters; the rest of a long document is not tokenized
-    found = []
-    for number in numbers:
-        text = texts[number][:longest]
-        encoded = tokenizer(
-            [*filter(str.strip, text.splitlines()), text],
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,
-        )["input_ids"]
-        found += [list(ids[:wanted]) for ids in encoded if len(ids) >= wanted][:1]
-    return found
+def _sentences(text: str, wanted: int, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The first ``wanted`` tokens of each sentence or line that has so many, else of the text."""
+    text = text[: 2048 + 32 * wanted]  # characters; the rest of a long document is not tokenized
+    encoded = tokenizer(
+        [*filter(str.strip, _ENDS.split(text)), text],
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        verbose=False,
+    )["input_ids"]
+    found = [list(ids[:wanted]) for ids in encoded if len(ids) >= wanted]
+    return found[:-1] or found
 
 
 def _of_texts(recipe: RehearseRecipe, tokenizer: PreTrainedTokenizerBase) -> Plan:
@@ -157,7 +158,7 @@ def _shares(count: int, parts: int) -> list[int]:
     return [count // parts + (number < count % parts) for number in range(parts)]
 
 
-def _in_turns(rows: Sequence[Sequence[Row]]) -> list[Row]:
+def _in_turns(rows: Sequence[Sequence[T]]) -> list[T]:
     return [row for turn in zip_longest(*rows) for row in turn if row is not None]
 
 

@@ -21,12 +21,12 @@ class RehearseRecipe:
     model: ModelSource
     """The base, whole on each device."""
     languages: list[Name] = field(default_factory=list)
-    """Languages to keep: sequences begin with first tokens of their prompts. Empty: none, and the
+    """Languages to keep: sequences begin with first tokens of their sentences. Empty: none, and the
     base says what it likes; with texts, all that they hold."""
     prompts: TextSource = field(default_factory=TextSource)
-    """Texts whose training documents' first tokens begin sequences of the languages."""
+    """Texts of which sentences of training documents begin sequences of the languages."""
     prompt_tokens: int = 8
-    """Tokens of a document that begin a sequence; after them the base has drawn every token."""
+    """First tokens of a sentence that begin a sequence; after them the base draws every token."""
     from_bos: float | None = None
     """Share of the sequences that begin with BOS alone (EOS where the tokenizer has no other), in
     [0, 1]: what the base says unasked. None: 0.5 with languages, since it is the base's own mixture

@@ -1,6 +1,7 @@
 """`freezetrain rehearse`: on two ranks as on one, killed and repeated, of texts, refusals."""
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -69,9 +70,10 @@ def test_rows_begin_as_asked_and_hold_the_bases_distribution(alone, model_folder
     assert counts == {0: 10, 1: 8, 2: 8}
     begun = {
         number: [
-            [tokenizer.bos_token_id, *tokenizer.encode(line)[:8]]
+            [tokenizer.bos_token_id, *tokenizer.encode(sentence)[:8]]
             for text in read_languages(TextSource(), [name])[name].train
             for line in text.splitlines()
+            for sentence in re.split(r"(?<=[.。])\s*", line)
         ]
         for number, name in ((1, "zh"), (2, "en"))
     }
@@ -95,6 +97,8 @@ def test_rows_begin_as_asked_and_hold_the_bases_distribution(alone, model_folder
     assert rehearsal.languages[:6].tolist() == [1, 2, 1, 2, 1, 2]  # they take turns
     firsts = {tuple(rehearsal[n]["input_ids"].tolist()) for n in range(len(rehearsal))}
     assert len(firsts) == 26  # each piece has a seed of its own
+    prompts = {tuple(rehearsal[n]["input_ids"][:9].tolist()) for n in range(26)}
+    assert len([ids for ids in prompts if [*ids] in begun[1] + begun[2]]) == 16
 
 
 def test_results_count_what_the_pieces_hold(alone):
