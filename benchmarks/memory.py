@@ -126,6 +126,7 @@ def peaks_of(
 TRAININGS: dict[str, tuple[int, list[str]]] = {
     "one": (1, []),
     "one, 1% frozen": (1, ["--region", "REGION"]),
+    "one, pulled": (1, ["--pull.strength", "20"]),
     "one, gradient checkpointing": (1, ["--engine.gradient_checkpointing", "true"]),
     "one, accumulating": (1, ["--optimization.batch_tokens", "2048"]),
     "one, bf16-mixed": (1, ["--optimization.precision", "bf16-mixed"]),
@@ -138,6 +139,7 @@ TRAININGS: dict[str, tuple[int, list[str]]] = {
         ["--engine.kind", "zero-2", "--optimization.precision", "bf16-mixed"],
     ),
     "zero-2, 1% frozen": (2, ["--engine.kind", "zero-2", "--region", "REGION"]),
+    "zero-2, pulled": (2, ["--engine.kind", "zero-2", "--pull.strength", "20"]),
     "zero-3": (2, ["--engine.kind", "zero-3"]),
 }
 TRAINED = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "rows": 32000}

@@ -172,7 +172,7 @@ def test_other_verbs(model_folder, text_folder, evaluation, tmp_path):
     run("extend", *model, *texts, "--learn", "5", out="extended")
     recipe = RECIPE.format(model=model_folder, texts=text_folder, action="select")
     (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    run("train", "recipe.yaml", out="run")
+    run("train", "recipe.yaml", "--pull.strength", "20", out="run")
     check_keys(json.loads(Path("run/forgetting.json").read_text()), "History")
     run("train", "recipe.yaml", "--optimization.ema_decay", "0.5", "--brake", "null", out="ema")
     run("report", "run", "ema", out="report")

@@ -29,6 +29,8 @@ class BasePull(PullOptions, L.Callback):
         super().__post_init__()
         self.handle: Pull | None = None
         """The pull while it acts."""
+        self.distances: dict[str, float] = {}
+        """As last looked at, at the latest at the end of training; empty before the first look."""
         self._logged = 0  # optimizer steps made when the distance was looked at last
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -52,8 +54,12 @@ class BasePull(PullOptions, L.Callback):
             self._log(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.handle is None:
+            return
         if trainer.global_step > self._logged:
             self._log(trainer)
+        else:  # the weights may have been put back since
+            self.distances = self.handle.distances()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -67,7 +73,8 @@ class BasePull(PullOptions, L.Callback):
         if self.handle is None:
             return
         self._logged = trainer.global_step
-        scalars = self.handle.scalars()
+        self.distances = self.handle.distances()
+        scalars = self.handle.scalars(self.distances)
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
 

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor, nn
 
+from freezetrain.callbacks.base_pull import BasePull
 from freezetrain.callbacks.region_freeze import RegionFreeze
 from freezetrain.callbacks.tracker import ForgettingTracker
 from freezetrain.regions.parameters import full_shape
@@ -49,10 +50,10 @@ class Throughput(L.Callback):
     - ``train/memory_peak_gib`` of this rank: what PyTorch has allocated on the GPU, or without
       one the resident memory of the process;
     - ``train/hours_left``, at the pace since the first step, evaluations included;
-    - ``time/data``, ``time/evaluation``, ``time/freezing``: shares of the wall time spent waiting
-      for batches, in ForgettingTracker, in RegionFreeze's masks, guard and audits. They are the
-      host's: what it has only queued on a GPU passes later, where nothing is measured, since
-      waiting for it would slow the training down.
+    - ``time/data``, ``time/evaluation``, ``time/freezing``, and with a BasePull ``time/pull``:
+      shares of the wall time spent waiting for batches, in ForgettingTracker, in RegionFreeze's
+      masks, guard and audits, in pulls. They are the host's: what it has only queued on a GPU
+      passes later, where nothing is measured, since waiting for it would slow the training down.
 
     A batch is token ids [B, L], or a mapping that holds them as ``input_ids``.
 
@@ -75,6 +76,7 @@ class Throughput(L.Callback):
         self._first_step = self._step = 0
         self._sequence_length = 0
         self._frozen: dict[str, float] = {}  # seconds, by state_key of a RegionFreeze
+        self._pulled: dict[int, float] = {}  # the same by the id of a BasePull
         self._model: nn.Module | None = None
         self._peak: float | None = None  # FLOP/s of all devices
         self._flops: tuple[int, float | None] | None = None  # sequence length, FLOPs of a token
@@ -109,6 +111,8 @@ class Throughput(L.Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RegionFreeze) and callback.handle is not None:
                 self._frozen[callback.state_key] = callback.handle.seconds
+            if isinstance(callback, BasePull) and callback.handle is not None:
+                self._pulled[id(callback)] = callback.handle.seconds
         self._last = self._now(trainer)
         if self._step == self._first_step + 1:
             self._paced = self._last.clock  # the first step compiles, allocates, connects
@@ -158,6 +162,8 @@ class Throughput(L.Callback):
             "time/evaluation": self._last.evaluating / wall,
             "time/freezing": sum(self._frozen.values()) / wall,
         }
+        if self._pulled:
+            shares["time/pull"] = sum(self._pulled.values()) / wall
         if trainer.profiler is self._data:  # type: ignore[attr-defined]
             shares["time/data"] = self._data.seconds / wall
         return shares

@@ -222,12 +222,11 @@ class Pull:
             for kind, (moved, size) in sorted(total.items())
         }
 
-    def scalars(self) -> dict[str, float]:
-        """:meth:`distances` as trainers log them, under ``pull/`` and the kind; finite ones."""
+    def scalars(self, distances: Mapping[str, float] | None = None) -> dict[str, float]:
+        """:meth:`distances`, or those given, as trainers log them, under ``pull/``; finite ones."""
+        distances = self.distances() if distances is None else distances
         return {
-            f"pull/{visible(kind)}": value
-            for kind, value in self.distances().items()
-            if isfinite(value)
+            f"pull/{visible(kind)}": value for kind, value in distances.items() if isfinite(value)
         }
 
     def remove(self) -> None:

@@ -17,7 +17,8 @@ from freezetrain.regions import Entries, Region, Resolved
 from freezetrain.regions.entries import narrow
 from freezetrain.regions.parameters import full_shape, plain_name
 
-_AT_ONCE = 1 << 22  # values in fp32 at a time
+AT_ONCE = 1 << 22
+"""Values that are pulled at a time, in fp32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ class Part:
         if here.ndim == 0:
             yield here, self.base, self.importance
             return
-        rows = max(1, _AT_ONCE // max(1, here.numel() // max(1, len(here))))
+        rows = max(1, AT_ONCE // max(1, here.numel() // max(1, len(here))))
         for first in range(0, len(here), rows):
             where = slice(first, first + rows)
             importance = None if self.importance is None else self.importance[where]

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from freezetrain.errors import UserError
+from freezetrain.errors import UserError, near_misses
 from freezetrain.files import whole
 from freezetrain.user_files import is_file, parse_json, read_json, reading
 
@@ -199,7 +199,8 @@ def read_safetensors(path: str | Path, what: str) -> tuple[StoredTensors, dict[s
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"there is no {what} at {path}")
+        beside = os.listdir(path.parent) if os.access(path.parent, os.R_OK) else []
+        raise UserError(f"there is no {what} at {path}{near_misses(path.name, beside)}")
     if not path.is_dir():
         in_file, header = _read_file(path, what)
         return StoredTensors(in_file), header

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 
 from freezetrain.files import readable
+from freezetrain.models import stored_dtype
 from freezetrain.ranks import Launch
 from freezetrain.run_folder import Outcome
 from freezetrain.tables import Column, Table, facts_table
 from freezetrain.training.engines import precision
 from freezetrain.training.memory import ALWAYS, MemoryEstimate, Part, estimate
 from freezetrain.training.plan import Plan, make_plan
-from freezetrain.training.recipe import TrainRecipe
+from freezetrain.training.recipe import Pull, TrainRecipe
 
 _WHEN = {
     "load": "while the model is loaded",
@@ -32,7 +33,15 @@ def run(recipe: TrainRecipe, launch: Launch, folder: Path) -> Outcome:
     settings = recipe.optimization
     plan = make_plan(recipe, launch)
     on_gpu = torch.cuda.is_available() or settings.precision.startswith("bf16")
-    memory = estimate(plan.model, recipe, plan.world, plan.region, on_gpu)
+    memory = estimate(
+        plan.model,
+        recipe,
+        plan.world,
+        plan.region,
+        on_gpu,
+        pulled=plan.pulled,
+        stored=None if plan.pull is None else stored_dtype(recipe.model),
+    )
     steps = None  # only the texts tell
     if settings.max_steps is not None or settings.max_tokens is not None:
         steps = settings.steps(0)
@@ -67,6 +76,8 @@ def _plan_table(plan: Plan, launch: Launch, steps: int | None, folder: Path) -> 
     if plan.region is not None:
         share = plan.region.count / plan.weights
         facts["frozen"] = f"{plan.region.count:,} entries of them, {share:.3%}"
+    if recipe.pull is not None:
+        facts["pulled to the base"] = _pulled(recipe.pull)
     machine = " (auto, on this machine)" if settings.precision == "auto" else ""
     facts["engine"] = (
         f"{plan.engine} on {plan.world} devices of {launch.nodes} nodes, "
@@ -88,6 +99,13 @@ def _plan_table(plan: Plan, launch: Launch, steps: int | None, folder: Path) -> 
     facts["free disk"] = f"{readable(shutil.disk_usage(place).free)} at {place}"
     title = "dry run: nothing was started, nothing is written"
     return facts_table(title, facts, heads=("what", "would run"))
+
+
+def _pulled(pull: Pull) -> str:
+    told = f"strength {pull.strength:g}"
+    if pull.fisher is not None:
+        told += f", weighed by the scores in {pull.fisher}"
+    return ", ".join([told, *(f"{value:g} in {file}" for file, value in pull.regions.items())])
 
 
 def _memory_table(memory: MemoryEstimate, on_gpu: bool) -> Table:

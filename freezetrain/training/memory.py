@@ -8,6 +8,7 @@ between blocks.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,11 +16,12 @@ from transformers import PreTrainedModel
 
 from freezetrain.errors import UserError
 from freezetrain.files import readable
+from freezetrain.freezing.pulled_parts import AT_ONCE
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.regions import Region, decoder_blocks
 from freezetrain.training.activations import count_activations
 from freezetrain.training.engines import kind_of, trained_in_16_bits
-from freezetrain.training.recipe import TrainRecipe
+from freezetrain.training.recipe import Pull, TrainRecipe
 
 # DeepSpeed's defaults, in elements.
 _ZERO_DEFAULTS = {
@@ -88,11 +90,15 @@ def estimate(
     world: int,
     region: Region | None = None,
     on_gpu: bool = True,
+    *,
+    pulled: Sequence[Region] = (),
+    stored: torch.dtype | None = None,
 ) -> MemoryEstimate:
     """Bytes that each of ``world`` ranks takes to train ``model``, which is on the meta device.
 
     What needs no gradient, as beside adapters, has neither gradients nor moments. ``region``: what
-    is frozen. ``on_gpu``: else CPU memory is the device.
+    is frozen. ``on_gpu``: else CPU memory is the device. ``pulled``: regions with a strength of
+    their own. ``stored``: type of the base's files, in which a pull keeps it; None: float32.
     """
     shapes = _Shapes(model, recipe, world)
     parts = [*_state(shapes, recipe), *_batch(shapes, model, recipe)]
@@ -104,6 +110,8 @@ def estimate(
         parts.append(Part("AdamW's arithmetic", 2 * shapes.largest_step, ("step",)))
     if region is not None:
         parts += _region(shapes, recipe, region, on_gpu)
+    if recipe.pull is not None:
+        parts += _pull(shapes, recipe.pull, pulled, stored or torch.float32, on_gpu)
     if recipe.engine.offload != "none":
         parts = [_offloaded(part, recipe.engine.offload) for part in parts]
     if not on_gpu:  # one memory, and the model is where it was loaded
@@ -168,6 +176,12 @@ class _Shapes:
             largest /= world
         self.largest_step = 4 * self.share if self.zero else largest
         """Bytes of the largest tensor that AdamW steps on a rank."""
+        self.largest = max(whole)
+        if self.zero or self.kind == "fsdp2":
+            self.largest = (
+                -(-self.largest // world) if self.split else min(self.largest, self.share)
+            )
+        """Weights of the largest parameter, as far as one rank steps them."""
 
     @property
     def autocast(self) -> bool:
@@ -319,9 +333,36 @@ def _region(shapes: _Shapes, recipe: TrainRecipe, region: Region, on_gpu: bool) 
     ]
 
 
+def _pull(
+    shapes: _Shapes, pull: Pull, regions: Sequence[Region], stored: torch.dtype, on_gpu: bool
+) -> list[Part]:
+    """The base's values beside what the rank's optimizer steps, and what a pass over them takes."""
+    split = shapes.zero or shapes.kind == "fsdp2"
+    stepped = shapes.share if split else shapes.weights
+    base = stored.itemsize * stepped
+    device = "cuda" if on_gpu else "cpu"
+    # On a CPU those of a region as it was loaded, but for bits, and for shards.
+    kept = [e for r in regions for e in r.values() if on_gpu or split or e.kind == "bits"]
+    entries = sum(e.nbytes_for_training(device) for e in kept) / (shapes.world if split else 1)
+    factors = 0 if pull.fisher is None else 4 * stepped
+    at_once = min(AT_ONCE, shapes.largest)
+    # What is new in fp32: the result, the base and the weights unless they are, shares.
+    copies = 1 + (stored.itemsize < 4 or (pull.on_cpu and on_gpu))
+    copies += (shapes.held < 4 and not shapes.zero) + (pull.fisher is not None)
+    return [
+        Part("pull: the base", 0 if pull.on_cpu else base, host=base if pull.on_cpu else 0),
+        Part("pull: regions' entries, and factors", entries + factors),
+        Part("pull: regions as they were loaded", 0, host=sum(r.nbytes for r in regions)),
+        Part("pull: arithmetic", 4 * copies * at_once, ("step",)),
+        Part("pull: distances", 3 * 8 * at_once, ("watch",)),  # the step is over then
+    ]
+
+
 def _offloaded(part: Part, what: str) -> Part:
     """In CPU memory instead, if that is what ``engine.offload`` moves there."""
     moved = {"fp32 masters", "AdamW's moments", "fp32 copy of the gradients"}
+    if part.name.startswith("pull: "):  # it is where the masters are
+        return replace(part, device=0, host=part.device + part.host)
     if what == "all":
         moved.add("weights")
     if part.name not in moved:

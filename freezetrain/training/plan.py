@@ -1,7 +1,9 @@
 """What a training run will be, told from its recipe and its model's configuration alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -18,7 +20,7 @@ from freezetrain.models import (
     stored_dtype,
 )
 from freezetrain.ranks import Launch
-from freezetrain.regions import Region
+from freezetrain.regions import Base, Region
 from freezetrain.regions.base import fingerprint
 from freezetrain.rehearsal import Rehearsal
 from freezetrain.scoring import Scores
@@ -52,6 +54,12 @@ class Plan:
     pull: BasePull | None
     penalty: BasePenalty | None
     rehearsal: Rehearsal | None = None
+
+    @property
+    def pulled(self) -> list[Region]:
+        """Regions that are pulled with a strength of their own."""
+        pairs: Any = () if self.pull is None else self.pull.regions
+        return [region for region, _ in pairs]
 
     @cached_property
     def weights(self) -> int:
@@ -190,22 +198,47 @@ def refuse_clamp(recipe: TrainRecipe) -> None:
 def pull_of(recipe: TrainRecipe, model: PreTrainedModel) -> BasePull | None:
     """The callback of ``recipe.pull``; ``model`` may be without weights.
 
-    UserError for regions that do not fit the model, and for scores as :func:`penalty_of`.
+    UserError for regions that do not fit the model, for scores as :func:`penalty_of`, and for
+    either made for another base.
     """
     if recipe.pull is None:
         return None
     fields = recipe.pull
-    regions = [(Region.load(file), strength) for file, strength in fields.regions.items()]
-    for region, _ in regions:
+    regions = {file: Region.load(file) for file in fields.regions}
+    for region in regions.values():
         region.resolve(model)
+    scores = None if fields.fisher is None else _fisher("pull", fields, model)
+    bases = {f"the region {file}": region.base for file, region in regions.items()}
+    if scores is not None:
+        bases[f"the scores in {fields.fisher}"] = scores.base
+    _require_base(recipe, model, bases)
     return BasePull(
         fields.strength,
         local_folder(recipe.model),
-        regions,
-        None if fields.fisher is None else _fisher("pull", fields, model),
+        [(region, fields.regions[file]) for file, region in regions.items()],
+        scores,
         fields.on_cpu,
         fields.log_every,
     )
+
+
+def _require_base(
+    recipe: TrainRecipe, model: PreTrainedModel, bases: Mapping[str, Base | None]
+) -> None:
+    """UserError where something of ``bases``, by what it is, was made for another base.
+
+    By the base's files, also where a run is resumed. Where those are not here, as in a dry run, or
+    hold other tensors than the model has in memory, it is not compared.
+    """
+    known = {what: base for what, base in bases.items() if base is not None}
+    files = describe(recipe.model).files if known else None
+    found = None if files is None else fingerprint_of_files(model, files)
+    for what, base in known.items():
+        if found is not None and base.fingerprint != found:
+            raise UserError(
+                f"{what}: made for another model, {base.name or 'unnamed'} with the fingerprint "
+                f"{base.fingerprint[:12]}, than {recipe.model.path}; make it for that one"
+            )
 
 
 def penalty_of(recipe: TrainRecipe, model: PreTrainedModel) -> BasePenalty | None:

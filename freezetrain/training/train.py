@@ -1,5 +1,6 @@
 """`freezetrain train`: further pre-training with a region frozen and other languages watched."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from freezetrain.report.run import RegionFacts, Run
 from freezetrain.report.runs import PAGE
 from freezetrain.report.runs_page import render_runs
 from freezetrain.run_folder import Outcome
+from freezetrain.tables import Column, Table
 from freezetrain.terminal import Terminal
 from freezetrain.training.checkpoints import latest_checkpoint
 from freezetrain.training.data import TextData, read_data
@@ -142,6 +144,8 @@ class Trained:
             results["frozen_entries"] = self.region.entries
             results["freeze"] = asdict(recipe.freeze)
             results["region"] = asdict(self.region)
+        if (pull := self.parts.pull) is not None:
+            results["pull"] = {"strength": pull.strength, "distances": pull.distances or None}
         if self.parts.model is not None:
             results["forgetting"] = self.parts.model.forgetting.to_dict()
         if self.forgetting_of_average is not None:
@@ -162,6 +166,8 @@ class Trained:
             display.append(f"the model: the base's weights + {share:g} x (trained - base's)")
         if self.region is not None:
             display.append(f"{self.region.entries:,} entries {self.region.frozen}")
+        if self.parts.pull is not None and self.parts.pull.distances:
+            display.append(_distances_table(self.parts.pull.distances))
         if tracker is not None and model is not None:
             base, figures, compared = tracker.base_of(model), model.figures, model.forgetting
             if self.forgetting_of_average is not None and self.parts.export.figures is not None:
@@ -184,6 +190,14 @@ class Trained:
             brake=None if self.parts.brake is None else self.parts.brake.brake,
             average=self.forgetting_of_average,
         )
+
+
+def _distances_table(distances: Mapping[str, float]) -> Table:
+    columns = [
+        Column("weights", 0, text=True),
+        Column("distance, of the base's norm", 1, lambda share: f"{share:.3%}"),
+    ]
+    return Table("pulled to the base", columns, list(distances.items()))
 
 
 def frozen_how(freezing: Freezing) -> str:

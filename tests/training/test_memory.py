@@ -11,7 +11,7 @@ from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import Region
 from freezetrain.training.adapters import add_adapters
 from freezetrain.training.memory import estimate
-from freezetrain.training.recipe import Lora, Penalty, TrainRecipe, Watch
+from freezetrain.training.recipe import Lora, Penalty, Pull, TrainRecipe, Watch
 
 WORLD = 4
 CONFIG = LlamaConfig(
@@ -193,6 +193,45 @@ def test_what_is_kept_of_the_base(model, weights):
     without = estimate(model, training, WORLD)
     assert with_base.host - without.host == 4 * weights
     assert with_base.peak == without.peak
+
+
+@pytest.mark.parametrize(
+    ("kind", "share"), [("ddp", 1), ("fsdp2", 1 / WORLD), ("zero-2", 1 / WORLD)]
+)
+def test_a_pull_keeps_the_base_of_what_a_rank_steps(model, weights, kind, share):
+    live = AutoModelForCausalLM.from_config(CONFIG, dtype=torch.float32)
+    region = Region.random(live, 0.01, seed=0)
+    training = recipe(kind)
+    plain = estimate(model, training, WORLD)
+    for pull, stored, device, host, entries in (
+        (Pull(1.0), torch.float32, 4, 0, 0),
+        (Pull(1.0), torch.bfloat16, 2, 0, 0),
+        (Pull(1.0, on_cpu=True), torch.bfloat16, 0, 2, 0),
+        (Pull(1.0, fisher="scores"), torch.bfloat16, 2, 0, 4 * weights),
+        (Pull(1.0, {"region": 2.0}), torch.bfloat16, 2, 0, 4 * region.count),
+    ):
+        memory = estimate(
+            model,
+            replace(training, pull=pull),
+            WORLD,
+            pulled=[region] if pull.regions else [],
+            stored=stored,
+        )
+        sizes = parts(memory)
+        assert sizes.get("pull: the base", 0) == device * share * weights
+        assert sizes.get("pull: regions' entries, and factors", 0) == entries * share
+        loaded = region.nbytes if pull.regions else 0
+        held = sum(part.host for part in memory.parts if part.name.startswith("pull"))
+        assert held == host * share * weights + loaded
+        assert memory.at("step") > plain.at("step") + (device + entries / weights) * share * weights
+
+
+def test_a_pull_of_offloaded_masters_is_in_cpu_memory(model, weights):
+    training = recipe("zero-3", "bf16-mixed", offload="optimizer")
+    plain = estimate(model, training, WORLD)
+    pulled = estimate(model, replace(training, pull=Pull(1.0)), WORLD, stored=torch.bfloat16)
+    assert pulled.peak == plain.peak
+    assert pulled.host > plain.host + 2 * weights / WORLD
 
 
 def test_the_average_is_kept_in_fp32_and_made_in_cpu_memory(model, weights):

@@ -13,12 +13,13 @@ from freezetrain.models import stored_dtype
 from freezetrain.ranks import Launch
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource
-from freezetrain.regions import Base, fingerprint
+from freezetrain.regions import Base, Entries, Region, fingerprint
+from freezetrain.regions.base import base_of
 from freezetrain.rehearsal.dataset import piece_file
 from freezetrain.scoring import Scores
 from freezetrain.training.dry_run import run as dry_run
 from freezetrain.training.plan import make_plan, refuse_types
-from freezetrain.training.recipe import Freezing, Penalty, Rehearse, TrainRecipe
+from freezetrain.training.recipe import Freezing, Penalty, Pull, Rehearse, TrainRecipe
 from freezetrain.training.train import run
 
 
@@ -111,6 +112,34 @@ def test_scores_of_another_model_are_refused(model_folder, model, make_model, tm
     recipe.texts, recipe.languages, recipe.watch.off = TextSource(), ["zh"], True
     with pytest.raises(UserError, match="scores were made for another model, another with the"):
         run(recipe, tmp_path / "run", table=False, progress=False)
+
+
+@pytest.mark.parametrize("what", ["region", "scores"])
+def test_a_pull_by_what_was_made_for_another_model_is_refused_first(
+    model_folder, model, make_model, tmp_path, what
+):
+    def pull_of(model):
+        base = base_of(model)
+        folder = tmp_path / base.fingerprint
+        folder.mkdir()
+        if what == "scores":
+            return Pull(1.0, fisher=saved(folder, model, base=base))
+        region = Region({"model.norm.weight": Entries.whole(model.model.norm.weight.shape)}, base)
+        return Pull(1.0, {str(region.save(folder / "r.safetensors")): 2.0})
+
+    make_plan(recipe_of(model_folder, pull=pull_of(model)), Launch())
+    recipe = recipe_of(model_folder, pull=pull_of(make_model(seed=1)))
+    with pytest.raises(UserError, match=f"the {what}.* made for another model.*make it for"):
+        make_plan(recipe, Launch())
+
+
+def test_a_region_that_is_not_there_is_looked_for_among_its_neighbours(
+    model_folder, model, tmp_path
+):
+    Region.random(model, 0.1, seed=0).save(tmp_path / "core.safetensors")
+    recipe = recipe_of(model_folder, pull=Pull(1.0, {str(tmp_path / "cre.safetensors"): 2.0}))
+    with pytest.raises(UserError, match=r"no region at .*did you mean 'core\.safetensors'"):
+        make_plan(recipe, Launch())
 
 
 def changed(file):

@@ -88,6 +88,8 @@ def test_two_ranks_train_as_one(recipe, alone, model_folder, tmp_path, kind):
         assert results["forgetting"]["languages"][language] == {
             name: pytest.approx(value, rel=1e-3, abs=1e-5) for name, value in figures.items()
         }
+    pulled, distances = results["pull"], expected["pull"]["distances"]
+    assert pulled == {"strength": 5.0, "distances": pytest.approx(distances, rel=1e-3)}
     region = Region.load(recipe["region"])
     base = load_file(model_folder / "model.safetensors")
     compared = compare_weights(base, run.weights, region)
