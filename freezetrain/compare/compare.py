@@ -10,7 +10,7 @@ from freezetrain.compare.findings import findings, recommendations
 from freezetrain.compare.frontier import compare_variants
 from freezetrain.compare.page import render_compare, variants_markdown
 from freezetrain.compare.prepare import Prepared, check_variants, prepare
-from freezetrain.compare.recipe import REFERENCE, CompareRecipe, replayed_share
+from freezetrain.compare.recipe import REFERENCE, CompareRecipe
 from freezetrain.compare.results import Choice, CompareResults, RunResult, VariantFacts
 from freezetrain.compare.runs import Run, grid, missing_runs, run_all, runs_together
 from freezetrain.compare.tables import csv_columns, terminal_table
@@ -99,12 +99,11 @@ def _results(
 
 
 def _variant_facts(recipe: CompareRecipe, prepared: Prepared, name: str) -> VariantFacts:
-    training = recipe.training(name, recipe.rates_of(name)[0], recipe.seeds_of(name)[0])
     return VariantFacts(
         region=recipe.variants[name].region,
         frozen=prepared.frozen.get(name),
         changes=recipe.variants[name].changes,
-        trained_on_old=replayed_share(training),
+        trained_on_old=recipe.old_share(name),
         reads_old=recipe.reads_old(name),
     )
 

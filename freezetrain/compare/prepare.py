@@ -19,6 +19,7 @@ from freezetrain.measuring.held_out import evaluate_with_bar, held_out_documents
 from freezetrain.models import check_fit, load_model, load_tokenizer, meta_model, on_gpu
 from freezetrain.progress import Stages
 from freezetrain.regions import Expression, Region, decoder_blocks, layers_region
+from freezetrain.sampling import rehearse
 from freezetrain.scoring.scores import language_scores
 from freezetrain.training.plan import penalty_of, pull_of, shape_and_region, shape_of
 from freezetrain.user_files import read_json, reading
@@ -58,6 +59,9 @@ def prepare(recipe: CompareRecipe, folder: Path) -> Prepared:
         held_out = [name for name in documents if name != recipe.target]
         with stages("scores"):
             score_languages(recipe.scoring_recipe(held_out), folder / "scores")
+    for name in recipe.rehearsals:
+        with stages(f"rehearsal {name}"):
+            _rehearse(recipe, name, folder / "rehearsals")
     with stages("regions"):
         frozen = _regions(recipe, folder, scores, shape)
     weights = sum(parameter.numel() for parameter in shape.parameters())
@@ -149,6 +153,22 @@ def _base(
     stored = read_json(path, what, remedy)
     with reading(what, path, remedy):
         return {name: DocumentSums.from_dict(sums) for name, sums in stored.items()}
+
+
+def _rehearse(recipe: CompareRecipe, name: str, folder: Path) -> None:
+    """Draw what is not in ``folder`` yet of the rehearsal ``name``."""
+    fields, made_from = recipe.rehearsals[name], folder / f"{name}.json"
+    if made_from.exists():
+        earlier = read_json(made_from, "how a rehearsal was made,", f"delete {folder / name}")
+        if earlier != fields:
+            raise UserError(
+                f"rehearsals.{name} was made in another way in {folder}: as {earlier}; give the "
+                "new one another name"
+            )
+    else:
+        write_json(made_from, fields)
+    (folder / name).mkdir(exist_ok=True)
+    rehearse.run(recipe.rehearsal(name), folder / name)
 
 
 def _regions(

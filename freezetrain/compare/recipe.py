@@ -13,8 +13,9 @@ from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe.check import check, file_name
 from freezetrain.recipe.mapping import build, change
 from freezetrain.recipe.optimization import Engine
-from freezetrain.recipe.sources import check_held_out
+from freezetrain.recipe.sources import TextSource, check_held_out
 from freezetrain.recipe.text_types import FieldsOf, LocalPath, Name
+from freezetrain.sampling.recipe import RehearseRecipe
 from freezetrain.training.recipe import TrainRecipe
 
 SUFFIX = ".safetensors"
@@ -51,7 +52,8 @@ class Variant:
     changes: Annotated[dict[str, Any], FieldsOf(TrainRecipe)] = field(default_factory=dict)
     """Fields of train with other values, as in a recipe: {replay: {share: 0.05}}. In pull and
     penalty, fisher may name the method of the comparison's own scores; in pull, regions are named
-    as the region that is frozen is: {core: 100, columns | vocabulary: 20}."""
+    as the region that is frozen is: {core: 100, columns | vocabulary: 20}; in rehearse, folder may
+    name one of rehearsals."""
     learning_rates: list[float] = field(default_factory=list)
     """Peak learning rates of this variant. Empty: those of all."""
     seeds: list[int] = field(default_factory=list)
@@ -68,6 +70,7 @@ class CompareRecipe:
         "learning_rates",
         "seeds",
         "regions",
+        "rehearsals",
         "gain",
         "runs_at_once",
         "keep_models",
@@ -90,6 +93,11 @@ class CompareRecipe:
     )
     """Name to region: fields of `freezetrain select`, of which model, texts and language are filled
     in; like may name an earlier region, scores a method of scoring; or kind: file with a path."""
+    rehearsals: dict[Name, Annotated[dict[str, Any], FieldsOf(RehearseRecipe)]] = field(
+        default_factory=dict
+    )
+    """Name to rehearsal, made once for all variants that name it: fields of `freezetrain rehearse`,
+    of which model is filled in, and sequence_length where it is left out."""
     scoring: Annotated[dict[str, Any], FieldsOf(ScoreRecipe)] = field(default_factory=dict)
     """Fields of `freezetrain score`, made before the runs where a region needs scores; model and
     texts (those that watch evaluates) are filled in. Languages: those held out, unless named."""
@@ -131,11 +139,17 @@ class CompareRecipe:
         plain = self.variants[REFERENCE]
         expected = "without region and changes: what all share goes into train"
         check(plain.region is None and not plain.changes, f"variants.{REFERENCE}", expected, plain)
+        for kind, given in {"region": self.regions, "rehearsal": self.rehearsals}.items():
+            for name in given:
+                check(
+                    file_name(name) == name, f"a {kind}'s name", "letters, digits and _ . -", name
+                )
         for name in names:
             self._check_variant(name)
         for name in self.regions:
-            check(file_name(name) == name, "a region's name", "letters, digits and _ . -", name)
             self.selection(name)
+        for name in self.rehearsals:
+            self.rehearsal(name)
         self._check_expressions()
         if self.scores is None and self.needs_scores:
             self.scoring_recipe()
@@ -162,6 +176,13 @@ class CompareRecipe:
         for rate in rates:
             valid = math.isfinite(rate) and rate > 0
             check(valid, f"{where}: learning_rates", "numbers above 0", rate)
+        folder = (variant.changes.get("rehearse") or {}).get("folder")
+        if folder is not None and folder not in self.rehearsals and not Path(str(folder)).is_dir():
+            known = ", ".join(self.rehearsals) or "none"
+            raise UserError(
+                f"{where}: rehearse.folder is {folder!r}, which is neither a folder nor one of "
+                f"rehearsals{near_misses(str(folder), self.rehearsals)}; those are {known}"
+            )
         replay = self.training(name, rates[0], seeds[0]).replay
         if replay is not None:
             watched = self.train.watch.texts
@@ -207,6 +228,10 @@ class CompareRecipe:
         if named := self._pulled(name):
             files = {str(folder / self.region_file(text)): named[text] for text in named}
             changes["pull"] = {**changes["pull"], "regions": files}
+        rehearse = changes.get("rehearse") or {}
+        if rehearse.get("folder") in self.rehearsals:
+            made = folder / "rehearsals" / rehearse["folder"]
+            changes["rehearse"] = {**rehearse, "folder": str(made)}
         if variant.region is not None:
             changes["region"] = str(folder / self.region_file(variant.region))
         if self.train.engine.devices is None:
@@ -315,15 +340,41 @@ class CompareRecipe:
             fields.setdefault("texts", asdict(self.train.texts))
         return build(SelectRecipe, fields, where)
 
+    def rehearsal(self, name: str) -> RehearseRecipe:
+        """How the rehearsal ``name`` is made."""
+        where, train = f"rehearsals.{name}", self.train
+        length = train.optimization.sequence_length
+        base = {"model": asdict(train.model), "sequence_length": length, "engine": {"devices": 1}}
+        recipe = build(RehearseRecipe, {**base, **self.rehearsals[name]}, where)
+        check(
+            recipe.model == train.model, f"{where}: model", "left out: it is train's", recipe.model
+        )
+        for field_name in ("prompts", "texts"):
+            texts = getattr(recipe, field_name)
+            if texts is not None:
+                watched = train.watch.texts
+                check_held_out(texts, watched, f"{where}: {field_name}", "train.watch.texts")
+        return recipe
+
+    def _rehearsed(self, name: str) -> RehearseRecipe | None:
+        """The comparison's rehearsal that the variant ``name`` is trained on."""
+        folder = (self.variants[name].changes.get("rehearse") or {}).get("folder")
+        return self.rehearsal(folder) if folder in self.rehearsals else None
+
+    def old_share(self, name: str) -> float:
+        """Share of a run's sequences that are texts of held-out languages."""
+        training = self.training(name, self.rates_of(name)[0], self.seeds_of(name)[0])
+        rehearsed = self._rehearsed(name)
+        mixed = [training.replay]
+        if rehearsed is not None and rehearsed.texts is not None:
+            mixed.append(training.rehearse)
+        return sum(part.share * part.until for part in mixed if part is not None)
+
     def reads_old(self, name: str) -> bool:
         """Whether the variant ``name`` needs texts of held-out languages before it is trained."""
         from freezetrain.regions import Expression  # imports torch
 
         names = [part for text in self.expressions(name) for part in Expression(text).names]
-        return self._has_fisher(name) or any(map(self.is_scored, names))
-
-
-def replayed_share(training: TrainRecipe) -> float:
-    """Share of a run's sequences that are replayed ones."""
-    replay = training.replay
-    return 0.0 if replay is None else replay.share * replay.until
+        rehearsed = self._rehearsed(name)
+        prompted = rehearsed is not None and rehearsed.prompts != TextSource()
+        return self._has_fisher(name) or any(map(self.is_scored, names)) or prompted

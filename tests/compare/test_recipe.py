@@ -9,7 +9,7 @@ from freezetrain.errors import UserError
 from freezetrain.recipe.mapping import change
 from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource
-from freezetrain.training.recipe import Replay, TrainRecipe, Watch
+from freezetrain.training.recipe import Rehearse, Replay, TrainRecipe, Watch
 
 TEXTS = TextSource("texts", test_one_in=4)
 
@@ -126,6 +126,43 @@ def test_a_pull_names_regions_and_scores_of_the_comparison():
             },
             regions={"core": {"kind": "core"}},
         )
+
+
+def test_a_rehearsal_is_drawn_once_for_the_variants_that_name_it():
+    old = {"folder": "texts", "test_one_in": 4}
+    rehearsed = {name: {"changes": {"rehearse": {"folder": name}}} for name in ("own", "asked", "old")}
+    compared = recipe(
+        variants={"plain": {}, **rehearsed},
+        rehearsals={
+            "own": {"sequences": 100, "k": 16},
+            "asked": {"languages": ["en"], "prompts": old, "sequence_length": 64},
+            "old": {"texts": old, "languages": ["en", "es"]},
+        },
+    )
+    own = compared.rehearsal("own")
+    assert (own.model, own.sequences, own.k) == (ModelSource("base"), 100, 16)
+    assert own.sequence_length == compared.train.optimization.sequence_length
+    assert compared.rehearsal("asked").sequence_length == 64
+    training = compared.training("own", 1e-3, 0, Path("there"))
+    assert training.rehearse == Rehearse("there/rehearsals/own")
+    assert [compared.old_share(name) for name in rehearsed] == [0, 0, 0.05]
+    assert [compared.reads_old(name) for name in rehearsed] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("rehearsals", "folder", "complaint"),
+    [
+        ({"own": {}}, "owm", "neither a folder nor one of rehearsals.*did you mean 'own'"),
+        ({"own": {"k": 0}}, "own", "k must be 1 or more"),
+        ({"own": {"model": "x"}}, "own", "model"),
+        ({"own": {"texts": {"folder": "texts", "test_one_in": 5}}}, "own", "texts"),
+        ({"a/b": {}}, "a/b", "a rehearsal's name must be letters"),
+    ],
+)
+def test_a_rehearsal_that_cannot_be_made(rehearsals, folder, complaint):
+    rehearse = {"changes": {"rehearse": {"folder": folder}}}
+    with pytest.raises(UserError, match=complaint):
+        recipe(variants={"plain": {}, "x": rehearse}, rehearsals=rehearsals)
 
 
 def variants(**one):
