@@ -24,9 +24,10 @@ from freezetrain.recipe import yaml12
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.regions import Region
+from freezetrain.rehearsal import Rehearsal
 from freezetrain.run_folder import claimed, write_outcome
 from freezetrain.training import train
-from freezetrain.training.recipe import TrainRecipe, Watch
+from freezetrain.training.recipe import Pull, Rehearse, TrainRecipe, Watch
 
 LANGUAGES = ["zh", "en", "es"]
 
@@ -146,6 +147,43 @@ def test_only_what_is_missing_is_run(recipe, done, tmp_path, monkeypatch):
     assert same == [
         {k: v for k, v in row.items() if k != "seconds"} for row in done[1].results["runs"]
     ]
+
+
+def test_a_rehearsal_is_made_once_and_a_run_is_that_of_train(recipe, done, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(done[0], folder)
+    changes = {"rehearse": {"folder": "own", "share": 0.5}, "pull": {"strength": 5.0}}
+    variants = {
+        **recipe.variants,
+        "rehearse": Variant(changes=changes, learning_rates=[1e-2], seeds=[0]),
+    }
+    rehearsals = {"own": {"sequences": 4, "batch": 2, "k": 8}}
+    wider = replace(recipe, variants=variants, rehearsals=rehearsals)
+    outcome = made(wider, folder)
+    facts = outcome.results["variants"]["rehearse"]
+    assert (facts["reads_old"], facts["trained_on_old"]) == (False, 0)
+    (row,) = (row for row in outcome.results["runs"] if row["variant"] == "rehearse")
+    drawn = folder / "rehearsals" / "own"
+    assert len(Rehearsal(drawn)) == 4
+
+    told = recipe.train
+    settings = replace(told.optimization, learning_rate=1e-2, seed=0)
+    told = replace(told, optimization=settings, watch=Watch(off=True), pull=Pull(5.0))
+    told = replace(told, rehearse=Rehearse(str(drawn), 0.5))
+    train.run(told, tmp_path / "run", table=False, progress=False)
+    found = []
+    for path in (told.model.path, str(tmp_path / "run" / "model")):
+        source = ModelSource(path)
+        documents = held_out_documents(recipe.train.watch, load_tokenizer(source))
+        found.append(evaluate_documents(load_model(source), documents, max_length=128))
+    assert row["mean"] == pytest.approx(forgetting(*found, "zh").mean, rel=1e-6)
+
+    pieces = {file: file.stat().st_mtime_ns for file in drawn.rglob("*.safetensors")}
+    made(wider, folder)
+    assert {file: file.stat().st_mtime_ns for file in drawn.rglob("*.safetensors")} == pieces
+    other = {"own": {**rehearsals["own"], "seed": 1}}
+    with pytest.raises(UserError, match=r"rehearsals\.own was made in another way"):
+        made(replace(wider, rehearsals=other), folder)
 
 
 def test_a_comparison_grows_and_what_was_done_stays(recipe, done, tmp_path, monkeypatch):

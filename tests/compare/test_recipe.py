@@ -130,7 +130,8 @@ def test_a_pull_names_regions_and_scores_of_the_comparison():
 
 def test_a_rehearsal_is_drawn_once_for_the_variants_that_name_it():
     old = {"folder": "texts", "test_one_in": 4}
-    rehearsed = {name: {"changes": {"rehearse": {"folder": name}}} for name in ("own", "asked", "old")}
+    names = ("own", "asked", "old")
+    rehearsed = {name: {"changes": {"rehearse": {"folder": name}}} for name in names}
     compared = recipe(
         variants={"plain": {}, **rehearsed},
         rehearsals={
@@ -156,7 +157,7 @@ def test_a_rehearsal_is_drawn_once_for_the_variants_that_name_it():
         ({"own": {"k": 0}}, "own", "k must be 1 or more"),
         ({"own": {"model": "x"}}, "own", "model"),
         ({"own": {"texts": {"folder": "texts", "test_one_in": 5}}}, "own", "texts"),
-        ({"a/b": {}}, "a/b", "a rehearsal's name must be letters"),
+        ({"a b": {}}, "a b", "a rehearsal's name must be letters"),
     ],
 )
 def test_a_rehearsal_that_cannot_be_made(rehearsals, folder, complaint):
