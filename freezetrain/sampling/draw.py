@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -55,53 +55,56 @@ def draw_sequences(
     temperature: float,
     ends: Sequence[int],
     seed: int,
+    cache: bool = True,
     during: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
     """Sequences that go on from ``given`` [n, G] int64, each of at most ``length`` tokens, int64.
 
     Each token is drawn from the softmax of the model's logits divided by ``temperature``, whatever
     its generation_config says. A sequence ends with the first of ``ends`` that is drawn, which it
-    holds. ``seed`` decides the draws, and no other random state changes. ``during`` is called at
-    each step with the number of tokens that the sequences have.
+    holds. ``seed`` decides the draws, and no other random state changes. ``cache``: keep what was
+    computed of earlier tokens. ``during`` is called at each step with the number of tokens that
+    the sequences have.
     """
-    config: Any = GenerationConfig(  # type: ignore[no-untyped-call]
+    config = _configuration(length, ends, cache, temperature=temperature)
+    watching = StoppingCriteriaList([_Watch(during)] if during else [])
+    with _seeded(seed, model.device):
+        generated = _generate(model, given, config, stopping_criteria=watching)
+    return [_cut(row, given.shape[1], ends) for row in generated.cpu()]
+
+
+def _configuration(length: int, ends: Sequence[int], cache: bool, **more: Any) -> Any:
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True,
-        temperature=temperature,
         top_k=0,
         top_p=1.0,
         max_length=length,
         eos_token_id=list(ends) or None,
         pad_token_id=ends[0] if ends else 0,
+        use_cache=cache,
+        **more,
     )
+
+
+def _generate(model: PreTrainedModel, given: Tensor, config: Any, **more: Any) -> Any:
+    """``generate`` fills what ``config`` leaves open from the model's own settings: not here."""
     given = given.to(model.device)
-    generate: Any = model.generate
-    with _drawing_as(model, config), _seeded(seed, model.device):
-        generated = generate(
-            input_ids=given,
-            generation_config=config,
-            stopping_criteria=StoppingCriteriaList([_Watch(during)] if during else []),
-            synced_gpus=False,
-            # Given for all, or it would be guessed from tokens that are as those of padding.
-            **accepted(model, {"attention_mask": torch.ones_like(given)}),
+    # Given for all, or it would be guessed from tokens that are as those of padding.
+    mask = accepted(model, {"attention_mask": torch.ones_like(given)})
+    own, generate = model.generation_config, model.generate
+    model.generation_config = config
+    try:
+        return cast(Any, generate)(
+            input_ids=given, generation_config=config, synced_gpus=False, **mask, **more
         )
-    return [_cut(row, given.shape[1], ends) for row in generated.cpu()]
+    finally:
+        model.generation_config = own
 
 
 def _cut(row: Tensor, given: int, ends: Sequence[int]) -> Tensor:
     """Without what stands after the first drawn end."""
     ended = torch.isin(row[given:], torch.tensor(ends, dtype=row.dtype)).nonzero()
     return row[: given + int(ended[0]) + 1] if len(ended) else row
-
-
-@contextmanager
-def _drawing_as(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """``generate`` fills what a configuration leaves open from that of the model: there is none."""
-    own = model.generation_config
-    model.generation_config = config
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 @contextmanager
@@ -123,11 +126,58 @@ class _Watch(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
+_TRIED = 4  # sequences in which generation is compared with the forward pass
+
+_TRIED_TOKENS = 8
+
+
+@torch.no_grad()
+def cache_works(model: PreTrainedModel, given: Tensor) -> bool:
+    """Whether ``model`` draws with its cache what its forward pass says; else it does without.
+
+    A few tokens after the first of ``given`` are compared. CheckError where neither holds, as of a
+    model that is not causal, and where its logits are not finite.
+    """
+    given = given[:_TRIED].to(model.device)
+    if bool(_logits(model, given).isnan().any()):
+        raise CheckError(_NOT_FINITE)
+    length = given.shape[1] + _TRIED_TOKENS
+    why = "what it computes differs from the model's forward pass"
+    for cache in (True, False):
+        config = _configuration(length, [], cache, return_dict_in_generate=True, output_logits=True)
+        try:
+            with _seeded(0, model.device):
+                found = _generate(model, given, config)
+        except Exception as error:  # whatever code of a model's own raises
+            why = f"{type(error).__name__}: {error}"
+            continue
+        drawn = torch.stack(found.logits, dim=1)
+        said = _logits(model, found.sequences)[:, given.shape[1] - 1 : -1]
+        if float(_kl(said, drawn).mean()) < 0.1:
+            return cache
+    raise CheckError(
+        f"{type(model).__name__} cannot draw what it says by generate() of transformers ({why}); "
+        "give a causal model, or update transformers, or give texts, of which nothing is drawn"
+    )
+
+
+def _kl(said: Tensor, drawn: Tensor) -> Tensor:
+    """KL(said ‖ drawn) of logits [..., V], nats; a token may have no probability."""
+    said, drawn = said.float().log_softmax(-1), drawn.float().log_softmax(-1)
+    return torch.where(said.isneginf(), 0.0, said.exp() * (said - drawn)).sum(-1)
+
+
+_NOT_FINITE = (
+    "the model's logits are not finite; give model.dtype float32 or bfloat16, or a sound model"
+)
+
+
 @torch.no_grad()
 def targets_of(model: PreTrainedModel, sequences: Sequence[Tensor], k: int) -> Targets:
     """What the model says after each token of ``sequences``, one after another, in fp32 on the CPU.
 
-    A few sequences at a time, filled up at their ends, which those before do not see.
+    A few sequences at a time, filled up at their ends, which those before do not see. CheckError
+    where logits are not finite.
     """
     vocabulary = vocabulary_of(model)
     longest = max(map(len, sequences), default=1)
@@ -136,12 +186,18 @@ def targets_of(model: PreTrainedModel, sequences: Sequence[Tensor], k: int) -> T
     for first in range(0, len(sequences), rows):
         some = sequences[first : first + rows]
         ids = torch.nn.utils.rnn.pad_sequence(list(some), batch_first=True).to(model.device)
-        mask = accepted(model, {"attention_mask": torch.ones_like(ids)})
-        logits = model(input_ids=ids, **mask, **without_cache(model)).logits
-        for row, sequence in zip(logits, some, strict=True):
+        for row, sequence in zip(_logits(model, ids), some, strict=True):
             found = top_targets(row[: len(sequence)], k)
+            if bool(found.log_probs.isnan().any()):
+                raise CheckError(_NOT_FINITE)
             parts.append([found.tokens.cpu(), found.log_probs.cpu(), found.rest.cpu()])
     return Targets(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Logits [B, L, V] for ``ids`` [B, L]."""
+    mask = accepted(model, {"attention_mask": torch.ones_like(ids)})
+    return cast(Tensor, model(input_ids=ids, **mask, **without_cache(model)).logits)
 
 
 def vocabulary_of(model: PreTrainedModel) -> int:

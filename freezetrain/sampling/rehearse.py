@@ -1,6 +1,7 @@
 """`freezetrain rehearse`: pieces of sequences, each written as soon as it is drawn."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from freezetrain.rehearsal.dataset import (
     read_piece,
     write_piece,
 )
+from freezetrain.rehearsal.targets import Targets
 from freezetrain.run_folder import Outcome
 from freezetrain.sampling.draw import (
+    cache_works,
     check_drawn,
     draw_sequences,
     end_tokens,
@@ -42,8 +45,9 @@ from freezetrain.sampling.draw import (
     vocabulary_of,
 )
 from freezetrain.sampling.figures import outcome_of
-from freezetrain.sampling.prompts import Plan, plan_of
+from freezetrain.sampling.prompts import Given, Plan, plan_of
 from freezetrain.sampling.recipe import RehearseRecipe
+from freezetrain.stored_model import say
 from freezetrain.training.engines import require_devices, start_ranks
 from freezetrain.training.memory import require_memory
 
@@ -52,7 +56,7 @@ def run(recipe: RehearseRecipe, folder: Path) -> Outcome:
     """Draw what is not drawn in ``folder`` yet; every rank calls this.
 
     Raises UserError for what the recipe's parts refuse, before a model is loaded; CheckError for a
-    model whose generation differs from its forward pass.
+    model whose generation differs from its forward pass, or gives nothing finite.
     """
     launch = current_launch()
     require_devices(recipe.engine, launch)
@@ -94,7 +98,20 @@ def _draw(
     model = on_gpu(load_model(recipe.model))
     made = _made(recipe, plan, tokenizer, model)
     on_first_rank(lambda: _check_there(folder, made, todo))
-    ends = end_tokens(tokenizer, model)
+    cache = plan.draws and on_first_rank(lambda: cache_works(model, plan.pieces[todo[0]].tokens))
+    if plan.draws and not cache:
+        say(
+            "the model is drawn from without a cache, which takes longer: with it, generate() of "
+            "transformers computes something else than the model's forward pass"
+        )
+    draws = partial(
+        draw_sequences,
+        model,
+        length=recipe.sequence_length,
+        temperature=recipe.temperature,
+        ends=end_tokens(tokenizer, model),
+        cache=cache,
+    )
     rank, ranks = own_rank(), len(from_all_ranks(None))
     total = sum(len(plan.pieces[number].tokens) for number in todo) * recipe.sequence_length
     before = 0
@@ -110,7 +127,14 @@ def _draw(
             with together():  # each waits for the others of its turn, and none for one that failed
                 if rank < len(turn):
                     number = turn[rank]
-                    piece = _piece(recipe, plan, number, model, ends, during)
+                    given = plan.pieces[number]
+                    sequences = list(given.tokens)
+                    if plan.draws:
+                        seed = seed_of(recipe.seed, number)
+                        sequences = draws(given.tokens, seed=seed, during=during)
+                    piece = _piece(given, sequences, targets_of(model, sequences, recipe.k))
+                    if plan.draws and recipe.temperature == 1:
+                        check_drawn(piece)
                     write_piece(folder, number, piece, made)
             before += rows * recipe.sequence_length
             progress(before, total)
@@ -159,34 +183,11 @@ def _check_there(folder: Path, made: Made, todo: Sequence[int]) -> None:
             )
 
 
-def _piece(
-    recipe: RehearseRecipe,
-    plan: Plan,
-    number: int,
-    model: PreTrainedModel,
-    ends: Sequence[int],
-    during: Any,
-) -> Piece:
-    given = plan.pieces[number]
-    sequences: list[Tensor] = list(given.tokens)
-    if plan.draws:
-        sequences = draw_sequences(
-            model,
-            given.tokens,
-            length=recipe.sequence_length,
-            temperature=recipe.temperature,
-            ends=ends,
-            seed=seed_of(recipe.seed, number),
-            during=during,
-        )
-    lengths = torch.tensor([0, *map(len, sequences)])
-    piece = Piece(
-        tokens=torch.cat(sequences),
-        starts=lengths.cumsum(0),
+def _piece(given: Given, sequences: Sequence[Tensor], targets: Targets) -> Piece:
+    return Piece(
+        tokens=torch.cat(list(sequences)),
+        starts=torch.tensor([0, *map(len, sequences)]).cumsum(0),
         language=given.language,
         given=torch.full_like(given.language, given.tokens.shape[1]),
-        targets=targets_of(model, sequences, recipe.k),
+        targets=targets,
     )
-    if plan.draws and recipe.temperature == 1:
-        check_drawn(piece)
-    return piece

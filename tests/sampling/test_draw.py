@@ -1,15 +1,31 @@
 """What is drawn follows the model's own probabilities, whatever its folder says."""
 
 import math
+from math import nan
 
 import pytest
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, MambaConfig, MambaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LogitsProcessorList,
+    MambaConfig,
+    MistralConfig,
+    RwkvConfig,
+    XLNetConfig,
+    XLNetLMHeadModel,
+)
 
 from freezetrain.errors import CheckError
 from freezetrain.rehearsal.dataset import Piece
 from freezetrain.sampling import draw
-from freezetrain.sampling.draw import check_drawn, draw_sequences, drawn_places, targets_of
+from freezetrain.sampling.draw import (
+    cache_works,
+    check_drawn,
+    draw_sequences,
+    drawn_places,
+    targets_of,
+)
 
 TOKENS = 7  # of a tiny vocabulary
 BOS = 0
@@ -187,13 +203,44 @@ def test_draws_that_do_not_follow_the_model_are_refused(speaker):
         check_drawn(piece_of(speaker, drawn(speaker, given, length=20, temperature=2.0), 1, 3))
 
 
-def test_a_model_with_a_state_and_no_cache_of_keys_draws_what_it_says():
-    torch.manual_seed(0)
-    config = MambaConfig(
-        vocab_size=50, hidden_size=16, state_size=4, num_hidden_layers=2, eos_token_id=1
-    )
-    model = MambaForCausalLM(config).eval()
+def loud(model):
+    """With much to choose from at each place, and opinions."""
     with torch.no_grad():
-        model.lm_head.weight.mul_(30)
-    sequences = drawn(model, torch.full((40, 3), 2), ends=[1], length=24)
+        model.get_output_embeddings().weight.mul_(40)
+    return model.eval()
+
+
+SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "eos_token_id": 1}
+WIDE = {**SMALL, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 24}
+MODELS = {
+    "mamba": (MambaConfig(**SMALL, state_size=4), True),
+    "rwkv": (RwkvConfig(**SMALL, attention_hidden_size=16), False),  # its state is not handed on
+    "sliding": (MistralConfig(**WIDE, sliding_window=5), True),
+    "in bfloat16": (MistralConfig(**WIDE, dtype="bfloat16"), True),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_of_other_kinds_draw_what_they_say(name):
+    config, cache = MODELS[name]
+    torch.manual_seed(0)
+    model = loud(AutoModelForCausalLM.from_config(config))
+    assert (model.dtype == torch.bfloat16) == (name == "in bfloat16")
+    given = torch.full((40, 3), 2)
+    assert cache_works(model, given) == cache
+    sequences = draw_sequences(
+        model, given, length=24, temperature=1.0, ends=[1], seed=0, cache=cache
+    )
     check_drawn(piece_of(model, sequences, 3, 8))
+
+
+def test_a_model_that_is_not_causal_and_one_without_numbers_are_refused(speaker, monkeypatch):
+    torch.manual_seed(0)
+    config = XLNetConfig(vocab_size=50, d_model=16, n_layer=2, n_head=2, d_inner=24)
+    with pytest.raises(CheckError, match="XLNetLMHeadModel cannot draw what it says"):
+        cache_works(loud(XLNetLMHeadModel(config)), torch.full((40, 3), 2))
+    monkeypatch.setattr(speaker.lm_head, "weight", torch.nn.Parameter(torch.full((7, 16), nan)))
+    with pytest.raises(CheckError, match="the model's logits are not finite"):
+        cache_works(speaker, torch.full((4, 3), 2))
+    with pytest.raises(CheckError, match="the model's logits are not finite"):
+        targets_of(speaker, [torch.arange(4)], 3)
