@@ -79,6 +79,12 @@ def _plan_table(plan: Plan, launch: Launch, steps: int | None, folder: Path) -> 
     if recipe.pull is not None:
         facts["pulled to the base"] = _pulled(recipe.pull)
     machine = " (auto, on this machine)" if settings.precision == "auto" else ""
+    if recipe.rehearse is not None and plan.rehearsal is not None:
+        drawn = plan.rehearsal
+        facts["rehearsed"] = (
+            f"{recipe.rehearse.share:g} of the sequences, {len(drawn):,} that "
+            f"{drawn.made.base.name or 'the base'} drew"
+        )
     facts["engine"] = (
         f"{plan.engine} on {plan.world} devices of {launch.nodes} nodes, "
         f"{precision(settings)}{machine}"

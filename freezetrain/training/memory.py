@@ -7,6 +7,7 @@ with real runs. Not in it: CUDA's context, kernels' workspaces, and what the all
 between blocks.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +20,10 @@ from freezetrain.files import readable
 from freezetrain.freezing.pulled_parts import AT_ONCE
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.regions import Region, decoder_blocks
+from freezetrain.rehearsal.targets import places_at_once
 from freezetrain.training.activations import count_activations
 from freezetrain.training.engines import kind_of, trained_in_16_bits
-from freezetrain.training.recipe import Pull, TrainRecipe
+from freezetrain.training.recipe import Pull, Rehearse, TrainRecipe
 
 # DeepSpeed's defaults, in elements.
 _ZERO_DEFAULTS = {
@@ -102,6 +104,8 @@ def estimate(
     """
     shapes = _Shapes(model, recipe, world)
     parts = [*_state(shapes, recipe), *_batch(shapes, model, recipe)]
+    if recipe.rehearse is not None and recipe.rehearse.loss == "kl":
+        parts += _rehearsal(shapes, model, recipe.optimization, recipe.rehearse)
     if shapes.zero:
         parts += _deepspeed(shapes, recipe, on_gpu)
     elif shapes.kind == "fsdp2":
@@ -267,6 +271,32 @@ def _batch(shapes: _Shapes, model: PreTrainedModel, recipe: TrainRecipe) -> list
         evaluated = recipe.watch.batch_tokens * rows * (8 + in_16_bits)
         parts.append(Part("logits of the evaluation", evaluated, ("watch",)))
     return parts
+
+
+def _rehearsal(
+    shapes: _Shapes, model: PreTrainedModel, settings: Optimization, rehearse: Rehearse
+) -> list[Part]:
+    """What KL to the base takes, of as many sequences as a micro-batch has at most."""
+    vocabulary = model.config.get_text_config().vocab_size
+    most = min(settings.micro_batch, math.ceil(rehearse.share * settings.micro_batch) + 1)
+    compared = most * settings.sequence_length * vocabulary  # logits
+    whole = settings.micro_batch * settings.sequence_length * vocabulary
+    size = 2 if shapes.in_16_bits else 4
+    parts = [
+        Part("logits of the rehearsed places", compared * size, ("forward",)),
+        Part("gradients of the logits, of KL", whole * size, ("loss",)),
+    ]
+    if rehearse.teacher == "stored":
+        at_once = min(compared, places_at_once(vocabulary) * vocabulary)
+        copies = 3 if shapes.in_16_bits else 2  # 16 bits are widened first
+        return [*parts, Part("KL, some places at a time", copies * 4 * at_once, ("forward",))]
+    # All logits of the base, and then log-probabilities of both and KL, of the places alone.
+    largest = max(whole * size, 3 * 4 * compared)
+    return [
+        *parts,
+        Part("the base, which is compared with", shapes.held * shapes.weights),
+        Part("logits of the base, or KL", largest, ("forward",)),
+    ]
 
 
 def _mask(settings: Optimization, shapes: _Shapes) -> int:

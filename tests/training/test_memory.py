@@ -11,7 +11,7 @@ from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import Region
 from freezetrain.training.adapters import add_adapters
 from freezetrain.training.memory import estimate
-from freezetrain.training.recipe import Lora, Penalty, Pull, TrainRecipe, Watch
+from freezetrain.training.recipe import Lora, Penalty, Pull, Rehearse, TrainRecipe, Watch
 
 WORLD = 4
 CONFIG = LlamaConfig(
@@ -240,3 +240,25 @@ def test_the_average_is_kept_in_fp32_and_made_in_cpu_memory(model, weights):
     without, memory = (estimate(model, training, WORLD) for training in (settings, averaged))
     assert parts(memory)["average of the weights"] == 4 * weights
     assert memory.host - without.host == 4 * weights  # a second copy of the model, as it is loaded
+
+
+def test_rehearsal_by_kl_adds_logits_of_its_places_and_the_base_where_that_is_kept(model, weights):
+    plain = recipe("ddp")
+    logits = 2 * 64 * 512  # of a micro-batch, which may be rehearsed whole
+
+    def added(**fields):
+        changed = replace(plain, rehearse=Rehearse("x", **fields))
+        sizes, before = (parts(estimate(model, of, WORLD)) for of in (changed, plain))
+        return {name: size for name, size in sizes.items() if name not in before}
+
+    stored = {
+        "logits of the rehearsed places": 4 * logits,
+        "gradients of the logits, of KL": 4 * logits,
+    }
+    assert added() == {**stored, "KL, some places at a time": 2 * 4 * logits}
+    assert added(teacher="model") == {
+        **stored,
+        "the base, which is compared with": 4 * weights,
+        "logits of the base, or KL": 3 * 4 * logits,
+    }
+    assert added(loss="next_token") == {}
