@@ -195,9 +195,10 @@ class Trained:
 def _distances_table(distances: Mapping[str, float]) -> Table:
     columns = [
         Column("weights", 0, text=True),
-        Column("distance, of the base's norm", 1, lambda share: f"{share:.3%}"),
+        Column("distance", 1, lambda share: f"{share:.3%}"),
     ]
-    return Table("pulled to the base", columns, list(distances.items()))
+    title = "distance to the base, which weights are pulled to, by the base's norm"
+    return Table(title, columns, list(distances.items()))
 
 
 def frozen_how(freezing: Freezing) -> str:
