@@ -186,6 +186,49 @@ def test_a_rehearsal_is_made_once_and_a_run_is_that_of_train(recipe, done, tmp_p
         made(replace(wider, rehearsals=other), folder)
 
 
+@pytest.mark.exhaustive
+def test_a_pull_takes_regions_and_scores_of_the_comparison(recipe, tmp_path):
+    by_region = {"strength": 5.0, "regions": {"core": 100.0, "core | vocabulary": 20.0}}
+    variants = {
+        "plain": Variant(),
+        "by region": Variant(changes={"pull": by_region}),
+        "everywhere": Variant(changes={"pull": {"strength": 5.0}}),
+        "EWC": Variant(changes={"pull": {"strength": 5.0, "fisher": "fisher"}}),
+    }
+    scoring = {**recipe.scoring, "methods": ["taylor", "fisher"]}
+    once = {"learning_rates": [1e-2], "seeds": [0], "scoring": scoring}
+    folder = tmp_path / "out"
+    outcome = made(replace(recipe, variants=variants, **once), folder)
+    facts = outcome.results["variants"].values()
+    assert [fact["reads_old"] for fact in facts] == [False, True, False, True]
+    rows = {row["variant"]: row for row in outcome.results["runs"]}
+
+    regions = {n: Region.load(folder / "regions" / f"{n}.safetensors") for n in recipe.regions}
+    files = {}
+    for number, (region, strength) in enumerate(
+        [(regions["core"], 100.0), (regions["core"] | regions["vocabulary"], 20.0)]
+    ):
+        files[str(region.save(tmp_path / f"{number}.safetensors"))] = strength
+    fisher = str(folder / "scores" / "fisher")
+    for name, pull in {
+        "plain": None,
+        "by region": Pull(5.0, files),
+        "everywhere": Pull(5.0),
+        "EWC": Pull(5.0, fisher=fisher),
+    }.items():
+        told = recipe.train
+        settings = replace(told.optimization, learning_rate=1e-2, seed=0)
+        told = replace(told, optimization=settings, watch=Watch(off=True), pull=pull)
+        train.run(told, tmp_path / name, table=False, progress=False)
+        found = []
+        for path in (told.model.path, str(tmp_path / name / "model")):
+            source = ModelSource(path)
+            documents = held_out_documents(recipe.train.watch, load_tokenizer(source))
+            found.append(evaluate_documents(load_model(source), documents, max_length=128))
+        assert rows[name]["mean"] == pytest.approx(forgetting(*found, "zh").mean, rel=1e-6)
+    assert len({row["mean"] for row in rows.values()}) == len(rows)
+
+
 def test_a_comparison_grows_and_what_was_done_stays(recipe, done, tmp_path, monkeypatch):
     folder = tmp_path / "copy"
     shutil.copytree(done[0], folder)
