@@ -12,8 +12,7 @@ from freezetrain.rehearsal import Rehearsal
 Learned = Literal["kl", "next_token"]
 
 STORED = ("top_tokens", "top_log_probs", "rest_log_prob")
-"""What a batch holds of each rehearsed place, as :func:`freezetrain.rehearsal.collate` gives it;
-logarithms as the bits of their float16, int16: Lightning rounds floating point to bfloat16."""
+"""What a batch holds of each rehearsed place, as :func:`freezetrain.rehearsal.collate` gives it."""
 
 
 class Rehearsed:

@@ -218,7 +218,8 @@ def collate(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     ``labels`` [B, L] int64, as transformers' models take them (not shifted; -100 where none
     counts, which is all of a rehearsed row), and of the P rehearsed places of the batch
     ``kl_places`` [P] (number of a place among the B · L), ``top_tokens`` and ``top_log_probs``
-    [P, k], ``rest_log_prob`` [P].
+    [P, k], ``rest_log_prob`` [P]. Logarithms in float16 are given as its bits, in int16: engines
+    that train in bfloat16 round what is floating point in a batch.
     """
     length = max(len(row["input_ids"]) for row in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.int64)
@@ -236,9 +237,9 @@ def collate(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     names = ("top_tokens", "top_log_probs", "rest_log_prob")
     if targets:
-        stored = {name: torch.cat([row[name] for row in targets]) for name in names}
+        stored = {name: _bits(torch.cat([row[name] for row in targets])) for name in names}
     else:
-        empty = torch.empty(0, 1)
+        empty = torch.empty(0, 1, dtype=torch.int16)
         stored = {"top_tokens": empty.int(), "top_log_probs": empty, "rest_log_prob": empty[:, 0]}
     return {**batch, "kl_places": torch.cat(places), **stored}
 
@@ -248,8 +249,14 @@ def batch_kl(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 
     ``logits`` [B, L, V]. Nothing rehearsed: [0], whose sum is 0 and has a gradient.
     """
-    targets = Targets(batch["top_tokens"], batch["top_log_probs"], batch["rest_log_prob"])
+    logs = (batch[name] for name in ("top_log_probs", "rest_log_prob"))
+    log_probs, rest = (v.view(torch.float16) if v.dtype == torch.int16 else v for v in logs)
+    targets = Targets(batch["top_tokens"], log_probs, rest)
     return rehearsal_kl(logits.flatten(0, 1)[batch["kl_places"]], targets)
+
+
+def _bits(values: Tensor) -> Tensor:
+    return values.view(torch.int16) if values.dtype == torch.float16 else values
 
 
 def _id_type(vocabulary: int) -> torch.dtype:

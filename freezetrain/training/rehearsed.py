@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from freezetrain.rehearsal import Targets, full_kl, rehearsal_kl
+from freezetrain.rehearsal import batch_kl, full_kl
 
 
 class Compared:
@@ -37,16 +37,12 @@ class Compared:
         places = batch.get("kl_places")
         if places is None or not len(places):
             return torch.zeros((), device=logits.device)
-        here = logits.flatten(0, 1)[places]
         if self._teacher is None:
-            probs, rest = (
-                batch[name].view(torch.float16) for name in ("top_log_probs", "rest_log_prob")
-            )
-            return rehearsal_kl(here, Targets(batch["top_tokens"], probs, rest)).sum()
+            return batch_kl(logits, batch).sum()
         nn.Module.to(self._teacher, logits.device)
         with torch.no_grad():
             base = forward(self._teacher).flatten(0, 1)[places]
-        return full_kl(here, base).sum()
+        return full_kl(logits.flatten(0, 1)[places], base).sum()
 
     def add(self, total: float, count: int) -> None:
         """A step's KL and places, over all ranks and micro-batches; one that is bad counts not."""

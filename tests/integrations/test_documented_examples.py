@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from forked_ranks import run_ranks
 
+import freezetrain
+from freezetrain.cli import main
+
 PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
 EXAMPLE = re.compile(
     r"^###? (?P<title>[^\n]+)\n(?:(?!^###? ).)*?"
@@ -16,6 +19,8 @@ EXAMPLES = {match["title"]: match for match in EXAMPLE.finditer(PAGE.read_text(e
 LONGER = (
     "Accelerate",
     "Pulling in Lightning",
+    "Rehearsing in a plain loop",
+    "Rehearsing in the Hugging Face Trainer",
     "Watching in Lightning",
     "Watching in Lightning Fabric",
     "Watching in the Hugging Face Trainer",
@@ -26,7 +31,12 @@ DISTRIBUTED = ("FSDP2", "DeepSpeed")
 def test_each_trainer_has_an_example() -> None:
     page = PAGE.read_text(encoding="utf-8")
     titles = re.findall(r"^###? (.+)$", page, re.MULTILINE)
-    for prose in ("Pulling to the base", "Watching forgetting", "Checkpoints, resuming, exporting"):
+    for prose in (
+        "Pulling to the base",
+        "Rehearsing the base's own words",
+        "Watching forgetting",
+        "Checkpoints, resuming, exporting",
+    ):
         titles.remove(prose)
     assert titles == [*EXAMPLES]
     assert set(titles) == {
@@ -40,6 +50,8 @@ def test_each_trainer_has_an_example() -> None:
         "Pulling in a plain loop",
         "Pulling in Lightning",
         "Pulling in the Hugging Face Trainer",
+        "Rehearsing in a plain loop",
+        "Rehearsing in the Hugging Face Trainer",
         "Watching in a plain loop",
         "Watching in Lightning",
         "Watching in Lightning Fabric",
@@ -51,6 +63,18 @@ def test_each_trainer_has_an_example() -> None:
 @pytest.mark.parametrize("title", EXAMPLES)
 def test_example_is_short(title: str) -> None:
     assert len(EXAMPLES[title]["code"].splitlines()) <= 25
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the page's command draws."""
+    (words,) = re.findall(r"^    freezetrain (rehearse .+)$", PAGE.read_text(), re.MULTILINE)
+    base = re.sub(r"\$\(.*\)", str(Path(freezetrain.__file__).parent), words)
+    out = tmp_path_factory.mktemp("rehearsal") / "drawn"
+    with pytest.raises(SystemExit) as ended:
+        main([*base.removesuffix("drawn").split(), str(out)])
+    assert not ended.value.code
+    return out
 
 
 def run(title: str) -> None:
@@ -66,7 +90,9 @@ def run(title: str) -> None:
         if title not in DISTRIBUTED
     ],
 )
-def test_example(title: str, capsys: pytest.CaptureFixture) -> None:
+def test_example(title: str, capsys: pytest.CaptureFixture, request: pytest.FixtureRequest) -> None:
+    if '"drawn"' in EXAMPLES[title]["code"]:
+        Path("drawn").symlink_to(request.getfixturevalue("drawn"))
     run(title)
     assert capsys.readouterr().out.splitlines()[-1] == EXAMPLES[title]["output"]
 

@@ -117,10 +117,10 @@ def test_logged_are_the_mean_nll_of_labels_and_the_mean_kl_of_places(
 
 
 def test_a_kl_that_is_not_finite_stops_the_run(model_folder, drawn, tmp_path, monkeypatch):
-    def infinite(logits, targets):
-        return logits.sum(1) * torch.inf
+    def infinite(logits, batch):
+        return logits.sum(2) * torch.inf
 
-    monkeypatch.setattr("freezetrain.training.rehearsed.rehearsal_kl", infinite)
+    monkeypatch.setattr("freezetrain.training.rehearsed.batch_kl", infinite)
     with pytest.raises(CheckError, match=r"the loss is (nan|-?inf) at step"):
         run(recipe_of(model_folder, drawn), tmp_path / "run")
 
