@@ -16,7 +16,7 @@ from freezetrain.recipe.optimization import Engine
 from freezetrain.recipe.sources import TextSource, check_held_out
 from freezetrain.recipe.text_types import FieldsOf, LocalPath, Name
 from freezetrain.sampling.recipe import RehearseRecipe
-from freezetrain.training.recipe import TrainRecipe
+from freezetrain.training.recipe import Rehearse, Replay, TrainRecipe
 
 SUFFIX = ".safetensors"
 
@@ -365,7 +365,7 @@ class CompareRecipe:
         """Share of a run's sequences that are texts of held-out languages."""
         training = self.training(name, self.rates_of(name)[0], self.seeds_of(name)[0])
         rehearsed = self._rehearsed(name)
-        mixed = [training.replay]
+        mixed: list[Replay | Rehearse | None] = [training.replay]
         if rehearsed is not None and rehearsed.texts is not None:
             mixed.append(training.rehearse)
         return sum(part.share * part.until for part in mixed if part is not None)
