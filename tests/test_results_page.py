@@ -175,6 +175,11 @@ def test_other_verbs(model_folder, text_folder, evaluation, tmp_path):
     run("train", "recipe.yaml", "--pull.strength", "20", out="run")
     check_keys(json.loads(Path("run/forgetting.json").read_text()), "History")
     run("train", "recipe.yaml", "--optimization.ema_decay", "0.5", "--brake", "null", out="ema")
-    run("report", "run", "ema", out="report")
+    drawn = ["--sequences", "8", "--sequence_length", "16", "--k", "3"]
+    run("rehearse", *model, *drawn, out="drawn")
+    rehearsing = ["--rehearse.folder", "drawn", "--rehearse.share", "0.5"]
+    rehearsed = run("train", "recipe.yaml", *rehearsing, out="rehearsed")["rehearsal"]
+    assert rehearsed["history"]
+    run("report", "run", "ema", "rehearsed", out="report")
     few = ["--steps", "1", "--seeds", "1", "--score_languages", "[en]"]
     run("quickstart", *model, "--texts", text_folder, *few, out="quickstart")

@@ -45,6 +45,17 @@ class RegionFacts:
 
 
 @dataclass(frozen=True)
+class Rehearsed:
+    """What rehearsal told of the base's own words, at one time in training."""
+
+    step: int
+    """Optimizer steps done."""
+    kl: float
+    """Mean KL(base ‖ model) of the places since the time before, nats per token."""
+    places: int
+
+
+@dataclass(frozen=True)
 class Run:
     """A run, or a model beside its base, with what is known of it."""
 
@@ -59,6 +70,8 @@ class Run:
     average: Forgetting | None = None
     """That of the average of the weights, where that was exported."""
     benchmarks: BenchmarkDrops | None = None
+    rehearsed: list[Rehearsed] = field(default_factory=list)
+    """KL to the base on its own words, in the course of training."""
     watch: Mapping[str, Any] = field(default_factory=dict)
     """How it was evaluated: what a history's file holds besides the history."""
 
@@ -89,6 +102,7 @@ class Run:
             "brake": None if self.brake is None else self.brake.to_dict(self.evaluations),
             "average": None if self.average is None else self.average.to_dict(),
             "benchmarks": None if self.benchmarks is None else self.benchmarks.to_dict(),
+            "rehearsed": [asdict(point) for point in self.rehearsed] or None,
         }
 
     @classmethod
@@ -110,6 +124,7 @@ class Run:
             brake=_brake(data["brake"]) if data.get("brake") else None,
             average=Forgetting.from_dict(average) if average else None,
             benchmarks=BenchmarkDrops.from_dict(benchmarks) if benchmarks else None,
+            rehearsed=[Rehearsed(**point) for point in data.get("rehearsed") or ()],
             watch={k: v for k, v in data["history"].items() if k not in ("target", "evaluations")},
         )
 
@@ -166,6 +181,7 @@ def read_runs(path: Path, name: str) -> list[Run]:
         ]
     if (path / FORGETTING).is_file():
         known = {key: results.get(key) for key in ("region", "texts", "brake")}
+        known["rehearsed"] = (results.get("rehearsal") or {}).get("history")
         average, settings = results.get("forgetting_of_average"), flat(_recipe(path))
         data = {"name": name, "history": _json(path / FORGETTING), "settings": settings}
         return [_parsed({**data, **known, "average": average}, path / FORGETTING)]

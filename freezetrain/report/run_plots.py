@@ -11,7 +11,7 @@ from freezetrain.evaluation import Evaluation
 from freezetrain.evaluation.brake import Measure
 from freezetrain.formats import language_label
 from freezetrain.report.charts import ROW, dot_rows
-from freezetrain.report.run import UNITS, Run, shared_measure
+from freezetrain.report.run import UNITS, Rehearsed, Run, shared_measure
 from freezetrain.report.style import (
     CARD,
     FONT,
@@ -63,6 +63,52 @@ def course_figure(runs: Sequence[Run], width: float) -> Figure:
         axes.yaxis.set_major_locator(ticks(6))
     legend(figure, key, line=True)
     return figure
+
+
+_POINTS = 48  # of a line of rehearsal, each the mean over a part of the steps
+
+
+def rehearsal_figure(runs: Sequence[Run], width: float) -> Figure:
+    """KL to the base on its own words, of those of ``runs`` that rehearse them by it."""
+    key = _rehearsing(runs)
+    figure = new_figure(width, 260)
+    axes = figure.add_subplot()
+    dress(axes, grid="y")
+    axes.axhline(0, color=MUTED, linewidth=1, zorder=1.5)
+    for run in runs:
+        if run.name in key:
+            steps, means = _means(run.rehearsed)
+            every = max(1, len(steps) // _MARKED)
+            options = key[run.name].options()
+            axes.plot(steps, means, linewidth=1.5, markevery=every, label=run.name, **options)
+    axes.set_title("↑ KL to the base, nats per token", loc="left", size=FONT, color=MUTED)
+    axes.set_xlabel("optimizer steps")
+    axes.xaxis.set_major_locator(ticks(4, integer=True))
+    axes.yaxis.set_major_locator(ticks(6))
+    legend(figure, key, line=True)
+    return figure
+
+
+def _rehearsing(runs: Sequence[Run]) -> dict[str, Mark]:
+    rehearse = {run.name for run in runs if run.rehearsed}
+    return {
+        name: mark for name, mark in marks(run.name for run in runs).items() if name in rehearse
+    }
+
+
+def _means(points: Sequence[Rehearsed]) -> tuple[list[float], list[float]]:
+    """Step and KL of so many points of a line, means over parts of the steps, by places."""
+    first, last = points[0].step, points[-1].step
+    parts: dict[int, list[Rehearsed]] = {}
+    for point in points:
+        part = _POINTS * (point.step - first) // (last - first + 1)
+        parts.setdefault(part, []).append(point)
+    steps, means = [], []
+    for together in parts.values():
+        places = sum(point.places for point in together)
+        steps.append(sum(point.step * point.places for point in together) / places)
+        means.append(sum(point.kl * point.places for point in together) / places)
+    return steps, means
 
 
 def scaled(value: float, measure: Measure) -> float:

@@ -32,6 +32,7 @@ from freezetrain.report.run_plots import (
     key_figure,
     panel_figure,
     plane_figure,
+    rehearsal_figure,
     scaled,
 )
 from freezetrain.report.style import MOST, marks, to_svg
@@ -101,6 +102,9 @@ def model_line(run: Run) -> str:
         )
     else:
         line += " No intervals: small differences may be noise."
+    if run.rehearsed:
+        last_kl = run.rehearsed[-1].kl
+        line += f" KL to the base on its own words, when logged last: {last_kl:.2g} nats per token."
     if run.average is not None:
         gain = run.average.target_gain
         line += f" Average of the weights, which was exported: mean {signed(run.average.mean)}"
@@ -187,6 +191,8 @@ def _plots(runs: Sequence[Run], courses: bool) -> dict[str, dict[str, Markup]]:
         plots["plane"] = drawn("plane", plane_figure, runs)
     if courses:
         plots["course"] = drawn("course", course_figure, runs)
+    if any(run.rehearsed for run in runs):
+        plots["rehearsal"] = drawn("rehearsal", rehearsal_figure, runs)
     if common_languages(runs):
         plots["forgetting"] = drawn("forgetting", forgetting_figure, runs)
     return plots

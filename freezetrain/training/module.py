@@ -116,6 +116,9 @@ class CausalLM(L.LightningModule):
             parts *= self.trainer.accumulate_grad_batches
         return (nll + kl) * (parts / self._labels)
 
+    def on_train_end(self) -> None:
+        self.compared.take(self.global_step)  # of steps after the last that was logged
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,

@@ -18,7 +18,7 @@ from freezetrain.models import check_fit, fetch, load_tokenizer
 from freezetrain.ranks import current_launch
 from freezetrain.regions import Region, decoder_blocks
 from freezetrain.report.page import flat
-from freezetrain.report.run import RegionFacts, Run
+from freezetrain.report.run import RegionFacts, Rehearsed, Run
 from freezetrain.report.runs import PAGE
 from freezetrain.report.runs_page import render_runs
 from freezetrain.run_folder import Outcome
@@ -109,6 +109,13 @@ class Trained:
         frozen = frozen_how(recipe.freeze)
         return region_facts(region, self.plan.model, file=str(recipe.region), frozen=frozen)
 
+    @property
+    def rehearsed(self) -> list[Rehearsed]:
+        """KL to the base on its own words, in the course of training; empty without rehearsal."""
+        module = self.trainer.lightning_module
+        assert isinstance(module, CausalLM)
+        return [Rehearsed(*point) for point in module.compared.history]
+
     @cached_property
     def forgetting_of_average(self) -> Forgetting | None:
         """None where no average of the weights was exported and evaluated."""
@@ -128,7 +135,8 @@ class Trained:
             "files_not_read": self.data.not_read,
         }
         if (rehearsal := self.data.rehearsal_facts()) is not None:
-            results["rehearsal"] = rehearsal | {"kl": module.compared.last}
+            history = [asdict(point) for point in self.rehearsed]
+            results["rehearsal"] = rehearsal | {"kl": module.compared.last, "history": history}
         if self.texts:
             results["texts"] = [asdict(facts) for facts in self.texts]
         results |= {
@@ -189,6 +197,7 @@ class Trained:
             texts=self.texts,
             brake=None if self.parts.brake is None else self.parts.brake.brake,
             average=self.forgetting_of_average,
+            rehearsed=self.rehearsed,
         )
 
 

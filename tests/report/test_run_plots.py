@@ -9,12 +9,13 @@ from matplotlib.text import Annotation
 
 from freezetrain.errors import UserError
 from freezetrain.evaluation.brake import Brake
-from freezetrain.report.run import Run
+from freezetrain.report.run import Rehearsed, Run
 from freezetrain.report.run_plots import (
     course_figure,
     forgetting_figure,
     panel_figure,
     plane_figure,
+    rehearsal_figure,
 )
 from freezetrain.report.style import MOST, marks, to_svg
 
@@ -52,6 +53,22 @@ def ring(axes: Axes) -> list[tuple[float, float]]:
         for line in axes.lines
         if line.get_markersize() == 16 and line.get_marker() == "o"
     ]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_line_of_rehearsal_for_each_run_that_rehearses(width: int) -> None:
+    few = [Rehearsed(1, 0.5, 10), Rehearsed(3, 0.25, 30), Rehearsed(7, 0.125, 20)]
+    many = [Rehearsed(step, float(step % 2), 1 + 2 * (step % 2)) for step in range(1, 4801)]
+    runs = [make_run("a", rehearsed=few), make_run("b"), make_run("c", rehearsed=many)]
+    (axes,) = rehearsal_figure(runs, width).axes
+    drawn = lines(axes)
+    assert drawn.keys() == {"a", "c"}
+    assert drawn["a"] == ([1, 3, 7], [0.5, 0.25, 0.125])
+    steps, means = drawn["c"]
+    assert len(steps) == 48
+    assert means == pytest.approx([0.75] * 48)  # by places: of 100 steps the odd ones have three
+    assert steps == pytest.approx([100 * n + 50.5 for n in range(48)], abs=0.5)
+    assert to_svg(rehearsal_figure(runs, width), "x").startswith("<svg")
 
 
 @pytest.mark.parametrize("width", WIDTHS)

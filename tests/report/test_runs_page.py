@@ -12,7 +12,7 @@ from parsed_page import Page, number
 
 from freezetrain.errors import UserError
 from freezetrain.evaluation.brake import Brake
-from freezetrain.report.run import Run
+from freezetrain.report.run import Rehearsed, Run
 from freezetrain.report.runs_page import brake_line, measured, model_line, render_runs
 
 BRAKED, FROZEN = two()
@@ -203,6 +203,14 @@ def test_the_line_of_a_model_says_what_it_went_back_from_and_its_average() -> No
     assert f"mean {averaged.average.mean:+.4f}, gain {averaged.average.target_gain:+.4f}." in (
         model_line(averaged)
     )
+
+
+def test_rehearsal_has_a_picture_where_a_run_rehearses(tmp_path: Path) -> None:
+    runs = [make_run("a", rehearsed=[Rehearsed(10, 0.25, 300), Rehearsed(20, 0.046, 9)])]
+    parsed, _ = page(runs, tmp_path)
+    assert "What became of the base’s own words?" in parsed.text
+    assert "when logged last: 0.046 nats per token." in model_line(runs[0])
+    assert "own words" not in page([make_run("a")], tmp_path)[0].text
 
 
 def test_the_line_of_a_brake() -> None:
