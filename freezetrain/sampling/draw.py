@@ -1,8 +1,7 @@
 """Drawing sequences from a model with its own probabilities, and what it says at their places."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -10,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -20,6 +21,7 @@ from freezetrain.errors import CheckError, UserError
 from freezetrain.forward import accepted, without_cache
 from freezetrain.rehearsal.dataset import Piece
 from freezetrain.rehearsal.targets import Targets, top_targets
+from freezetrain.sampling.cache import roomy_cache
 
 _LOGITS_AT_ONCE = 1 << 26  # of a forward pass: 256 MB in fp32
 
@@ -62,22 +64,20 @@ def draw_sequences(
 
     Each token is drawn from the softmax of the model's logits divided by ``temperature``, whatever
     its generation_config says. A sequence ends with the first of ``ends`` that is drawn, which it
-    holds. ``seed`` decides the draws, and no other random state changes. ``cache``: keep what was
+    holds. ``seed`` decides the draws, and no random state changes. ``cache``: keep what was
     computed of earlier tokens. ``during`` is called at each step with the number of tokens that
     the sequences have.
     """
-    config = _configuration(length, ends, cache, temperature=temperature)
+    config = _configuration(length, ends, cache)
     watching = StoppingCriteriaList([_Watch(during)] if during else [])
-    with _seeded(seed, model.device):
-        generated = _generate(model, given, config, stopping_criteria=watching)
+    draws = LogitsProcessorList([_Draw(temperature, seed, model.device)])
+    generated = _generate(model, given, config, stopping_criteria=watching, logits_processor=draws)
     return [_cut(row, given.shape[1], ends) for row in generated.cpu()]
 
 
 def _configuration(length: int, ends: Sequence[int], cache: bool, **more: Any) -> Any:
     return GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=True,
-        top_k=0,
-        top_p=1.0,
+        do_sample=False,  # the likeliest token, which _Draw makes the one that it has drawn
         max_length=length,
         eos_token_id=list(ends) or None,
         pad_token_id=ends[0] if ends else 0,
@@ -90,12 +90,14 @@ def _generate(model: PreTrainedModel, given: Tensor, config: Any, **more: Any) -
     """``generate`` fills what ``config`` leaves open from the model's own settings: not here."""
     given = given.to(model.device)
     # Given for all, or it would be guessed from tokens that are as those of padding.
-    mask = accepted(model, {"attention_mask": torch.ones_like(given)})
+    more |= accepted(model, {"attention_mask": torch.ones_like(given)})
+    if config.use_cache and (cache := roomy_cache(model, config.max_length)) is not None:
+        more["past_key_values"] = cache
     own, generate = model.generation_config, model.generate
     model.generation_config = config
     try:
         return cast(Any, generate)(
-            input_ids=given, generation_config=config, synced_gpus=False, **mask, **more
+            input_ids=given, generation_config=config, synced_gpus=False, **more
         )
     finally:
         model.generation_config = own
@@ -107,12 +109,27 @@ def _cut(row: Tensor, given: int, ends: Sequence[int]) -> Tensor:
     return row[: given + int(ended[0]) + 1] if len(ended) else row
 
 
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    on_gpu = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=on_gpu):
-        torch.manual_seed(seed)
-        yield
+class _Draw(LogitsProcessor):
+    """Leaves one token of each row, drawn from the softmax of its logits.
+
+    By inverting the distribution function, in fp64: one random number a row. torch.multinomial,
+    which ``generate`` calls, takes one for each token of the vocabulary, and on a CPU ten times as
+    long.
+    """
+
+    def __init__(self, temperature: float, seed: int, device: torch.device) -> None:
+        self._temperature = temperature
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        upto = (scores / self._temperature).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+        place = torch.rand(
+            len(scores), 1, dtype=torch.float64, device=scores.device, generator=self._generator
+        )
+        # The first whose share reaches beyond the place: never one without probability.
+        token = torch.searchsorted(upto, place * upto[:, -1:], right=True)
+        token = token.clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
 
 class _Watch(StoppingCriteria):
@@ -146,8 +163,7 @@ def cache_works(model: PreTrainedModel, given: Tensor) -> bool:
     for cache in (True, False):
         config = _configuration(length, [], cache, return_dict_in_generate=True, output_logits=True)
         try:
-            with _seeded(0, model.device):
-                found = _generate(model, given, config)
+            found = _generate(model, given, config)
         except Exception as error:  # whatever code of a model's own raises
             why = f"{type(error).__name__}: {error}"
             continue

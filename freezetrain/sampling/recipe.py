@@ -107,8 +107,8 @@ class RehearseRecipe:
             return
         prompted = self.sequences - self.bos_sequences
         expected = (
-            f"more: {prompted} of them begin with prompts, and there are {len(self.languages)} "
-            "languages"
+            f"more, or from_bos less: {prompted} begin with prompts, and there are "
+            f"{len(self.languages)} languages"
         )
         check(prompted >= len(self.languages), "sequences", expected, self.sequences)
         expected = f"at most {room}, so that a sequence of {self.sequence_length} tokens has room"

@@ -242,7 +242,7 @@ BAD = {
     "--sequence_length 129": "sequence_length is 129 tokens and the model was built for 128",
     "--languages [zh,eng]": "no texts for language 'eng'",
     "--prompt_tokens 23": "prompt_tokens must be at most 22",
-    "--sequences 2": "sequences must be more: 1 of them begin with prompts, and there are 2",
+    "--sequences 2": "sequences must be more, or from_bos less: 1 begin with prompts",
     "--languages []": "from_bos must be left out, or 1, where no languages are given",
     "--texts {here}": "prompts must be left out where texts are given, of which nothing",
     "--engine.kind fsdp2": "engine.kind must be auto or ddp",
