@@ -19,8 +19,10 @@ from freezetrain.data.texts import read_languages
 from freezetrain.evaluation import PAPER_SAMPLES
 from freezetrain.paper.recipe import PAPER_CORE
 from freezetrain.recipe import yaml12
-from freezetrain.recipe.sources import TextSource
+from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.regions import Region
+from freezetrain.sampling import rehearse
+from freezetrain.sampling.recipe import RehearseRecipe
 
 ROOT = Path(__file__).parent.parent
 PATHS = {path.name: path for path in sorted((ROOT / "recipes").glob("*.yaml"))}
@@ -109,6 +111,11 @@ def localized(recipe: dict, folder: Path, tokenizer) -> dict:
         live = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
         recipe["region"] = str(folder / "region.safetensors")
         Region.random(live, 0.01, seed=0).save(recipe["region"])
+    if "rehearse" in recipe:
+        recipe["rehearse"]["folder"] = str(folder / "rehearsal")
+        (folder / "rehearsal").mkdir()
+        drawn = RehearseRecipe(ModelSource(str(model)), sequences=8, sequence_length=16, k=8)
+        rehearse.run(drawn, folder / "rehearsal")
     settings = recipe["optimization"]
     settings.pop("max_tokens", None)
     settings |= {"max_steps": 3, "sequence_length": 16, "micro_batch": 2, "batch_tokens": 64}
