@@ -322,6 +322,7 @@ def test_compare_recipe_runs(tmp_path, tokenizer):
     }  # fmt: skip
     train["workers"] = 1
     recipe["scoring"] |= {"sequences": 4, "sequence_length": 16, "workers": 1}
+    recipe["rehearsals"]["own"] |= {"languages": kept, "sequences": 8, "prompt_tokens": 4, "k": 8}
     recipe |= {"learning_rates": recipe["learning_rates"][:2], "seeds": [0]}
     for variant in recipe["variants"].values():
         if "learning_rates" in variant:
