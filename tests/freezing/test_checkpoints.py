@@ -1,6 +1,7 @@
 """A frozen, pulled run goes on from its checkpoint: same or other ranks, other stages of ZeRO.
 
-The pull takes the base anew where the run goes on; from moved weights the runs would be apart.
+The pull takes the base anew where the run goes on. It is not where the weights have ever been: a
+pull to these would leave other weights.
 """
 
 from argparse import Namespace
@@ -26,6 +27,9 @@ ZERO = ("ZeRO-1", "ZeRO-2", "ZeRO-3")
 SOURCES = [
     *((engine, dtype) for engine in (*ZERO, "FSDP2") for dtype in ("fp32", "bf16")),
     (BF16_OPTIMIZER, "bf16"),
+    ("ZeRO-2, offload", "fp32"),
+    ("ZeRO-3, offload", "fp32"),
+    ("ZeRO-3, offload", "bf16"),
 ]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # What adding numbers up in another order changes. Without the optimizer's state, or from other
@@ -45,6 +49,8 @@ class Cell(NamedTuple):
     world: int
     freeze_first: bool = False
     """Freeze and then load, rather than the other way round."""
+    moved: bool = False
+    """Pull to the weights that were loaded, which is wrong."""
 
     @property
     def universal(self) -> bool:
@@ -77,12 +83,17 @@ DEFAULT = [
     Cell("ZeRO-3", "bf16", "ZeRO-3", 2),
     Cell("ZeRO-2", "fp32", "ZeRO-1", 2),
     Cell("FSDP2", "fp32", "FSDP2", 3),
+    Cell("ZeRO-3, offload", "fp32", "ZeRO-3, offload", 3),
 ]
 
 
 def stored() -> dict[str, Tensor]:
     """The base, to which fp32 masters of bf16 copies differ unless they start from it."""
     return {name: value.detach() for name, value in TinyLM().float().named_parameters()}
+
+
+def pulled_to() -> dict[str, Tensor]:
+    return {name: value + 1 for name, value in stored().items()}
 
 
 def train_and_save(rank: int, world: int, engine: str, dtype: str, folder: Path) -> Run:
@@ -92,7 +103,7 @@ def train_and_save(rank: int, world: int, engine: str, dtype: str, folder: Path)
     base = None if engine == "FSDP2" else stored()
     region = uneven_region(TinyLM())
     handle = freeze(trained.model, trained.optimizer, region, base=base, audit_every=2)
-    pull(trained.model, trained.optimizer, STRENGTH, base=stored())
+    pull(trained.model, trained.optimizer, STRENGTH, base=pulled_to())
     trained.train(0, SAVED)
     save(trained, handle, folder)
     losses = trained.train(SAVED, END)
@@ -156,7 +167,8 @@ def go_on(rank: int, world: int, cell: Cell, folder: Path) -> Run:
         digest = client["digest"]
     if handle is None:
         handle = freeze(trained.model, trained.optimizer, region, check_base=False, audit_every=2)
-    pull(trained.model, trained.optimizer, STRENGTH, base=stored())
+    base = trained.masters() if cell.moved else pulled_to()
+    pull(trained.model, trained.optimizer, STRENGTH, base=base)
     losses = trained.train(SAVED, END)
     handle.verify()
     return Run(losses, trained.masters(), trained.copies(), [digest, handle.digest])
@@ -205,6 +217,14 @@ class Saved:
             self.runs[engine, dtype], _ = run_ranks(train_and_save, engine, dtype, path)
         return self.runs[engine, dtype]
 
+    def resumed(self, cell: Cell) -> Run:
+        """How a run goes on from the checkpoint."""
+        self.run(cell.source, cell.dtype)
+        if cell.universal:
+            self.consolidated(cell.source, cell.dtype)
+        path = self.path(cell.source, cell.dtype)
+        return run_ranks(go_on, cell, path, world=cell.world)[0]
+
     def _consolidated(self, engine: str, dtype: str) -> dict[str, Tensor]:
         """One fp32 tensor for each parameter; converts to the universal format on the way."""
         self.run(engine, dtype)
@@ -241,11 +261,7 @@ def marked(cell: Cell) -> Any:
 
 @pytest.mark.parametrize("cell", [marked(cell) for cell in CELLS])
 def test_goes_on_as_if_never_stopped(saved: Saved, cell: Cell) -> None:
-    uninterrupted = saved.run(cell.source, cell.dtype)
-    if cell.universal:
-        saved.consolidated(cell.source, cell.dtype)
-    path = saved.path(cell.source, cell.dtype)
-    resumed, *_ = run_ranks(go_on, cell, path, world=cell.world)
+    uninterrupted, resumed = saved.run(cell.source, cell.dtype), saved.resumed(cell)
     for run in (uninterrupted, resumed):
         assert_frozen(run, cell.engine, cell.dtype)
         assert {*run.digests} == {expected_digest(cell.source, cell.dtype)}
@@ -262,6 +278,31 @@ def test_goes_on_as_if_never_stopped(saved: Saved, cell: Cell) -> None:
             rtol=0,
             atol=0 if exact else limit,
         )
+
+
+MOVED = [
+    Cell("FSDP2", "fp32", "FSDP2", 3, moved=True),
+    Cell("FSDP2", "bf16", "FSDP2", 2, moved=True),
+    Cell("ZeRO-2", "bf16", "ZeRO-2", 3, moved=True),
+    Cell("ZeRO-3, offload", "fp32", "ZeRO-3, offload", 3, moved=True),
+]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param(c, id=c.name(), marks=() if c == MOVED[0] else pytest.mark.exhaustive)
+        for c in MOVED
+    ],
+)
+def test_pulled_to_the_weights_that_were_loaded_it_goes_elsewhere(saved: Saved, cell: Cell) -> None:
+    """Far beyond what the test above lets pass, so that it would fail."""
+    uninterrupted, resumed = saved.run(cell.source, cell.dtype), saved.resumed(cell)
+    apart = max(
+        float((value.double() - uninterrupted.masters[name].double()).abs().max())
+        for name, value in resumed.masters.items()
+    )
+    assert apart > 10 * max(WEIGHTS[cell.dtype].values())
 
 
 @pytest.mark.exhaustive

@@ -21,8 +21,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Trained:
     """The tiny model in training: under "DDP", "FSDP2", "ZeRO-1" to 3 or "BF16_Optimizer".
 
-    The last is what DeepSpeed makes of ZeRO-1 that accumulates in fp32. ZeRO-3 keeps vectors whole
-    between steps, and splits matrices. ``options``: further entries of DeepSpeed's configuration.
+    The last is what DeepSpeed makes of ZeRO-1 that accumulates in fp32. "ZeRO-2, offload" and
+    "ZeRO-3, offload" keep the optimizer in the CPU's memory. ZeRO-3 keeps vectors whole between
+    steps, and splits matrices. ``options``: further entries of DeepSpeed's configuration.
     """
 
     def __init__(self, engine: str, dtype: str, seed: int = 0, **options: Any) -> None:
@@ -46,13 +47,17 @@ class Trained:
         if self.engine == "BF16_Optimizer":
             options["data_types"] = {"grad_accum_dtype": "fp32"}
         else:
-            stage = int(self.engine[-1])
+            stage = int(self.engine[len("ZeRO-")])
+        zero: dict[str, Any] = {"stage": stage, "stage3_param_persistence_threshold": 20}
+        if self.engine.endswith("offload"):
+            zero["offload_optimizer"] = {"device": "cpu"}
         config = {
             "train_micro_batch_size_per_gpu": ROWS // dist.get_world_size(),
             "gradient_accumulation_steps": 2,
             "gradient_clipping": MAX_NORM,
-            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 20},
+            "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": dtype == "bf16"},
             **options,
         }
