@@ -35,6 +35,27 @@ def test_frozen_entries_keep_their_bits_under_fused_adamw(on_gpu, dtype, ratio):
         assert not torch.equal(now, before[name])
 
 
+@pytest.mark.parametrize("on_cpu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pull_goes_to_the_base_beside_a_freeze(on_gpu, dtype, on_cpu):
+    model = on_gpu.to(dtype)
+    region = Region.random(model, 0.1, seed=0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    base = {name: (p + 1).cpu() for name, p in before.items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0, fused=True)
+    freezetrain.pull(model, optimizer, 5.0, base=base, on_cpu=on_cpu)  # half of the way
+    with freezetrain.freeze(model, optimizer, region, check_base=False):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+    masks = region.masks()
+    for name, now in model.named_parameters():
+        expected = before[name] + 0.5
+        if name in masks:
+            expected = torch.where(masks[name].to(now.device), before[name], expected)
+        torch.testing.assert_close(now.detach(), expected)
+
+
 def test_scores_and_figures_are_those_of_the_cpu(make_model):
     batches = [torch.randint(0, 400, (2, 16), generator=torch.Generator().manual_seed(0))]
     documents = {"en": [Document(batches[0][0].tolist(), 20), Document([0, 5, 9], 4)]}

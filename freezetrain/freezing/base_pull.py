@@ -1,7 +1,8 @@
 """Soft holding: after each optimizer step every weight goes a share of its way back to the base."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -120,11 +121,13 @@ def pull(
             which a freeze, and so a pull, cannot be guaranteed.
     """
     pairs = _pairs(strength, regions, importance)
-    refuse_unsupported(model)
-    reshard(model)
     stored, missing = _opened(base)
-    parameters = trained_parameters(model, optimizer, stored if importance is None else importance)
-    layout = lay_out(model, optimizer, parameters, replicated)
+    with _in_words_of_a_pull():
+        refuse_unsupported(model)
+        reshard(model)
+        names = stored if importance is None else importance
+        parameters = trained_parameters(model, optimizer, names)
+        layout = lay_out(model, optimizer, parameters, replicated)
     with layout.together():
         if missing is not None:  # perhaps on this node alone
             raise missing
@@ -196,7 +199,8 @@ class Pull:
             self._known.add(id(optimizer))
             _refuse_own_masters(optimizer, parts)
         for part in parts:
-            part.pull(rates[id(part.shard.owner)], self._strength)
+            if rate := rates[id(part.shard.owner)]:
+                part.pull(rate, self._strength)
 
     @torch.no_grad()
     def distances(self) -> dict[str, float]:
@@ -268,6 +272,15 @@ def _pairs(
     if pairs and importance is not None:
         raise UserError("regions and importance both say which weights are pulled more: give one")
     return pairs
+
+
+@contextmanager
+def _in_words_of_a_pull() -> Iterator[None]:
+    """What neither can be guaranteed under says so of a freeze."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("cannot freeze", "cannot pull", 1)) from error
 
 
 def _opened(

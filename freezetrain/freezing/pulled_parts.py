@@ -20,6 +20,8 @@ from freezetrain.regions.parameters import full_shape, plain_name
 AT_ONCE = 1 << 22
 """Values that are pulled at a time, in fp32."""
 
+_WRAPPERS = ("_forward_module.module.", "_forward_module.", "module.")  # before all names
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -85,15 +87,19 @@ def trained_parameters(
 
     Those of ``model`` that ``optimizer`` holds; all that need a gradient under DeepSpeed, whose
     optimizer holds others. What stands before those in the model, as ``module.``, is found by
-    ``names``; without them it is what DistributedDataParallel and DeepSpeed put there.
+    ``names``; without them it is what DistributedDataParallel, DeepSpeed and Fabric put there.
+    UserError where nothing is trained.
     """
     trained = {
         plain_name(name): (name, parameter)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and parameter.is_floating_point()
     }
+    if not trained:
+        raise UserError("there is nothing to pull: no parameter of the model needs a gradient")
     if names is None:
-        prefix = "module." if all(name.startswith("module.") for name in trained) else ""
+        wrappers = [w for w in _WRAPPERS if all(name.startswith(w) for name in trained)]
+        prefix = wrappers[0] if wrappers else ""
     else:
         prefix = _prefix(trained, names)
     held = {

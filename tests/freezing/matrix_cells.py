@@ -289,12 +289,21 @@ def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, value.detach()) for name, value in model.named_parameters()]
 
 
+def pulled_to_start(cell: Cell) -> bool:
+    """Whether the pull is given no base: it takes what the weights are as it begins.
+
+    Not with fp16, whose first steps are skipped: a pull in them would leave the start as it is.
+    """
+    return cell.held == PULL and cell.precision != "fp16"
+
+
 def base_of_pull(cell: Cell) -> dict[str, Tensor]:
-    """What the weights are pulled to: beside a freeze their start, else other values in fp32."""
-    if cell.held == BOTH:
-        return dict(_named(start(cell)))
+    """What the weights are pulled to: their start, or other values in fp32."""
+    start_of = dict(_named(start(cell)))
+    if pulled_to_start(cell):
+        return start_of
     others = dict(_named(TinyLM(seed=7).float()))
-    return {name: value + 0.1 * others[name] for name, value in _named(start(cell))}
+    return {name: value + 0.1 * others[name] for name, value in start_of.items()}
 
 
 class Outcome(NamedTuple):

@@ -13,7 +13,6 @@ from matrix_cells import (
     FSDP2,
     HSDP,
     PLAIN,
-    PULL,
     STORED_BASE,
     Cell,
     Outcome,
@@ -21,6 +20,7 @@ from matrix_cells import (
     not_trained,
     optimizer_of,
     pull_of,
+    pulled_to_start,
     region_of,
     start,
 )
@@ -90,9 +90,9 @@ def run(rank: int, world: int, cell: Cell, folder: Path) -> Outcome | str:
 
 
 def _pull(cell: Cell, trained: Any, folder: Path) -> Pull:
-    """To a base in its folder, or beside a freeze to what the weights are."""
+    """To a base in its folder, or to what the weights are."""
     strength, options = pull_of(cell)
-    if cell.held == PULL:
+    if not pulled_to_start(cell):
         folder.mkdir()
         save_file(base_of_pull(cell), folder / "model.safetensors")
         options["base"] = folder

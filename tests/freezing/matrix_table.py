@@ -39,9 +39,9 @@ rate of the first of two groups, for the entries of one region more than half an
 another all of it. A tick means that the weights, in the same four places, were to rounding those
 of one process in fp64 that does θ ← θ − min(1, η·λ)·(θ − θ₀) after each step, that gradient norms
 were too, and that the distances to the base were those of the weights. A step that loss scaling
-skips pulls nothing. *pull*: the base is read from a folder, stored in fp32 and other than the
-start. *pull beside a freeze*: the base is the start, and every frozen entry keeps its bits. The
-optimizer is AdamW where none is named.
+skips pulls nothing. *pull beside a freeze*: the base is read from a folder, in fp32 and other than
+the start, and every frozen entry keeps its bits. *pull*: the base is what the weights are as it
+begins; in fp16 it is read. The optimizer is AdamW where none is named.
 """
 
 _COSTS = """\

@@ -32,29 +32,24 @@ def test_once_a_step_where_steps_run_within_one_another():
     assert all(torch.allclose(weights[n], expected[n], 1e-6, 1e-9) for n in expected)
 
 
-class Ahead(Optimizer):
-    """Every second step goes half the way back to where it was: Lookahead (arXiv 1907.08610)."""
+class Shrinks(Optimizer):
+    """Around another, after whose step it takes a tenth off every weight."""
 
     def __init__(self, optimizer):
         super().__init__(optimizer.param_groups, {})
         self.optimizer, self.param_groups = optimizer, optimizer.param_groups
-        self.steps, self.slow = 0, [p.detach().clone() for p in self.held()]
-
-    def held(self):
-        return [p for group in self.param_groups for p in group["params"]]
 
     @torch.no_grad()
     def step(self, closure=None):
         self.optimizer.step()
-        self.steps += 1
-        if self.steps % 2 == 0:
-            for p, slow in zip(self.held(), self.slow, strict=True):
-                p.copy_(slow.lerp_(p, 0.5))
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(0.9)
 
 
 def test_after_the_outermost_of_steps_within_one_another():
     def build(model):
-        return Ahead(torch.optim.SGD(model.parameters(), lr=0.5))
+        return Shrinks(torch.optim.SGD(model.parameters(), lr=0.5))
 
     model = TinyLM()
     optimizer = build(model)
@@ -185,6 +180,19 @@ def test_an_optimizer_without_a_learning_rate_is_refused():
     optimizer.param_groups[0]["lr"] = None  # as Adafactor's that finds its own
     with pytest.raises(UserError, match="AdamW has lr=None in a group of its parameters"):
         pull(model, optimizer, 1.0)
+
+
+def test_what_a_freeze_is_refused_under_so_is_a_pull():
+    model = TinyLM()
+    sharded = type("ZeroRedundancyOptimizer", (), {})()
+    with pytest.raises(UserError, match=r"^cannot pull under ZeroRedundancyOptimizer: it splits"):
+        pull(model, sharded, 1.0)
+    flattened = type("FullyShardedDataParallel", (nn.Sequential,), {})(model)
+    with pytest.raises(UserError, match=r"^cannot pull under FullyShardedDataParallel.*use FSDP2"):
+        pull(flattened, adamw(model.parameters()), 1.0)
+    optimizer = adamw(model.parameters())
+    with pytest.raises(UserError, match="nothing to pull: no parameter of the model needs"):
+        pull(model.requires_grad_(False), optimizer, 1.0)
 
 
 def pull_to(rank: int, world: int, folder: Path) -> str:
