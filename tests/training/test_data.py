@@ -1,5 +1,8 @@
+import re
+
 import lightning as L
 import pytest
+from made_rehearsal import rehearse
 from rich.console import Console
 
 from freezetrain.data.packing import Packed
@@ -7,8 +10,9 @@ from freezetrain.data.texts import read_languages
 from freezetrain.errors import UserError
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource
+from freezetrain.rehearsal import Rehearsal
 from freezetrain.training.data import TextData, read_data
-from freezetrain.training.recipe import Replay, TrainRecipe, Watch
+from freezetrain.training.recipe import Rehearse, Replay, TrainRecipe, Watch
 
 
 @pytest.fixture
@@ -55,6 +59,34 @@ def test_one_pass_has_what_is_replayed_on_top(make_recipe, tokenizer, text_folde
     places = data.order.length
     late = data.order.places(round(places * 0.5) + 4, places)[0]
     assert set(late.tolist()) == {0}
+
+
+def test_one_pass_has_what_is_rehearsed_on_top_too(
+    make_recipe, tokenizer, text_folder, model_folder, tmp_path
+):
+    drawn = Rehearsal(rehearse(tmp_path / "drawn", model_folder, [20, 16, 7]))
+    recipe = make_recipe(
+        languages=["zh"],
+        replay=Replay(TextSource(folder=str(text_folder)), share=0.2, until=0.5),
+        rehearse=Rehearse(str(drawn.folder), share=0.3, until=0.8),
+    )
+    data = read_data(recipe, tokenizer, rehearsal=drawn)
+    facts, rehearsed = data.facts(), data.rehearsal_facts()
+    assert list(facts) == ["zh", "en", "es"]
+    assert facts["zh"]["epochs"] == pytest.approx(1, abs=0.08)
+    assert facts["en"]["share"] + facts["es"]["share"] == pytest.approx(0.1, abs=0.02)
+    assert rehearsed["share"] == pytest.approx(0.24, abs=0.02)
+    shares = [language["share"] for language in facts.values()]
+    assert sum(shares) + rehearsed["share"] == pytest.approx(1)
+    assert (rehearsed["sequences"], rehearsed["tokens"], rehearsed["rows"]) == (6, 78, 6)
+    assert rehearsed["epochs"] == pytest.approx(rehearsed["share"] * data.order.length / 6)
+    late = data.order.places(round(data.order.length * 0.8) + 4, data.order.length)[0]
+    assert set(late.tolist()) == {0}
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(data.table())
+    assert re.search(r"\(rehearsal\) +6 +78 +– +– +– +2\d\.\d%", shown.get())
+    assert "the 8 likeliest tokens of each place are stored" in " ".join(shown.get().split())
 
 
 def test_limits_of_steps_and_tokens(make_recipe, tokenizer):

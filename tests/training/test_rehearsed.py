@@ -1,6 +1,8 @@
 """What rehearsal does to a run: what is logged, what is bad, and that it keeps what it is for."""
 
 import json
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning as L
@@ -20,12 +22,13 @@ from planted import (
 from transformers import AutoModelForCausalLM
 
 from freezetrain.data.rehearsed import STORED
-from freezetrain.errors import CheckError
+from freezetrain.errors import CheckError, UserError
 from freezetrain.nll import token_nll
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.rehearsal import Rehearsal
 from freezetrain.training import train as verb
+from freezetrain.training.module import CausalLM
 from freezetrain.training.recipe import Rehearse, TrainRecipe, Watch
 from freezetrain.training.rehearsed import Compared
 
@@ -143,6 +146,31 @@ def test_what_is_stored_is_not_rounded_on_the_way(
     assert len(seen) > 20
     assert seen <= stored
     assert results["rehearsal"]["kl"] > 0
+
+
+def test_another_base_on_resuming_is_refused_and_the_checkpoint_stays(
+    model_folder, drawn, make_model, tmp_path, monkeypatch
+):
+    base = tmp_path / "base"
+    shutil.copytree(model_folder, base)
+    recipe = replace(recipe_of(base, drawn), checkpoint_every=2)
+    started = CausalLM.on_train_batch_start
+
+    def dies(module, batch, batch_idx):
+        if batch_idx == 7:
+            raise KeyError("the machine")
+        started(module, batch, batch_idx)
+
+    monkeypatch.setattr(CausalLM, "on_train_batch_start", dies)
+    with pytest.raises(KeyError):
+        run(recipe, tmp_path / "run")
+    monkeypatch.setattr(CausalLM, "on_train_batch_start", started)
+    weights = (base / "model.safetensors").read_bytes()
+    make_model(seed=1).save_pretrained(base)
+    with pytest.raises(UserError, match="was drawn by another model"):
+        run(recipe, tmp_path / "run")
+    (base / "model.safetensors").write_bytes(weights)
+    assert run(recipe, tmp_path / "run")["resumed_from"] == "step=2.ckpt"
 
 
 def test_means_since_they_were_taken_last_and_of_the_last_tenth():

@@ -99,10 +99,19 @@ def test_two_ranks_train_as_one(recipe, alone, model_folder, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "name", ["L2", pytest.param("averaged", marks=pytest.mark.exhaustive), "LoRA"]
+    "name",
+    [
+        "L2",
+        pytest.param("averaged", marks=pytest.mark.exhaustive),
+        "LoRA",
+        pytest.param("teacher", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_two_ranks_stay_near_the_base_as_one(recipe, alone, tmp_path, name):
-    one, two = (Run(tmp_path / f"{world}", {**recipe, **NEAR_BASE[name]}) for world in (1, 2))
+    changes = {**recipe, **NEAR_BASE.get(name, {})}
+    if name == "teacher":
+        changes["rehearse"] = {**recipe["rehearse"], "teacher": "model"}
+    one, two = (Run(tmp_path / f"{world}", changes) for world in (1, 2))
     start(one, world=1)
     start(two, world=2)
     assert_close(two.weights, one.weights)
@@ -125,3 +134,15 @@ def test_stopped_and_resumed_by_other_numbers_of_ranks(recipe, alone, tmp_path, 
     assert run.sequences == alone.sequences
     assert run.results["resumed_from"] == "step=6.ckpt"
     assert_close(run.weights, alone.weights)
+
+
+@pytest.mark.exhaustive
+def test_rehearsed_in_16_bits_with_all_offloaded(recipe, alone, tmp_path):
+    settings = {**recipe["optimization"], "precision": "bf16-mixed"}
+    engine = {"kind": "zero-3", "offload": "all"}
+    changes = {"optimization": settings, "engine": engine, "region": None}
+    run = Run(tmp_path / "run", {**recipe, **changes})
+    start(run, world=2)
+    assert run.sequences == alone.sequences
+    kl, expected = (one.results["rehearsal"]["kl"] for one in (run, alone))
+    assert kl == pytest.approx(expected, rel=0.1)
