@@ -98,7 +98,8 @@ def _draw(
     model = on_gpu(load_model(recipe.model))
     made = _made(recipe, plan, tokenizer, model)
     on_first_rank(lambda: _check_there(folder, made, todo))
-    cache = plan.draws and on_first_rank(lambda: cache_works(model, plan.pieces[todo[0]].tokens))
+    length, given = recipe.sequence_length, plan.pieces[todo[0]].tokens
+    cache = plan.draws and on_first_rank(lambda: cache_works(model, given, length))
     if plan.draws and not cache:
         say(
             "the model is drawn from without a cache, which takes longer: with it, generate() of "
@@ -107,7 +108,7 @@ def _draw(
     draws = partial(
         draw_sequences,
         model,
-        length=recipe.sequence_length,
+        length=length,
         temperature=recipe.temperature,
         ends=end_tokens(tokenizer, model),
         cache=cache,
@@ -127,12 +128,12 @@ def _draw(
             with together():  # each waits for the others of its turn, and none for one that failed
                 if rank < len(turn):
                     number = turn[rank]
-                    given = plan.pieces[number]
-                    sequences = list(given.tokens)
+                    asked = plan.pieces[number]
+                    sequences = list(asked.tokens)
                     if plan.draws:
                         seed = seed_of(recipe.seed, number)
-                        sequences = draws(given.tokens, seed=seed, during=during)
-                    piece = _piece(given, sequences, targets_of(model, sequences, recipe.k))
+                        sequences = draws(asked.tokens, seed=seed, during=during)
+                    piece = _piece(asked, sequences, targets_of(model, sequences, recipe.k))
                     if plan.draws and recipe.temperature == 1:
                         check_drawn(piece)
                     write_piece(folder, number, piece, made)

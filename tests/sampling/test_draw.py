@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
     GenerationConfig,
+    GPT2Config,
     MambaConfig,
     MistralConfig,
     RwkvConfig,
@@ -236,11 +237,17 @@ def test_models_of_other_kinds_draw_what_they_say(name):
     model = loud(AutoModelForCausalLM.from_config(config))
     assert (model.dtype == torch.bfloat16) == (name == "in bfloat16")
     given = torch.full((40, 3), 2)
-    assert cache_works(model, given) == cache
+    assert cache_works(model, given, 24) == cache
     sequences = draw_sequences(
         model, given, length=24, temperature=1.0, ends=[1], seed=0, cache=cache
     )
     check_drawn(piece_of(model, sequences, 3, 8))
+
+
+def test_generation_is_tried_within_the_models_places_alone():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=5)
+    assert cache_works(loud(AutoModelForCausalLM.from_config(config)), torch.full((9, 3), 2), 5)
 
 
 def test_a_cache_with_room_changes_nothing(speaker, monkeypatch):
@@ -256,9 +263,9 @@ def test_a_model_that_is_not_causal_and_one_without_numbers_are_refused(speaker,
     torch.manual_seed(0)
     config = XLNetConfig(vocab_size=50, d_model=16, n_layer=2, n_head=2, d_inner=24)
     with pytest.raises(CheckError, match="XLNetLMHeadModel cannot draw what it says"):
-        cache_works(loud(XLNetLMHeadModel(config)), torch.full((40, 3), 2))
+        cache_works(loud(XLNetLMHeadModel(config)), torch.full((40, 3), 2), 24)
     monkeypatch.setattr(speaker.lm_head, "weight", torch.nn.Parameter(torch.full((7, 16), nan)))
     with pytest.raises(CheckError, match="the model's logits are not finite"):
-        cache_works(speaker, torch.full((4, 3), 2))
+        cache_works(speaker, torch.full((4, 3), 2), 24)
     with pytest.raises(CheckError, match="the model's logits are not finite"):
         targets_of(speaker, [torch.arange(4)], 3)
