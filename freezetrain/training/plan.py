@@ -285,7 +285,8 @@ def rehearsal_of(recipe: TrainRecipe, tokenizer: str | None = None) -> Rehearsal
         # Fused experts have to be loaded to be told.
         found = fingerprint_of_files(model, files) or fingerprint(load_model(recipe.model))
     rehearsal.require_base(found, tokenizer, recipe.model.path)
-    tokens = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[union-attr]
+    head: Any = model.get_output_embeddings() or model.get_input_embeddings()
+    tokens = int(head.weight.shape[0])
     if rehearsal.made.vocabulary > tokens:
         raise UserError(
             f"the rehearsal in {rehearsal.folder} is over {rehearsal.made.vocabulary} tokens and "

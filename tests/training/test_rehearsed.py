@@ -206,9 +206,9 @@ def test_the_base_own_words_keep_the_old_languages_and_others_do_not(planted, tm
     torch.manual_seed(1)
     random = AutoModelForCausalLM.from_config(planted.model.config).eval()
     folders = {
-        "base": rehearse(tmp_path / "base", planted.folder / "base", [LENGTH] * 60),
+        "base": rehearse(tmp_path / "base", planted.folder / "base", [LENGTH] * 40),
         "random": rehearse(
-            tmp_path / "random", planted.folder / "base", [LENGTH] * 60, model=random
+            tmp_path / "random", planted.folder / "base", [LENGTH] * 40, model=random
         ),
     }
     old = token_ids([text for language in OLD for text in sentences(language, 40, seed=7)])
@@ -229,7 +229,7 @@ def test_the_base_own_words_keep_the_old_languages_and_others_do_not(planted, tm
             languages=[NEW],
             rehearse=Rehearse(str(folders[name]), share=0.25) if name in folders else None,
             optimization=Optimization(
-                max_steps=24, sequence_length=LENGTH, micro_batch=16, warmup_steps=2,
+                max_steps=16, sequence_length=LENGTH, micro_batch=16, warmup_steps=2,
                 learning_rate=8e-3,
             ),
             watch=Watch(off=True),
