@@ -124,10 +124,12 @@ def test_cheap_verbs(model_folder, text_folder, evaluation):
 
 
 @pytest.mark.parametrize(
-    "name", ["study/large_zh", "study/small_tr", "study/small_zh", "study/small_zh_seeds"]
+    "name", ["keep_tr", "keep_zh", "large_zh", "small_tr", "small_zh", "small_zh_seeds"]
 )
 def test_figures_of_the_study(name):
-    check_results(json.loads((ROOT / "docs" / f"{name}.json").read_text(encoding="utf-8")))
+    check_results(
+        json.loads((ROOT / "docs" / "study" / f"{name}.json").read_text(encoding="utf-8"))
+    )
 
 
 def test_figures_of_the_paper():
