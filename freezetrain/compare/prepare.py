@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -159,16 +160,21 @@ def _rehearse(recipe: CompareRecipe, name: str, folder: Path) -> None:
     """Draw what is not in ``folder`` yet of the rehearsal ``name``."""
     fields, made_from = recipe.rehearsals[name], folder / f"{name}.json"
     if made_from.exists():
-        earlier = read_json(made_from, "how a rehearsal was made,", f"delete {folder / name}")
-        if earlier != fields:
-            raise UserError(
-                f"rehearsals.{name} was made in another way in {folder}: as {earlier}; give the "
-                "new one another name"
-            )
+        _require_same(f"rehearsals.{name}", fields, made_from, folder / name)
     else:
         write_json(made_from, fields)
     (folder / name).mkdir(exist_ok=True)
     rehearse.run(recipe.rehearsal(name), folder / name)
+
+
+def _require_same(where: str, fields: dict[str, Any], made_from: Path, made: Path) -> None:
+    """UserError unless ``made`` came of ``fields``, as an earlier start wrote to ``made_from``."""
+    earlier = read_json(made_from, f"how {where} was made,", f"delete {made}")
+    if earlier != fields:
+        raise UserError(
+            f"{where} was made in another way in {made.parent}: as {earlier}; give the new one "
+            "another name"
+        )
 
 
 def _regions(
@@ -184,13 +190,8 @@ def _regions(
     for name, fields in recipe.regions.items():
         file, made_from = named / f"{name}{SUFFIX}", named / f"{name}.json"
         if file.exists():
-            earlier = read_json(made_from, "how a region was made,", f"delete {file}")
-            if earlier != fields:
-                raise UserError(
-                    f"regions.{name} was made in another way in {folder}: as {earlier}; give the "
-                    "new one another name"
-                )
-        if not file.exists():
+            _require_same(f"regions.{name}", fields, made_from, file)
+        else:
             region = _region(recipe, name, named, scores)
             region.resolve(shape)
             write_json(made_from, fields)

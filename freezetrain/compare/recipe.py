@@ -364,11 +364,18 @@ class CompareRecipe:
     def old_share(self, name: str) -> float:
         """Share of a run's sequences that are texts of held-out languages."""
         training = self.training(name, self.rates_of(name)[0], self.seeds_of(name)[0])
-        rehearsed = self._rehearsed(name)
         mixed: list[Replay | Rehearse | None] = [training.replay]
-        if rehearsed is not None and rehearsed.texts is not None:
+        if training.rehearse is not None and not self._is_drawn(name, training.rehearse):
             mixed.append(training.rehearse)
         return sum(part.share * part.until for part in mixed if part is not None)
+
+    def _is_drawn(self, name: str, rehearse: Rehearse) -> bool:
+        """Whether the base drew what the variant ``name`` rehearses: it is no old text."""
+        from freezetrain.rehearsal.dataset import made_of  # imports torch
+
+        if (rehearsed := self._rehearsed(name)) is not None:
+            return rehearsed.texts is None
+        return bool(made_of(Path(rehearse.folder)).how.get("drawn", True))
 
     def reads_old(self, name: str) -> bool:
         """Whether the variant ``name`` needs texts of held-out languages before it is trained."""

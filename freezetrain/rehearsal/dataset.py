@@ -113,6 +113,16 @@ def read_piece(folder: Path, number: int) -> tuple[Piece, Made, str]:
         return piece, made, digest
 
 
+def made_of(folder: Path) -> Made:
+    """How the first piece in ``folder`` was made. UserError where there is none."""
+    files = sorted(piece_file(folder, 0).parent.glob("[0-9]*.safetensors"))
+    if not files:
+        raise UserError(
+            f"{folder} holds no rehearsal; give a folder that `freezetrain rehearse` made"
+        )
+    return _header(files[0])[0]
+
+
 class Rehearsal(torch.utils.data.Dataset[dict[str, Tensor]]):
     """The sequences that `freezetrain rehearse` left in ``folder``, in a fixed order.
 
@@ -127,12 +137,7 @@ class Rehearsal(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        files = sorted(piece_file(self.folder, 0).parent.glob("[0-9]*.safetensors"))
-        if not files:
-            raise UserError(
-                f"{self.folder} holds no rehearsal; give a folder that `freezetrain rehearse` made"
-            )
-        self.made = _header(files[0])[0]
+        self.made = made_of(self.folder)
         self._files = [piece_file(self.folder, number) for number in range(self.made.pieces)]
         self.digests: list[str] = []
         """Of the pieces, in their order."""
@@ -145,7 +150,9 @@ class Rehearsal(torch.utils.data.Dataset[dict[str, Tensor]]):
                 )
             piece, made, digest = read_piece(self.folder, number)
             if made != self.made:
-                raise UserError(f"{file} belongs to another rehearsal than {files[0]}; {_AGAIN}")
+                raise UserError(
+                    f"{file} belongs to another rehearsal than the first piece there; {_AGAIN}"
+                )
             self.digests.append(digest)
             starts.append(piece.starts.numpy().copy())
             languages.append(piece.language.numpy().copy())

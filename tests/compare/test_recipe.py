@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from freezetrain.compare.recipe import CompareRecipe
 from freezetrain.errors import UserError
 from freezetrain.recipe.mapping import change
 from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource
+from freezetrain.regions import Base
+from freezetrain.rehearsal import top_targets
+from freezetrain.rehearsal.dataset import Made, Piece, write_piece
 from freezetrain.training.recipe import Rehearse, Replay, TrainRecipe, Watch
 
 TEXTS = TextSource("texts", test_one_in=4)
@@ -148,6 +152,18 @@ def test_a_rehearsal_is_drawn_once_for_the_variants_that_name_it():
     assert training.rehearse == Rehearse("there/rehearsals/own")
     assert [compared.old_share(name) for name in rehearsed] == [0, 0, 0.05]
     assert [compared.reads_old(name) for name in rehearsed] == [False, True, False]
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_rehearsal_of_the_users_tells_whether_it_is_old_text(tmp_path, drawn):
+    base = Base("base", None, "0" * 64)
+    made = Made(base, "tokenizer", 9, 1, 2, ("en",), 1, {"drawn": drawn})
+    one = torch.tensor([1])
+    piece = Piece(one, torch.tensor([0, 1]), one * 0, one, top_targets(torch.zeros(1, 9), 1))
+    write_piece(tmp_path, 0, piece, made)
+    rehearse = {"changes": {"rehearse": {"folder": str(tmp_path), "share": 0.2}}}
+    compared = recipe(variants={"plain": {}, "x": rehearse})
+    assert compared.old_share("x") == (0 if drawn else 0.2)
 
 
 @pytest.mark.parametrize(
