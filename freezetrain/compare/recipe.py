@@ -371,7 +371,7 @@ class CompareRecipe:
 
     def _is_drawn(self, name: str, rehearse: Rehearse) -> bool:
         """Whether the base drew what the variant ``name`` rehearses: it is no old text."""
-        from freezetrain.rehearsal.dataset import made_of  # imports torch
+        from freezetrain.rehearsal.pieces import made_of  # imports torch
 
         if (rehearsed := self._rehearsed(name)) is not None:
             return rehearsed.texts is None

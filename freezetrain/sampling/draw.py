@@ -19,7 +19,7 @@ from transformers import (
 
 from freezetrain.errors import CheckError, UserError
 from freezetrain.forward import accepted, without_cache
-from freezetrain.rehearsal.dataset import Piece
+from freezetrain.rehearsal.pieces import Piece
 from freezetrain.rehearsal.targets import Targets, top_targets
 from freezetrain.sampling.cache import roomy_cache
 

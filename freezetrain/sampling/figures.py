@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerBase
 from freezetrain.escaping import shortened
 from freezetrain.files import readable
 from freezetrain.formats import fixed, language_and_code
-from freezetrain.rehearsal.dataset import (
+from freezetrain.rehearsal import Rehearsal
+from freezetrain.rehearsal.pieces import (
     Made,
     Piece,
-    Rehearsal,
     bytes_of_place,
     piece_file,
     read_piece,

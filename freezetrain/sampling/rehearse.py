@@ -24,7 +24,7 @@ from freezetrain.ranks import (
     together,
 )
 from freezetrain.regions.base import base_of
-from freezetrain.rehearsal.dataset import (
+from freezetrain.rehearsal.pieces import (
     Made,
     Piece,
     bytes_of_place,

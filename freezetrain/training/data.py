@@ -20,7 +20,7 @@ from freezetrain.files import readable
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import TextSource
 from freezetrain.rehearsal import Rehearsal
-from freezetrain.rehearsal.dataset import bytes_of_place
+from freezetrain.rehearsal.pieces import bytes_of_place
 from freezetrain.tables import Column, Table
 from freezetrain.training.recipe import Rehearse, Replay, TrainRecipe
 

@@ -12,7 +12,7 @@ from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.regions import Base
 from freezetrain.rehearsal import top_targets
-from freezetrain.rehearsal.dataset import Made, Piece, write_piece
+from freezetrain.rehearsal.pieces import Made, Piece, write_piece
 from freezetrain.training.recipe import Rehearse, Replay, TrainRecipe, Watch
 
 TEXTS = TextSource("texts", test_one_in=4)

@@ -9,7 +9,7 @@ import torch
 from freezetrain import UserError
 from freezetrain.regions import Base
 from freezetrain.rehearsal import Rehearsal, batch_kl, collate, full_kl, top_targets
-from freezetrain.rehearsal.dataset import Made, Piece, bytes_of_place, piece_file, write_piece
+from freezetrain.rehearsal.pieces import Made, Piece, bytes_of_place, piece_file, write_piece
 
 V, K = 40, 6
 

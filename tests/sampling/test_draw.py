@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from freezetrain.errors import CheckError
-from freezetrain.rehearsal.dataset import Piece
+from freezetrain.rehearsal.pieces import Piece
 from freezetrain.sampling import draw
 from freezetrain.sampling.draw import (
     cache_works,

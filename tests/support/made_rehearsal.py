@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from freezetrain.data.tokens import tokenizer_digest
 from freezetrain.regions.base import base_of
 from freezetrain.rehearsal import top_targets
-from freezetrain.rehearsal.dataset import Made, Piece, write_piece
+from freezetrain.rehearsal.pieces import Made, Piece, write_piece
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.regions import Base, Entries, Region, fingerprint
 from freezetrain.regions.base import base_of
-from freezetrain.rehearsal.dataset import piece_file
+from freezetrain.rehearsal.pieces import piece_file
 from freezetrain.scoring import Scores
 from freezetrain.training.dry_run import run as dry_run
 from freezetrain.training.plan import make_plan, refuse_types
