@@ -141,6 +141,7 @@ def _before_and_after(name: str, way: Way, batches: list[Tensor], memory: _Memor
     way.optimizer.zero_grad()
     return {
         "entries": sum(way.model.get_parameter(key).numel() for key in matrices(way.model)),
+        "parameters": sum(parameter.numel() for parameter in way.model.parameters()),
         "frozen": way.count,
         "tensors": 0 if way.handle is None else _tensors(way.handle),
         **{moment: [before[moment], after[moment]] for moment in MOMENTS},

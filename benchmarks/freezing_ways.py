@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from freezetrain.freezing import Freeze, freeze
+from freezetrain.freezing import Freeze, Pull, freeze, pull
 from freezetrain.regions import Region
 from freezetrain.regions.entries import draw_indices
 
@@ -134,6 +134,13 @@ COMPETITORS = {
     "masked_fill hook, 1%": masked_fill_hook,
 }
 WAYS = (NONE, *REGIONS, AUDITED, *COMPETITORS)
+PULL = "pull"
+BOTH = "pull, and 1% of the entries frozen"
+WIDE = "pull to a base in fp32"
+WEIGHED = "pull, weighed by an importance"
+BY_REGION = "pull, half of the columns stronger"
+PULLS = (PULL, BOTH, WIDE, WEIGHED, BY_REGION)
+"""The base is of values that 16 bits hold, as most are stored, but for the one in fp32."""
 
 
 @dataclass(eq=False)
@@ -148,6 +155,7 @@ class Way:
     """Where freezetrain freezes."""
     count: int = 0
     """Frozen entries."""
+    pull: Pull | None = None
 
 
 def adamw(model: nn.Module, rate: float = RATE) -> AdamW:
@@ -157,7 +165,9 @@ def adamw(model: nn.Module, rate: float = RATE) -> AdamW:
 
 def apply(name: str, way: Way, audit_every: int = 0) -> Way:
     """Have ``way``, which freezes nothing yet, freeze as ``name`` says."""
-    if name == NONE:
+    if name in PULLS:
+        way.pull = pulled(name, way)
+    if name == NONE or (name in PULLS and name != BOTH):
         return way
     region = REGIONS.get(name, REGIONS[MAIN])(way.model)
     way.count = region.count
@@ -169,6 +179,19 @@ def apply(name: str, way: Way, audit_every: int = 0) -> Way:
         every = 1 if name == AUDITED else audit_every
         way.handle = freeze(way.model, way.optimizer, region, audit_every=every)
     return way
+
+
+def pulled(name: str, way: Way) -> Pull:
+    """The pull that ``name`` says; at the learning rate of twins it moves nothing."""
+    values = {key: value.detach() for key, value in way.model.named_parameters()}
+    return pull(
+        way.model,
+        way.optimizer,
+        20.0,
+        base=values if name == WIDE else {k: v.bfloat16().to(v) for k, v in values.items()},
+        regions=[(columns(way.model), 100.0)] if name == BY_REGION else (),
+        importance={k: torch.ones_like(v) for k, v in values.items()} if name == WEIGHED else None,
+    )
 
 
 def twins(names: Sequence[str], model: nn.Module, optimizer: AdamW) -> dict[str, Way]:
