@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from freezetrain.callbacks.region_freeze import refuse_strategy
 from freezetrain.freezing import Pull, PullOptions
+from freezetrain.freezing.base_pull import in_words_of_a_pull
 from freezetrain.freezing.engines import refuse_unsupported
 
 
@@ -41,7 +42,8 @@ class BasePull(PullOptions, L.Callback):
         # The first hook by which every strategy has restored its checkpoint.
         strategy = trainer.strategy
         assert strategy.model is not None
-        refuse_unsupported(strategy.model)  # with DDP around it
+        with in_words_of_a_pull():
+            refuse_unsupported(strategy.model, masked=False)  # with DDP around it
         self._end()
         replicated = isinstance(strategy, DDPStrategy) and trainer.world_size > 1
         self.handle = self.begin(pl_module, trainer.optimizers, replicated)

@@ -122,8 +122,8 @@ def pull(
     """
     pairs = _pairs(strength, regions, importance)
     stored, missing = _opened(base)
-    with _in_words_of_a_pull():
-        refuse_unsupported(model)
+    with in_words_of_a_pull():
+        refuse_unsupported(model, masked=False)
         reshard(model)
         names = stored if importance is None else importance
         parameters = trained_parameters(model, optimizer, names)
@@ -275,7 +275,7 @@ def _pairs(
 
 
 @contextmanager
-def _in_words_of_a_pull() -> Iterator[None]:
+def in_words_of_a_pull() -> Iterator[None]:
     """What neither can be guaranteed under says so of a freeze."""
     try:
         yield

@@ -89,8 +89,10 @@ def lay_out(
     return plain(name, parts, resolved, together, group)
 
 
-def refuse_unsupported(model: nn.Module) -> None:
+def refuse_unsupported(model: nn.Module, masked: bool = True) -> None:
     """UserError if ``model`` is, or holds, something under which a freeze is not guaranteed.
+
+    ``masked``: gradients are, which must survive their reduction; a pull does not touch them.
 
     Pass the outermost module, with DistributedDataParallel if there is one: its communication
     hooks are looked at too.
@@ -98,7 +100,8 @@ def refuse_unsupported(model: nn.Module) -> None:
     for module in model.modules():
         _refuse(module, _MODELS, _ENGINE)
         if isinstance(module, DistributedDataParallel):
-            _refuse_communication(module)
+            if masked:
+                _refuse_communication(module)
             if getattr(getattr(module, "_join_config", None), "enable", False):
                 raise UserError(
                     "cannot audit within DistributedDataParallel.join, where ranks that are out of "

@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
-from freezetrain.callbacks import RegionFreeze
+from freezetrain.callbacks import BasePull, RegionFreeze
 from freezetrain.errors import CheckError, UserError
 from freezetrain.regions import Base, Region, fingerprint
 
@@ -275,6 +275,15 @@ def test_strategies_that_cannot_be_guaranteed_are_refused_by_name() -> None:
     with pytest.raises(UserError, match="cannot guarantee a freeze under FSDPStrategy"):
         freeze.setup(stand_in, Module(), "fit")
     freeze.setup(stand_in, Module(), "validate")
+    with pytest.raises(UserError, match="cannot guarantee a pull under FSDPStrategy"):
+        BasePull(1.0, "base").setup(stand_in, Module(), "fit")
+
+
+def test_a_pull_refuses_a_model_in_its_own_words() -> None:
+    flattened = type("FullyShardedDataParallel", (nn.Sequential,), {})(TinyLM())
+    stand_in = SimpleNamespace(strategy=SimpleNamespace(model=flattened))
+    with pytest.raises(UserError, match=r"^cannot pull under FullyShardedDataParallel"):
+        BasePull(1.0, "base").on_train_start(stand_in, Module())
 
 
 class TwoOptimizers(Module):

@@ -217,6 +217,7 @@ def wrapped_with(hook: object) -> nn.Module:
 def test_communication_hooks_that_may_write_zeros_over_are_refused(hook: object) -> None:
     with pytest.raises(UserError, match="communication hook"):
         refuse_unsupported(wrapped_with(hook))
+    refuse_unsupported(wrapped_with(hook), masked=False)  # a pull does not touch gradients
 
 
 @pytest.mark.parametrize(
