@@ -1,7 +1,8 @@
 """What a forward pass of any causal language model takes: options, and tokens of context."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -81,6 +82,18 @@ def without_cache(model: nn.Module) -> dict[str, Any]:
     which no gradient flows (RWKV).
     """
     return accepted(model, {"use_cache": False})
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts each submodule's own mode back, as some may be kept in eval mode on purpose."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def context_length(model: nn.Module) -> int | None:

@@ -1,7 +1,6 @@
 """The NLL of documents of uneven length in many languages, in one pass over a model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,8 +11,18 @@ from freezetrain.errors import UserError
 from freezetrain.evaluation.documents import Document, Window, batches, windows
 from freezetrain.evaluation.figures import DocumentSums, Figures
 from freezetrain.evaluation.metric import DocumentNLL
-from freezetrain.forward import Forward, context_length, logits_of, require_input_ids
+from freezetrain.forward import (
+    Forward,
+    accepted,
+    context_length,
+    eval_mode,
+    logits_of,
+    require_input_ids,
+)
 from freezetrain.freezing.fsdp import reshard
+from freezetrain.head.chunks import chunks_of_logits
+from freezetrain.head.find import Head, find_head
+from freezetrain.head.inside import inside
 from freezetrain.nll import NO_LABEL
 
 # Turned into fp32 at once: those of a whole batch may be larger than the model. For each larger
@@ -30,17 +39,39 @@ def label_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     are on the device of ``logits`` (MPS has no fp64: on the CPU), the last two int64.
     """
     labels = labels.to(logits.device)
-    counts = labels != NO_LABEL
     at_once = max(1, (_LOGITS_ON_GPU if logits.is_cuda else _LOGITS) // logits.shape[-1])
-    losses, hits = [], []
     rows, flat = logits.flatten(0, 1), labels.flatten()
-    for start in range(0, max(1, len(flat)), at_once):
-        part, label = rows[start : start + at_once].float(), flat[start : start + at_once]
-        losses.append(F.cross_entropy(part, label, reduction="none", ignore_index=NO_LABEL))
-        hits.append(part.max(-1).indices == label)  # the first of equals, as argmax, and faster
-    device = torch.device("cpu") if logits.device.type == "mps" else logits.device
-    nll = torch.cat(losses).view(labels.shape).to(device).double().sum(1)
-    return nll, counts.sum(1).to(device), torch.cat(hits).view(labels.shape).sum(1).to(device)
+    parts = (
+        _losses_and_hits(rows[start : start + at_once].float(), flat[start : start + at_once])
+        for start in range(0, max(1, len(flat)), at_once)
+    )
+    losses, hits = map(torch.cat, zip(*parts, strict=True))
+    return _summed(labels, losses.view(labels.shape), hits.view(labels.shape))
+
+
+def _losses_and_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=NO_LABEL)
+    # The first of equals, as argmax, and faster.
+    return losses, logits.max(-1).indices == labels
+
+
+def _summed(labels: Tensor, losses: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    device = torch.device("cpu") if labels.device.type == "mps" else labels.device
+    counts = (labels != NO_LABEL).sum(1).to(device)
+    return losses.to(device).double().sum(1), counts, hits.sum(1).to(device)
+
+
+def _head_sums(hidden: Tensor, head: Head, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`label_sums` gives, from the ``hidden`` states [B, L, H] that a head is given."""
+    labels = labels.to(hidden.device)
+    places = (labels != NO_LABEL).flatten().nonzero()[:, 0]
+    losses = torch.zeros(labels.numel(), dtype=torch.float32, device=hidden.device)
+    hits = torch.zeros_like(losses, dtype=torch.bool)
+    states, wanted = hidden.flatten(0, 1)[places], labels.flatten()[places]
+    for part, logits in chunks_of_logits(states, head):
+        loss, hit = _losses_and_hits(logits.float(), wanted[part])
+        losses[places[part]], hits[places[part]] = loss, hit
+    return _summed(labels, losses.view(labels.shape), hits.view(labels.shape))
 
 
 Progress = Callable[[int, int], None]
@@ -108,8 +139,10 @@ def evaluate_documents(
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # its forward would exchange buffers, at uneven numbers of batches
     _check(model, documents, max_length, overlap, batch_tokens)
+    head = None
     if forward is None:
         require_input_ids(model)
+        head = find_head(model)
     every = [document for texts in documents.values() for document in texts]
     cut = [
         window
@@ -139,15 +172,15 @@ def evaluate_documents(
     metric.update(none, none.double(), none)  # a rank may have no window
     total, done = sum(window.predicted for window in cut), 0
     # Not inference_mode: what a model keeps from this forward (rotary tables) must stay trainable.
-    with _eval_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for batch in own:
-            nll, _, correct = _window_sums(model, batch, device, forward)
+            nll, _, correct = _window_sums(model, batch, device, forward, head)
             metric.update(torch.tensor([window.document for window in batch]), nll, correct)
             done += sum(window.predicted for window in batch)
             if progress is not None:
                 progress(done, total)
         for _ in range(passes - len(own)):
-            _window_sums(model, spare, device, forward)
+            _window_sums(model, spare, device, forward, head)
     reshard(model)
     return metric.document_sums()
 
@@ -186,7 +219,11 @@ def _check(
 
 
 def _window_sums(
-    model: nn.Module, batch: Sequence[Window], device: torch.device, forward: Forward | None
+    model: nn.Module,
+    batch: Sequence[Window],
+    device: torch.device,
+    forward: Forward | None,
+    head: Head | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``label_sums`` gives for each window's predicted tokens, [B] each, on the device."""
     lengths = torch.tensor([len(window.ids) - 1 for window in batch])
@@ -204,17 +241,15 @@ def _window_sums(
     options = {"attention_mask": mask.long().to(device), "use_cache": False}
     if first:
         options["logits_to_keep"] = labels.shape[1]
+    if head is not None:
+        sums: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def summed(hidden: Tensor) -> Tensor:
+            sums.append(_head_sums(hidden[:, -labels.shape[1] :], head, labels))
+            return sums[0][0]
+
+        with inside(head, summed):
+            model(input_ids=input_ids.to(device), **accepted(model, options))
+        return sums[0]
     logits = logits_of(model, input_ids.to(device), forward, options)
     return label_sums(logits[:, -labels.shape[1] :], labels)
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put each submodule's own mode back, as some may be kept in eval mode on purpose."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -146,15 +146,19 @@ def collate(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {**batch, "kl_places": torch.cat(places), **stored}
 
 
+def batch_targets(batch: Mapping[str, Tensor]) -> Targets:
+    """What the base says at the rehearsed places of a batch that :func:`collate` made."""
+    logs = (batch[name] for name in ("top_log_probs", "rest_log_prob"))
+    log_probs, rest = (v.view(torch.float16) if v.dtype == torch.int16 else v for v in logs)
+    return Targets(batch["top_tokens"], log_probs, rest)
+
+
 def batch_kl(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """KL(base ‖ model) in nats, [P], at the rehearsed places of a batch that :func:`collate` made.
 
     ``logits`` [B, L, V]. Nothing rehearsed: [0], whose sum is 0 and has a gradient.
     """
-    logs = (batch[name] for name in ("top_log_probs", "rest_log_prob"))
-    log_probs, rest = (v.view(torch.float16) if v.dtype == torch.int16 else v for v in logs)
-    targets = Targets(batch["top_tokens"], log_probs, rest)
-    return rehearsal_kl(logits.flatten(0, 1)[batch["kl_places"]], targets)
+    return rehearsal_kl(logits.flatten(0, 1)[batch["kl_places"]], batch_targets(batch))
 
 
 def _bits(values: Tensor) -> Tensor:

@@ -35,17 +35,8 @@ def rehearsal_kl(logits: Tensor, targets: Targets) -> Tensor:
             f"expected logits [P, V] for {len(targets)} places of targets, got "
             f"{list(logits.shape)}; take the logits of the same places"
         )
-    tokens = targets.tokens.to(torch.int64)
-    # On a GPU it would be waited for at each step.
-    if tokens.device.type == "cpu" and tokens.numel() and int(tokens.max()) >= logits.shape[1]:
-        raise UserError(
-            f"the targets hold token {int(tokens.max())} and the model has {logits.shape[1]} "
-            "tokens; give targets of this model's base"
-        )
-    tokens = tokens.to(logits.device)
-    probabilities = targets.probabilities().to(logits.device)
     apply: Callable[..., Tensor] = _BucketKL.apply
-    return apply(logits, tokens, probabilities)
+    return apply(logits, *_buckets(targets, logits.shape[1], logits.device))
 
 
 def full_kl(logits: Tensor, base_logits: Tensor) -> Tensor:
@@ -59,9 +50,38 @@ def full_kl(logits: Tensor, base_logits: Tensor) -> Tensor:
     return F.kl_div(model, base, reduction="none", log_target=True).sum(dim=1)
 
 
-class _BucketKL(torch.autograd.Function):
-    """KL of buckets: ∂/∂zⱼ is qⱼ − pⱼ for a token of the k, and qⱼ − r · qⱼ/q_rest for another."""
+class BucketKL:
+    """:func:`rehearsal_kl` at the places of ``targets``, as a loss of a head's logits.
 
+    ``vocabulary``: tokens that the head has. UserError as there.
+    """
+
+    def __init__(self, targets: Targets, vocabulary: int, device: torch.device) -> None:
+        self._tokens, self._probabilities = _buckets(targets, vocabulary, device)
+
+    def __call__(self, log_q: Tensor, part: slice, gradient: bool) -> Tensor:
+        """As :class:`freezetrain.head.loss.PlaceLoss` says."""
+        tokens = self._tokens[part]
+        probabilities = self._probabilities[part].to(log_q.dtype)
+        kl, others = _values(log_q, tokens, probabilities)
+        if gradient:
+            _to_gradient(log_q, others, tokens, probabilities)
+        return kl
+
+
+def _buckets(targets: Targets, vocabulary: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens [P, k] int64 and probabilities [P, k + 1] on ``device``."""
+    tokens = targets.tokens.to(torch.int64)
+    # On a GPU it would be waited for at each step.
+    if tokens.device.type == "cpu" and tokens.numel() and int(tokens.max()) >= vocabulary:
+        raise UserError(
+            f"the targets hold token {int(tokens.max())} and the model has {vocabulary} "
+            "tokens; give targets of this model's base"
+        )
+    return tokens.to(device), targets.probabilities().to(device)
+
+
+class _BucketKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, probabilities: Tensor) -> Tensor:
         wide = torch.promote_types(logits.dtype, torch.float32)
@@ -69,11 +89,8 @@ class _BucketKL(torch.autograd.Function):
         for part in _parts(logits):
             z = logits[part].to(wide)
             total[part] = z.logsumexp(dim=1)
-            top = z.gather(1, tokens[part])
-            others[part] = z.scatter(1, tokens[part], -torch.inf).logsumexp(dim=1)
-            log_q = torch.cat([top, others[part, None]], dim=1) - total[part, None]
-            p = probabilities[part].to(wide)
-            kl[part] = torch.where(p > 0, p * (p.log() - log_q), 0.0).sum(dim=1)
+            log_q = z - total[part, None]
+            kl[part], others[part] = _values(log_q, tokens[part], probabilities[part].to(wide))
         ctx.save_for_backward(logits, tokens, probabilities, total, others)
         return kl
 
@@ -83,15 +100,28 @@ class _BucketKL(torch.autograd.Function):
         logits, tokens, probabilities, total, others = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         for part in _parts(logits):
-            z = logits[part].to(total.dtype)
+            log_q = logits[part].to(total.dtype) - total[part, None]
             p = probabilities[part].to(total.dtype)
-            q = (z - total[part, None]).exp()
-            top = q.gather(1, tokens[part]) - p[:, :-1]
-            within = (z - others[part, None]).exp()  # of the rest; of the k it is not looked at
-            q -= p[:, -1:] * within
-            q.scatter_(1, tokens[part], top)
-            gradient[part] = q * output[part, None]
+            _to_gradient(log_q, others[part], tokens[part], p)
+            gradient[part] = log_q * output[part, None]
         return gradient, None, None
+
+
+def _values(log_q: Tensor, tokens: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """KL of buckets [p], and what the model gives to all tokens of the rest, as a logarithm."""
+    others = log_q.scatter(1, tokens, -torch.inf).logsumexp(dim=1)
+    buckets = torch.cat([log_q.gather(1, tokens), others[:, None]], dim=1)
+    p = probabilities
+    return torch.where(p > 0, p * (p.log() - buckets), 0.0).sum(dim=1), others
+
+
+def _to_gradient(log_q: Tensor, others: Tensor, tokens: Tensor, p: Tensor) -> None:
+    """``log_q`` becomes ∂/∂z: qⱼ − pⱼ for a token of the k, qⱼ − r · qⱼ/q_rest for another."""
+    of_rest = (log_q - others[:, None]).exp_().mul_(p[:, -1:])  # of the k it is not looked at
+    q = log_q.exp_()
+    top = q.gather(1, tokens) - p[:, :-1]
+    q -= of_rest
+    q.scatter_(1, tokens, top)
 
 
 def _parts(logits: Tensor) -> list[slice]:

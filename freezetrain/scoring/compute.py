@@ -7,11 +7,15 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from freezetrain.errors import CheckError, UserError, near_misses
 from freezetrain.forward import without_cache
-from freezetrain.nll import token_nll
+from freezetrain.head.find import Head, find_head
+from freezetrain.head.inside import inside, joined
+from freezetrain.head.loss import label_loss
+from freezetrain.nll import NO_LABEL, token_nll
 from freezetrain.regions.base import base_of
 from freezetrain.regions.blocks import input_dim, outer_parameters, owner, selection_facts
 from freezetrain.regions.parameters import full_shape
@@ -123,6 +127,7 @@ class Scoring:
             self._partition.turns, dtype=torch.float64, device=self._partition.device(model)
         )
         self._sums: dict[str, dict[str, Tensor]] = {}  # method -> name -> sum over batches
+        self._head: Head | None = None
         self._stack = ExitStack()
 
     @property
@@ -131,6 +136,8 @@ class Scoring:
         return self.methods != ["magnitude"]
 
     def __enter__(self) -> Self:
+        # Before anything looks at what passes through the model.
+        self._head = find_head(self.model) if self.reads_text else None
         with ExitStack() as stack:
             by_gradient = [method for method in self.methods if method in GRADIENT_METHODS]
             trainable = self.parameters[by_gradient[0]] if by_gradient else {}
@@ -234,11 +241,19 @@ class Scoring:
         that float16 rounds many of them to zero.
         """
         input_ids = rows.to(self._device)
-        logits = self.model(input_ids=input_ids, **without_cache(self.model)).logits
-        nll = token_nll(logits, input_ids).sum() * self._counts
+        nll = self._sum_of_nll(input_ids) * self._counts
         self._recent[self._batches % self._partition.turns] = nll.detach()
         if nll.requires_grad:
             nll.backward()  # type: ignore[no-untyped-call]
+
+    def _sum_of_nll(self, input_ids: Tensor) -> Tensor:
+        options, head = without_cache(self.model), self._head
+        if head is None:
+            return token_nll(self.model(input_ids=input_ids, **options).logits, input_ids).sum()
+        labels = F.pad(input_ids[:, 1:], (0, 1), value=NO_LABEL)
+        with inside(head, lambda hidden: label_loss(hidden, head, labels)) as losses:
+            output = self.model(input_ids=input_ids, **options)
+        return joined(losses[0], output)
 
     def _add_up_losses(self) -> None:
         """Add the latest losses of all ranks, which all call this. CheckError as the class."""

@@ -17,6 +17,8 @@ from torch.autograd.function import FunctionCtx
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from freezetrain.head.find import Head
+from freezetrain.head.inside import inside
 from freezetrain.nll import next_token_nll
 from freezetrain.regions import decoder_blocks
 
@@ -45,11 +47,14 @@ def count_activations(
     sequence_length: int,
     dtype: torch.dtype = torch.float32,
     autocast: bool = False,
+    whole_logits: bool = True,
 ) -> Activations:
     """Count for ``batch`` sequences through ``model``, which is on the meta device.
 
     ``dtype``: of the weights as they are computed with. ``autocast``: weights in fp32, computed
-    with in bfloat16, whose copies of the weights are counted too.
+    with in bfloat16, whose copies of the weights are counted too. ``whole_logits``: of all places
+    at once, and their loss; else what the head is given counts alone: as much as the gradient that
+    is kept of it.
     """
     model = copy.deepcopy(model).train()
     nn.Module.to(model, torch.float32 if autocast else dtype)
@@ -70,12 +75,20 @@ def count_activations(
         block.register_forward_hook(lambda *_: marks.append(counter.total))
     ids = torch.zeros(batch, sequence_length, dtype=torch.long, device="meta")
     with _Ordinary(autocast), torch.autograd.graph.saved_tensors_hooks(counter.pack, _unpacked):
-        logits = model(input_ids=ids, use_cache=False).logits
-        loss = next_token_nll(logits, ids).sum()
+        if whole_logits:
+            loss = next_token_nll(model(input_ids=ids, use_cache=False).logits, ids).sum()
+        else:
+            with inside(Head(model.get_output_embeddings()), _squared) as losses:
+                model(input_ids=ids, use_cache=False)
+            (loss,) = losses
     sizes = [after - start for start, after in zip(marks[::2], marks[1::2], strict=True)]
     total = counter.total
     del loss  # until here its graph keeps what was counted, so that no storage is counted twice
     return Activations(max(sizes), sum(sizes), inputs, total - sum(sizes))
+
+
+def _squared(hidden: Tensor) -> Tensor:
+    return hidden.square().sum()
 
 
 def _unpacked(tensor: Tensor) -> Tensor:

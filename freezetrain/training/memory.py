@@ -7,7 +7,6 @@ with real runs. Not in it: CUDA's context, kernels' workspaces, and what the all
 between blocks.
 """
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +17,10 @@ from transformers import PreTrainedModel
 from freezetrain.errors import UserError
 from freezetrain.files import readable
 from freezetrain.freezing.pulled_parts import AT_ONCE
-from freezetrain.recipe.optimization import Optimization
 from freezetrain.regions import Region, decoder_blocks
-from freezetrain.rehearsal.targets import places_at_once
-from freezetrain.training.activations import count_activations
-from freezetrain.training.engines import kind_of, trained_in_16_bits
-from freezetrain.training.recipe import Pull, Rehearse, TrainRecipe
+from freezetrain.training.batch_memory import batch_parts, rehearsal_parts
+from freezetrain.training.memory_parts import ALWAYS, PASS, TRAINING, Part, Shapes
+from freezetrain.training.recipe import Pull, TrainRecipe
 
 # DeepSpeed's defaults, in elements.
 _ZERO_DEFAULTS = {
@@ -31,25 +28,6 @@ _ZERO_DEFAULTS = {
     "stage3_max_live_parameters": 1e9,
     "sub_group_size": 1e9,
 }
-
-# Moments of a run in which different parts are there. The peak is the largest of their sums.
-ALWAYS = ("load", "forward", "loss", "backward", "step", "watch")
-
-TRAINING = ALWAYS[1:]
-
-_PASS = ("forward", "loss", "backward")
-
-
-@dataclass(frozen=True)
-class Part:
-    """Bytes that a rank takes for one purpose."""
-
-    name: str
-    device: float
-    """On the GPU; without GPUs, in the memory that it would have."""
-    during: tuple[str, ...] = TRAINING
-    host: float = 0
-    """In CPU memory, beside a GPU."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +80,10 @@ def estimate(
     is frozen. ``on_gpu``: else CPU memory is the device. ``pulled``: regions with a strength of
     their own. ``stored``: type of the base's files, in which a pull keeps it; None: float32.
     """
-    shapes = _Shapes(model, recipe, world)
-    parts = [*_state(shapes, recipe), *_batch(shapes, model, recipe)]
+    shapes = Shapes(model, recipe, world)
+    parts = [*_state(shapes, recipe), *batch_parts(shapes, model, recipe, on_gpu)]
     if recipe.rehearse is not None and recipe.rehearse.loss == "kl":
-        parts += _rehearsal(shapes, model, recipe.optimization, recipe.rehearse)
+        parts += rehearsal_parts(shapes, model, recipe, on_gpu)
     if shapes.zero:
         parts += _deepspeed(shapes, recipe, on_gpu)
     elif shapes.kind == "fsdp2":
@@ -147,58 +125,7 @@ def require_memory(model: PreTrainedModel, sequences: int, length: int, name: st
         )
 
 
-class _Shapes:
-    """Sizes that follow from the engine."""
-
-    def __init__(self, model: PreTrainedModel, recipe: TrainRecipe, world: int) -> None:
-        self.world = world
-        self.kind = kind_of(recipe.engine, world)
-        self.zero = int(self.kind[-1]) if self.kind.startswith("zero") else 0
-        settings = recipe.optimization
-        self.accumulates = settings.accumulate(world) > 1
-        self.in_16_bits = trained_in_16_bits(settings)
-        parameters = list(model.parameters())
-        self.weights = sum(p.numel() for p in parameters)
-        stored = max(p.element_size() for p in parameters)
-        self.loaded = stored
-        if self.zero:
-            self.held = 2 if self.in_16_bits else 4
-        else:
-            self.held = 2 if settings.precision == "bf16-true" else stored
-        """Bytes of a weight."""
-        self.split = self.kind == "fsdp2" or self.zero == 3
-        self.share = sum(-(-p.shape[0] // world) * p[0].numel() for p in parameters)
-        """Weights of the largest shard: FSDP2 splits rows, DeepSpeed flat tensors."""
-        if self.zero:
-            self.share = -(-self.weights // world)
-        self.local = self.share if self.split else self.weights
-        whole = [p.numel() for p in parameters if p.requires_grad]
-        self.trained = self.local if self.zero or self.split else sum(whole)
-        """Weights on a rank that have a gradient; engines that split them train all."""
-        largest: float = max(whole) * self.held
-        if self.kind == "fsdp2":
-            largest /= world
-        self.largest_step = 4 * self.share if self.zero else largest
-        """Bytes of the largest tensor that AdamW steps on a rank."""
-        self.largest = max(whole)
-        if self.zero or self.kind == "fsdp2":
-            self.largest = (
-                -(-self.largest // world) if self.split else min(self.largest, self.share)
-            )
-        """Weights of the largest parameter, as far as one rank steps them."""
-
-    @property
-    def autocast(self) -> bool:
-        """Whether weights are fp32 and cast in each forward pass."""
-        return self.in_16_bits and not self.zero and self.kind != "fsdp2" and self.held == 4
-
-    @property
-    def computed(self) -> int:
-        """Bytes of a weight in a product."""
-        return 2 if self.in_16_bits else self.held
-
-
-def _state(shapes: _Shapes, recipe: TrainRecipe) -> list[Part]:
+def _state(shapes: Shapes, recipe: TrainRecipe) -> list[Part]:
     """What a rank holds from step to step."""
     zero, held = shapes.zero, shapes.held
     loading = 0 if shapes.split else shapes.loaded * shapes.weights
@@ -238,73 +165,7 @@ def _state(shapes: _Shapes, recipe: TrainRecipe) -> list[Part]:
     return parts
 
 
-def _batch(shapes: _Shapes, model: PreTrainedModel, recipe: TrainRecipe) -> list[Part]:
-    """What a micro-batch takes, and a batch of the evaluation."""
-    settings, checkpointing = recipe.optimization, recipe.engine.gradient_checkpointing
-    kept = count_activations(
-        model,
-        settings.micro_batch,
-        settings.sequence_length,
-        torch.bfloat16 if shapes.computed == 2 else torch.float32,
-        shapes.autocast,
-    )
-    rows = model.config.get_text_config().vocab_size
-    # Gradients of the loss with regard to log-probabilities and logits are fp32; 16-bit logits
-    # have another of their own.
-    logits = settings.micro_batch * settings.sequence_length * rows
-    in_16_bits = 2 if shapes.in_16_bits else 0
-    blocks = kept.kept(checkpointing) - kept.outside
-    parts = [
-        Part("activations of the blocks", blocks, ("forward", "loss")),
-        Part("activations outside of them", kept.outside, ("forward", "loss")),
-        Part("logits", logits * (4 + in_16_bits), ("forward",)),
-        Part("gradients of the logits", logits * (8 + in_16_bits), ("loss",)),
-        Part(
-            "activations of a block, in its backward pass",
-            kept.block + (kept.inputs if checkpointing else 0),
-            ("backward",),
-        ),
-    ]
-    if settings.document_mask:
-        parts.append(Part("document mask", _mask(settings, shapes), _PASS))
-    if not recipe.watch.off:
-        evaluated = recipe.watch.batch_tokens * rows * (8 + in_16_bits)
-        parts.append(Part("logits of the evaluation", evaluated, ("watch",)))
-    return parts
-
-
-def _rehearsal(
-    shapes: _Shapes, model: PreTrainedModel, settings: Optimization, rehearse: Rehearse
-) -> list[Part]:
-    """What KL to the base takes, of as many sequences as a micro-batch has at most."""
-    vocabulary = model.config.get_text_config().vocab_size
-    most = min(settings.micro_batch, math.ceil(rehearse.share * settings.micro_batch) + 1)
-    compared = most * settings.sequence_length * vocabulary  # logits
-    whole = settings.micro_batch * settings.sequence_length * vocabulary
-    size = 2 if shapes.in_16_bits else 4
-    parts = [
-        Part("logits of the rehearsed places", compared * size, ("forward",)),
-        Part("gradients of the logits, of KL", whole * size, ("loss",)),
-    ]
-    if rehearse.teacher == "stored":
-        at_once = min(compared, places_at_once(vocabulary) * vocabulary)
-        copies = 3 if shapes.in_16_bits else 2  # 16 bits are widened first
-        return [*parts, Part("KL, some places at a time", copies * 4 * at_once, ("forward",))]
-    # All logits of the base, and then log-probabilities of both and KL, of the places alone.
-    largest = max(whole * size, 3 * 4 * compared)
-    return [
-        *parts,
-        Part("the base, which is compared with", shapes.held * shapes.weights),
-        Part("logits of the base, or KL", largest, ("forward",)),
-    ]
-
-
-def _mask(settings: Optimization, shapes: _Shapes) -> int:
-    """As booleans, and as what is added to the attention's logits."""
-    return settings.micro_batch * settings.sequence_length**2 * (1 + shapes.computed)
-
-
-def _deepspeed(shapes: _Shapes, recipe: TrainRecipe, on_gpu: bool) -> list[Part]:
+def _deepspeed(shapes: Shapes, recipe: TrainRecipe, on_gpu: bool) -> list[Part]:
     settings = {**_ZERO_DEFAULTS, **recipe.engine.deepspeed.get("zero_optimization", {})}
     bucket = settings["reduce_bucket_size"]
     if not on_gpu:  # memory that is never written to is not taken
@@ -323,11 +184,11 @@ def _deepspeed(shapes: _Shapes, recipe: TrainRecipe, on_gpu: bool) -> list[Part]
     if shapes.zero == 3:
         live = min(settings["stage3_max_live_parameters"], shapes.weights)
         gathered = shapes.held * live
-        parts.append(Part("weights gathered from all ranks", gathered, (*_PASS, "watch")))
+        parts.append(Part("weights gathered from all ranks", gathered, (*PASS, "watch")))
     return parts
 
 
-def _gathered(shapes: _Shapes, model: PreTrainedModel) -> Part:
+def _gathered(shapes: Shapes, model: PreTrainedModel) -> Part:
     """FSDP2 keeps what lies outside the blocks gathered, and one block beside the next.
 
     In the backward pass the gradients of a block are whole before they are split.
@@ -337,11 +198,11 @@ def _gathered(shapes: _Shapes, model: PreTrainedModel) -> Part:
     return Part(
         "weights gathered from all ranks",
         shapes.computed * gathered,
-        (*_PASS, "watch"),
+        (*PASS, "watch"),
     )
 
 
-def _region(shapes: _Shapes, recipe: TrainRecipe, region: Region, on_gpu: bool) -> list[Part]:
+def _region(shapes: Shapes, recipe: TrainRecipe, region: Region, on_gpu: bool) -> list[Part]:
     """What a freeze keeps: entries to mask gradients with, entries and values to guard masters."""
     device = "cuda" if on_gpu else "cpu"
     # A CPU's are those of the region as it was loaded, but for bits, which become indices.
@@ -364,7 +225,7 @@ def _region(shapes: _Shapes, recipe: TrainRecipe, region: Region, on_gpu: bool) 
 
 
 def _pull(
-    shapes: _Shapes, pull: Pull, regions: Sequence[Region], stored: torch.dtype, on_gpu: bool
+    shapes: Shapes, pull: Pull, regions: Sequence[Region], stored: torch.dtype, on_gpu: bool
 ) -> list[Part]:
     """The base's values beside what the rank's optimizer steps, and what a pass over them takes."""
     split = shapes.zero or shapes.kind == "fsdp2"

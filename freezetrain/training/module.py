@@ -16,7 +16,11 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from freezetrain.errors import UserError
+from freezetrain.forward import eval_mode
 from freezetrain.freezing.fsdp import reshard
+from freezetrain.head.find import Head, find_head
+from freezetrain.head.inside import inside, joined
+from freezetrain.head.loss import head_loss
 from freezetrain.nll import next_token_nll
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.training.engines import optimizer_device
@@ -63,6 +67,7 @@ class CausalLM(L.LightningModule):
         self.bad_steps = BadSteps(settings.bad_steps, settings.spike_factor)
         self.compared = Compared(teacher)
         self._sums = torch.zeros(2)  # NLL and KL since the last step, on this rank
+        self._head: Head | None = None
 
     def configure_model(self) -> None:
         if self.load is not None:
@@ -80,12 +85,13 @@ class CausalLM(L.LightningModule):
         checkpoint["compared"] = self.compared.state_dict()
 
     def on_train_start(self) -> None:
-        if self.settings.document_mask:
-            self.model.eval()
-            vocabulary: Any = self.model.get_input_embeddings().num_embeddings
-            require_document_mask(self._logits, vocabulary, self.device)
-            reshard(self.model)  # FSDP2 leaves weights gathered after a forward without backward
-            self.model.train()
+        with eval_mode(self.model):
+            if self.settings.document_mask:
+                vocabulary: Any = self.model.get_input_embeddings().num_embeddings
+                require_document_mask(self._logits, vocabulary, self.device)
+            if not self.compared.with_teacher:
+                self._head = find_head(self.model)
+        reshard(self.model)  # FSDP2 leaves weights gathered after a forward without backward
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         # Dropout depends on the seed and on which micro-batch of all ranks this is, so that a
@@ -102,11 +108,8 @@ class CausalLM(L.LightningModule):
             torch.manual_seed(seed)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        inputs = batch["input_ids"], batch.get("position_ids")
-        logits = self._logits(*inputs)
-        nll = next_token_nll(logits, batch["labels"]).sum()
-        kl = self.compared.kl(logits, batch, lambda base: self._logits(*inputs, base))
-        self._sums = self._sums.to(nll.device) + torch.stack([nll, kl]).detach()
+        loss, sums = self._loss(batch)
+        self._sums = self._sums.to(sums.device) + sums
         self._labels = batch["step_labels"].clamp(min=1)  # a step may hold the last token alone
         self._places = batch.get("step_compared", torch.zeros_like(batch["step_labels"]))
         # Engines divide by ranks and by micro-batches; Lightning by micro-batches, so that under
@@ -114,7 +117,29 @@ class CausalLM(L.LightningModule):
         parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):
             parts *= self.trainer.accumulate_grad_batches
-        return (nll + kl) * (parts / self._labels)
+        return loss * (parts / self._labels)
+
+    def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """NLL of the labels plus KL of the rehearsed places, and both [2] without gradients."""
+        inputs = batch["input_ids"], batch.get("position_ids")
+        head, labels = self._head, batch["labels"]
+        if head is None:
+            logits = self._logits(*inputs)
+            nll = next_token_nll(logits, labels).sum()
+            kl = self.compared.kl(logits, batch, lambda base: self._logits(*inputs, base))
+            return nll + kl, torch.stack([nll, kl]).detach()
+        terms = self.compared.terms(labels.flatten(), batch, head.vocabulary)
+        losses: list[Tensor] = []
+
+        def compute(hidden: Tensor) -> Tensor:
+            total, each = head_loss(hidden, head, terms)
+            losses.extend(each)
+            return total
+
+        with inside(head, compute) as totals:
+            output = self._output(*inputs)
+        sums = [values.sum() for values in losses]
+        return joined(totals[0], output), torch.stack([sums[0], sum(sums[1:], 0 * sums[0])])
 
     def on_train_end(self) -> None:
         self.compared.take(self.global_step)  # of steps after the last that was logged
@@ -176,18 +201,26 @@ class CausalLM(L.LightningModule):
         position_ids: Tensor | None,
         model: PreTrainedModel | None = None,
     ) -> Tensor:
-        """[B, L, V]; documents are kept apart where ``position_ids`` [B, L] start anew.
+        """[B, L, V], of the model that is trained or of another ``model``."""
+        logits = self._output(input_ids, position_ids, model).logits
+        return logits.view(len(input_ids), -1, logits.shape[-1])
 
-        ``model``: another than the one that is trained.
+    def _output(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        model: PreTrainedModel | None = None,
+    ) -> Any:
+        """What the model gives; documents are kept apart where ``position_ids`` start anew.
+
+        Both are [B, L]; with flash attention rows are laid end to end, as one.
         """
         model = self.model if model is None else model
         if position_ids is None:
-            return model(input_ids=input_ids, use_cache=False).logits
-        rows = input_ids.shape[0]
+            return model(input_ids=input_ids, use_cache=False)
         if lays_end_to_end(model):
             input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
-        logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
-        return logits.view(rows, -1, logits.shape[-1])
+        return model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
 
     def _step_sums(self) -> Tensor:
         """NLL of the step's labels and KL of its rehearsed places, summed over all ranks."""

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from freezetrain.head.loss import LabelLoss, Term
 from freezetrain.rehearsal import batch_kl, full_kl
+from freezetrain.rehearsal.dataset import batch_targets
+from freezetrain.rehearsal.kl import BucketKL
 
 
 class Compared:
@@ -43,6 +46,22 @@ class Compared:
         with torch.no_grad():
             base = forward(self._teacher).flatten(0, 1)[places]
         return full_kl(logits.flatten(0, 1)[places], base).sum()
+
+    @property
+    def with_teacher(self) -> bool:
+        """Whether whole logits of the base are compared with."""
+        return self._teacher is not None
+
+    def terms(self, labels: Tensor, batch: Mapping[str, Tensor], vocabulary: int) -> list[Term]:
+        """NLL of ``labels`` [P], and KL by what the batch holds, as losses of the head's logits."""
+        compared = batch.get("kl_places")
+        if compared is None or not len(compared):
+            return [Term(LabelLoss(labels))]
+        # What is rehearsed has no labels. The others' number is known without waiting for a GPU.
+        kept = torch.ones_like(labels).index_fill(0, compared, 0)
+        places = kept.argsort(descending=True, stable=True)[: len(labels) - len(compared)]
+        kl = BucketKL(batch_targets(batch), vocabulary, compared.device)
+        return [Term(LabelLoss(labels[places]), places), Term(kl, compared)]
 
     def add(self, total: float, count: int) -> None:
         """A step's KL and places, over all ranks and micro-batches; one that is bad counts not."""

@@ -5,12 +5,15 @@ import sys
 
 import pytest
 import torch
+from heads import chunks_of
+from largest_tensor import Largest
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
 from freezetrain.errors import CheckError, UserError
 from freezetrain.evaluation import Document, evaluate, evaluate_documents, label_sums
+from freezetrain.head.find import find_head
 from freezetrain.nll import NO_LABEL
 
 VOCABULARY = 40
@@ -111,8 +114,23 @@ def test_long_documents_are_cut_into_windows_that_overlap(max_length, overlap):
         assert value.correct == correct
 
 
+def test_no_logits_of_all_places_are_held(monkeypatch):
+    chunks_of(3, monkeypatch)
+    model, texts = llama(), documents()
+    with Largest() as largest:
+        figures = evaluate(model, texts, max_length=16, batch_tokens=64)
+    monkeypatch.setattr("freezetrain.evaluation.perplexity.find_head", lambda _: None)
+    with Largest() as of_all:
+        whole = evaluate(model, texts, max_length=16, batch_tokens=64)
+    assert largest.values < of_all.values
+    for language, value in figures.items():
+        assert value.nll == pytest.approx(whole[language].nll, rel=1e-6)
+        assert value.correct == whole[language].correct
+
+
 def test_logits_of_context_alone_are_not_computed():
     model, computed = llama(), []
+    assert find_head(model) is not None  # which runs the model by itself, once
     model.lm_head.register_forward_hook(lambda _, given, __: computed.append(given[0].shape[:2]))
     long = documents({"en": [101, 31], "de": [40]})
     evaluate(model, long, max_length=24, overlap=20, batch_tokens=24)

@@ -7,6 +7,8 @@ from copy import deepcopy
 
 import pytest
 import torch
+from heads import chunks_of
+from largest_tensor import Largest
 from scored_models import (
     SIZES,
     assert_scores_close,
@@ -51,6 +53,19 @@ def test_gradient_scores_equal_a_plain_fp64_loop(name: str, method: str) -> None
         "transposed": [n for n in scores if name == "gpt2" and ".c_" in n],
     }
     assert scores.base == Base(None, None, fingerprint(model))
+
+
+@pytest.mark.parametrize("method", ["taylor", "wanda"])
+def test_no_logits_of_all_places_are_held(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = build("llama"), text(16)
+    whole = batches[0].numel() * model.lm_head.out_features
+    expected = compute_scores(model, batches, method)
+    chunks_of(3, monkeypatch)
+    with Largest() as largest:
+        scores = compute_scores(model, batches, method)
+    assert largest.values < whole
+    for name, score in scores.items():
+        torch.testing.assert_close(score, expected[name], rtol=1e-4, atol=1e-7)
 
 
 def test_taylor_does_not_depend_on_how_the_text_is_batched() -> None:

@@ -242,6 +242,25 @@ def test_the_average_is_kept_in_fp32_and_made_in_cpu_memory(model, weights):
     assert memory.host - without.host == 4 * weights  # a second copy of the model, as it is loaded
 
 
+def test_logits_are_held_some_places_at_a_time(model, weights, monkeypatch):
+    monkeypatch.setattr("freezetrain.training.batch_memory.head_places_at_once", lambda *_: 10)
+    in_chunks = parts(estimate(model, recipe("ddp"), WORLD))
+    head = 512 * 64
+    assert in_chunks["logits, some places at a time"] == 2 * 4 * 10 * 512
+    assert in_chunks["gradient of the head, fp32"] == 4 * head
+    assert "logits" not in in_chunks
+    narrow = parts(estimate(model, recipe("zero-2", "bf16-mixed"), WORLD))
+    assert narrow["logits, some places at a time"] == (2 * 4 + 2 * 2) * 10 * 512
+    assert narrow["gradient of the head, as the weights are"] == 2 * head
+    with torch.device("meta"):
+        frozen = AutoModelForCausalLM.from_config(CONFIG)
+    frozen.lm_head.requires_grad_(False)
+    assert "gradient of the head, fp32" not in parts(estimate(frozen, recipe("ddp"), WORLD))
+    frozen.get_output_embeddings = None
+    whole = parts(estimate(frozen, recipe("ddp"), WORLD))
+    assert whole["logits"] == 4 * 2 * 64 * 512
+
+
 def test_rehearsal_by_kl_adds_logits_of_its_places_and_the_base_where_that_is_kept(model, weights):
     plain = recipe("ddp")
     logits = 2 * 64 * 512  # of a micro-batch, which may be rehearsed whole
@@ -251,13 +270,12 @@ def test_rehearsal_by_kl_adds_logits_of_its_places_and_the_base_where_that_is_ke
         sizes, before = (parts(estimate(model, of, WORLD)) for of in (changed, plain))
         return {name: size for name, size in sizes.items() if name not in before}
 
-    stored = {
+    assert added() == {"KL, some places at a time": 2 * 4 * logits}
+    assert added(teacher="model") == {
+        "logits": 4 * logits,
+        "gradients of the logits": 8 * logits,
         "logits of the rehearsed places": 4 * logits,
         "gradients of the logits, of KL": 4 * logits,
-    }
-    assert added() == {**stored, "KL, some places at a time": 2 * 4 * logits}
-    assert added(teacher="model") == {
-        **stored,
         "the base, which is compared with": 4 * weights,
         "logits of the base, or KL": 3 * 4 * logits,
     }

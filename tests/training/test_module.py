@@ -6,6 +6,8 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from heads import chunks_of
+from largest_tensor import Largest
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     AutoModelForCausalLM,
@@ -102,10 +104,18 @@ def test_four_steps_equal_a_plain_loop(data, make_model, tmp_path):
 
     fit(ours, data, tmp_path, [Logged()], progress=False)
     for (name, mine), theirs in zip(ours.named_parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: n + m)
+        # AdamW makes much of what rounds in a small gradient; a step is 3e-3.
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: n + m)
     assert logged["train/gradient_norm"] == pytest.approx(norms, rel=1e-4)
     assert logged["train/loss"] == pytest.approx(losses, rel=1e-5)
     assert not ours.training
+
+
+def test_no_logits_of_all_places_are_held(data, make_model, tmp_path, monkeypatch):
+    chunks_of(5, monkeypatch)
+    with Largest() as largest:
+        fit(make_model(), data, tmp_path, progress=False)
+    assert largest.values < SETTINGS.micro_batch * SETTINGS.sequence_length * SMALL["vocab_size"]
 
 
 def test_nan_loss_stops_names_step_and_batch_and_keeps_the_checkpoint(data, make_model, tmp_path):

@@ -27,6 +27,7 @@ from freezetrain.nll import token_nll
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.rehearsal import Rehearsal
+from freezetrain.rehearsal.kl import BucketKL
 from freezetrain.training import train as verb
 from freezetrain.training.module import CausalLM
 from freezetrain.training.recipe import Rehearse, TrainRecipe, Watch
@@ -120,10 +121,7 @@ def test_logged_are_the_mean_nll_of_labels_and_the_mean_kl_of_places(
 
 
 def test_a_kl_that_is_not_finite_stops_the_run(model_folder, drawn, tmp_path, monkeypatch):
-    def infinite(logits, batch):
-        return logits.sum(2) * torch.inf
-
-    monkeypatch.setattr("freezetrain.training.rehearsed.batch_kl", infinite)
+    monkeypatch.setattr(BucketKL, "__call__", lambda self, log_q, *_: log_q.sum(1) * torch.inf)
     with pytest.raises(CheckError, match=r"the loss is (nan|-?inf) at step"):
         run(recipe_of(model_folder, drawn), tmp_path / "run")
 
@@ -133,14 +131,13 @@ def test_what_is_stored_is_not_rounded_on_the_way(
     model_folder, drawn, tmp_path, monkeypatch, precision
 ):
     seen = set()
-    kl = Compared.kl
+    terms = Compared.terms
 
-    def noted(self, logits, batch, forward):
-        assert logits.dtype == torch.bfloat16
+    def noted(self, labels, batch, vocabulary):
         seen.update(batch["rest_log_prob"].view(torch.float16).tolist())
-        return kl(self, logits, batch, forward)
+        return terms(self, labels, batch, vocabulary)
 
-    monkeypatch.setattr(Compared, "kl", noted)
+    monkeypatch.setattr(Compared, "terms", noted)
     results = run(recipe_of(model_folder, drawn, precision=precision), tmp_path / "run")
     stored = {value for row in Rehearsal(drawn) for value in row["rest_log_prob"].tolist()}
     assert len(seen) > 20

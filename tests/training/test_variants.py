@@ -275,8 +275,8 @@ def test_trains_as_a_plain_loop(
         reference(recipe, variant, model_folder, tokenizer),
     )
     assert actual.keys() == expected.keys() == parameters.keys()
-    # Over all tokens the reference is in fp64: AdamW makes much of what rounds in small gradients.
-    close = 5e-5 if case == "rehearse, whole" else 2e-6
+    # AdamW makes much of what rounds in a small gradient, of which each case has one or a few.
+    close = 5e-5 if case == "rehearse, whole" else 2e-5
     for name, value in expected.items():
         torch.testing.assert_close(
             actual[name], value, atol=close, rtol=1e-5, msg=lambda m, n=name: n + m
