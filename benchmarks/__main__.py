@@ -26,7 +26,7 @@ RESULTS = HERE / "results"
 # Modules with TITLE, `measure(options) -> Results` and `rows(figures) -> list[Row]`; the first
 # paragraph of their docstring stands above the table. In the order of the README.
 PARTS = ("freezing", "freezing_memory", "pulling", "engines", "scoring", "selecting", "loading",
-         "throughput", "startup", "evaluation", "scale")  # fmt: skip
+         "throughput", "startup", "evaluation", "head", "scale")  # fmt: skip
 
 
 def machine(device: str) -> dict[str, Any]:
