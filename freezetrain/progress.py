@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
 
 from freezetrain.escaping import visible
 from freezetrain.files import write_json
+from freezetrain.log_lines import LogLines, duration
 from freezetrain.ranks import from_first_rank, is_first_rank, on_first_rank, together
 from freezetrain.terminal import Terminal, What
 from freezetrain.user_files import read_json, reading
@@ -24,15 +24,38 @@ class Update(Protocol):
 @contextmanager
 def progress_bar(what: str, shown: bool = True) -> Iterator[Update]:
     """Show one bar, named ``what`` at first."""
+    console = Terminal(stderr=True)
+    if not console.is_terminal:
+        yield _in_lines(what, LogLines(console), shown)
+        return
     _, bar, share, _ = Progress.get_default_columns()
     columns = [What(), bar, share, TimeElapsedColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=Terminal(stderr=True), disable=not shown) as progress:
+    with Progress(*columns, console=console, disable=not shown) as progress:
         task = progress.add_task(what, total=None)
 
         def update(done: int, total: int, what: str | None = None) -> None:
             progress.update(task, completed=done, total=total, description=what)
 
         yield update
+
+
+def _in_lines(name: str, lines: LogLines, shown: bool) -> Update:
+    """In place of a bar a line each minute."""
+    begun: tuple[float, int] | None = None  # when, and how much an earlier start had done
+
+    def update(done: int, total: int, what: str | None = None) -> None:
+        nonlocal name, begun
+        name, begun = what or name, begun or (time.monotonic(), done)
+        start, before = begun
+
+        def line() -> str:
+            left = (time.monotonic() - start) * (total - done) / max(done - before, 1)
+            return f"{visible(name)}: {done / max(total, 1):.0%}, {duration(left)} left"
+
+        if shown:
+            lines.now_and_then(line)
+
+    return update
 
 
 class Stages:
@@ -49,7 +72,7 @@ class Stages:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         if is_first_rank():
-            self._console.rule(Text(visible(name), "bold"), align="left")
+            self._console.headline(name)
         start = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - start, 1)

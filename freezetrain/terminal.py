@@ -1,5 +1,6 @@
 """The terminal, through rich: all that is written there as a string is data."""
 
+import os
 from typing import Any
 
 from rich.console import Console
@@ -8,15 +9,33 @@ from rich.text import Text
 
 from freezetrain.escaping import visible, visible_lines
 
+_WIDE = 250  # columns, of a log
+
 
 class Terminal(Console):
     """A console on which a string has no markup, emoji code or control character that acts.
 
     A line break stays one. Tables and styled :class:`rich.text.Text` are written as they are.
+    Where it is no terminal, as in a log, lines are not broken, and tables are as wide as they need,
+    unless the environment's COLUMNS says how wide.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, markup=False, emoji=False, highlight=False)
+        if not self.is_terminal and "width" not in options and "COLUMNS" not in os.environ:
+            self.width = _WIDE
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if not self.is_terminal and all(isinstance(thing, str | Text) for thing in objects):
+            options.setdefault("soft_wrap", True)
+        super().print(*objects, **options)
+
+    def headline(self, text: str) -> None:
+        """What begins now: a rule across a terminal, a line of its own elsewhere."""
+        if self.is_terminal:
+            self.rule(Text(visible(text), "bold"), align="left")
+        else:
+            self.print(f"-- {visible(text)}")
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible_lines(text), **options)

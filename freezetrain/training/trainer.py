@@ -19,11 +19,13 @@ from freezetrain.callbacks import (
     WeightAverage,
 )
 from freezetrain.callbacks.progress import StepProgress
+from freezetrain.callbacks.step_lines import StepLines
 from freezetrain.callbacks.stopping import save_step
 from freezetrain.errors import CheckError
 from freezetrain.evaluation import Figures
 from freezetrain.ranks import current_launch
 from freezetrain.recipe.optimization import Engine
+from freezetrain.terminal import Terminal
 from freezetrain.training.adapters import merged
 from freezetrain.training.checkpoints import StepCheckpoint, latest_checkpoint, resumable
 from freezetrain.training.data import TextData
@@ -58,7 +60,7 @@ def fit(
     world = world_size(engine, launch)
     deepspeed = {} if latest is None else resumable(latest, world, engine.kind)
     if progress:
-        bar = StepProgress()
+        bar = StepProgress() if Terminal(stderr=True).is_terminal else StepLines()
         for callback in callbacks:
             if isinstance(callback, ForgettingTracker):
                 callback.progress = bar.evaluating
@@ -78,7 +80,7 @@ def fit(
         ],
         log_every_n_steps=1 if data.steps <= 200 else 10,
         enable_model_summary=False,
-        enable_progress_bar=progress,
+        enable_progress_bar=progress and isinstance(callbacks[0], StepProgress),
     )
     if isinstance(model, PreTrainedModel):
         model.train()
