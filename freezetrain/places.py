@@ -128,9 +128,10 @@ def folders_like(folder: Path) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """UserError for a folder of an adapter alone, and for one whose config.json cannot be a
-    model's."""
+    """UserError for a folder of an adapter or of GGUF alone, and for one whose config.json cannot
+    be a model's."""
     refuse_adapter(folder)
+    _refuse_gguf(folder)
     path = folder / "config.json"
     if not path.exists():
         held = " ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
@@ -145,6 +146,17 @@ def check_folder(folder: Path) -> None:
     for name in _WEIGHTS:
         if os.path.lexists(folder / name) and not is_file(folder / name):
             raise UserError(f"{folder / name} is no file; {COPY}")
+
+
+def _refuse_gguf(folder: Path) -> None:
+    found = sorted(file.name for file in folder.glob("*.gguf"))
+    if found and not any(folder.glob("*.safetensors*")) and not any(folder.glob("*.bin*")):
+        raise UserError(
+            f"{folder} holds its weights as GGUF alone ({found[0]}), which is for inference; give "
+            "the folder that it was made from, or write one: in Python, "
+            f"AutoModelForCausalLM.from_pretrained({str(folder)!r}, gguf_file={found[0]!r})"
+            ".save_pretrained(...) of transformers, and its tokenizer likewise"
+        )
 
 
 def refuse_adapter(folder: Path, effect: str = "") -> None:

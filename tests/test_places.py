@@ -34,6 +34,19 @@ def test_a_folder_of_an_adapter_alone(folder):
         require_model(ModelSource(str(folder)))
 
 
+@pytest.mark.parametrize("kept", [[], ["config.json"], ["config.json", "model.safetensors"]])
+def test_a_folder_of_gguf_alone(folder, kept):
+    for path in folder.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    (folder / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    if "model.safetensors" in kept:
+        require_model(ModelSource(str(folder)))
+        return
+    with pytest.raises(UserError, match=r"as GGUF alone \(model-Q4_K_M.gguf\).*gguf_file='model"):
+        require_model(ModelSource(str(folder)))
+
+
 def test_a_folder_without_a_tokenizer(folder):
     for file in folder.glob("tokenizer*"):
         file.unlink()
