@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from freezetrain.errors import UserError
 
@@ -82,6 +83,16 @@ def without_cache(model: nn.Module) -> dict[str, Any]:
     which no gradient flows (RWKV).
     """
     return accepted(model, {"use_cache": False})
+
+
+def reshard(model: nn.Module) -> None:
+    """Have FSDP2 put its sharded parameters back into ``model``.
+
+    A forward pass without a backward one, as in an evaluation, leaves the whole ones in the root.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @contextmanager

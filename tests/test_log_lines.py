@@ -50,9 +50,10 @@ def test_a_long_job_says_how_far_it_is_where_there_is_no_terminal(clock, monkeyp
     assert line.endswith(" score de: 55%, 90 s left")  # 45 in 90 s, 45 are left
 
 
-def test_nothing_is_broken_at_80_columns_in_a_log():
+def test_nothing_is_broken_at_80_columns_in_a_log(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     out = io.StringIO()
-    terminal = Terminal(file=out)
+    terminal = Terminal(file=out, force_terminal=False)
     terminal.print("word " * 100)
     columns = [Column(f"a figure of number {n}", len, text=True) for n in range(8)]
     terminal.print(Table("wide", columns, ["zh"]))
@@ -65,4 +66,4 @@ def test_nothing_is_broken_at_80_columns_in_a_log():
 
 def test_columns_of_the_environment_hold(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    assert Terminal(file=io.StringIO()).width == 60
+    assert Terminal(file=io.StringIO(), force_terminal=False).width == 60

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrateg
 
 from freezetrain.errors import UserError
 from freezetrain.files import UNFINISHED, publish, require_space, sync, write_json
-from freezetrain.freezing.fsdp import reshard
+from freezetrain.forward import reshard
 from freezetrain.ranks import from_all_ranks, from_first_rank, together
 from freezetrain.user_files import reason
 

@@ -18,8 +18,8 @@ from freezetrain.forward import (
     eval_mode,
     logits_of,
     require_input_ids,
+    reshard,
 )
-from freezetrain.freezing.fsdp import reshard
 from freezetrain.head.chunks import chunks_of_logits
 from freezetrain.head.find import Head, find_head
 from freezetrain.head.inside import inside

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 
 from freezetrain.errors import CheckError, UserError
 from freezetrain.escaping import visible
+from freezetrain.forward import reshard
 from freezetrain.freezing.engines import lay_out, refuse_unsupported
-from freezetrain.freezing.fsdp import reshard
 from freezetrain.freezing.hooks import RunningSteps, not_traced
 from freezetrain.freezing.layout import Layout
 from freezetrain.freezing.optimizers import own_master

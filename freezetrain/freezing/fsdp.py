@@ -5,7 +5,6 @@ from math import prod
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor import Shard as ShardPlacement
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -47,16 +46,6 @@ def fsdp(optimizers: Optimizers, resolved: Sequence[Resolved]) -> Layout:
         piecewise=len(optimizers.inner) > 1,
         full=_full,
     )
-
-
-def reshard(model: nn.Module) -> None:
-    """Have FSDP2 put its sharded parameters back into ``model``.
-
-    A forward pass without a backward one, as in an evaluation, leaves the whole ones in the root.
-    """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 def _shard(frozen: Resolved, number: int) -> tuple[Shard, int]:

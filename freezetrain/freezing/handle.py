@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from freezetrain.errors import UserError
+from freezetrain.forward import reshard
 from freezetrain.freezing.audit import Audit
 from freezetrain.freezing.copies import Copies
 from freezetrain.freezing.engines import lay_out, refuse_unsupported
-from freezetrain.freezing.fsdp import reshard
 from freezetrain.freezing.hooks import GradientMask, StepGuard
 from freezetrain.freezing.layout import Layout, Shard, prove
 from freezetrain.freezing.optimizers import OptimizerLike

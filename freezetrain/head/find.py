@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from freezetrain.forward import accepted, eval_mode
+from freezetrain.forward import accepted, eval_mode, reshard
 
 _PLACES, _LARGEST = 4, 64.0  # of the forward pass that is looked at
 
@@ -106,6 +106,7 @@ def _explained(model: nn.Module, module: nn.Linear) -> Head | None:
     ids = torch.arange(_PLACES, device=device)[None] % module.out_features
     with _hook(module, show), eval_mode(model), torch.no_grad():
         given = model(input_ids=ids, **accepted(model, {"use_cache": False}))
+    reshard(model)
     logits = getattr(given, "logits", None)
     if len(shown) != 1 or not isinstance(logits, Tensor) or logits.shape != shown[0].shape:
         return None

@@ -16,8 +16,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from freezetrain.errors import UserError
-from freezetrain.forward import eval_mode
-from freezetrain.freezing.fsdp import reshard
+from freezetrain.forward import eval_mode, reshard
 from freezetrain.head.find import Head, find_head
 from freezetrain.head.inside import inside, joined
 from freezetrain.head.loss import head_loss
@@ -85,13 +84,13 @@ class CausalLM(L.LightningModule):
         checkpoint["compared"] = self.compared.state_dict()
 
     def on_train_start(self) -> None:
-        with eval_mode(self.model):
-            if self.settings.document_mask:
+        if self.settings.document_mask:
+            with eval_mode(self.model):
                 vocabulary: Any = self.model.get_input_embeddings().num_embeddings
                 require_document_mask(self._logits, vocabulary, self.device)
-            if not self.compared.with_teacher:
-                self._head = find_head(self.model)
-        reshard(self.model)  # FSDP2 leaves weights gathered after a forward without backward
+            reshard(self.model)
+        if not self.compared.with_teacher:
+            self._head = find_head(self.model)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         # Dropout depends on the seed and on which micro-batch of all ranks this is, so that a

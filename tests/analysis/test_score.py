@@ -50,8 +50,8 @@ def work(rank: int, world: int, words: list[str], fault: str | None) -> int:
     if fault == "full":
         Scores.save = disk_is_full
     if fault == "nan" and rank == 1:
-        token_nll = compute.token_nll
-        compute.token_nll = lambda *args: token_nll(*args) * float("nan")
+        label_loss = compute.label_loss
+        compute.label_loss = lambda *args: label_loss(*args) * float("nan")
     return freezetrain(*words)
 
 
