@@ -149,7 +149,15 @@ def test_pages_are_made_from_their_figures(page, tmp_path, monkeypatch):
     (example,) = blocks("python", page)
     exec(example, {})
     pages = sorted(tmp_path.glob("*.html"))
-    expected = ["keep_tr", "keep_zh", "large_zh", "small_tr", "small_zh", "small_zh_seeds"]
+    expected = [
+        "keep_tr",
+        "keep_zh",
+        "large_zh",
+        "real_tr",
+        "small_tr",
+        "small_zh",
+        "small_zh_seeds",
+    ]
     assert [path.stem for path in pages] == (expected if "study" in page else ["paper"])
     for path in pages:
         text = path.read_text(encoding="utf-8")
