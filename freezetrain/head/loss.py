@@ -48,10 +48,10 @@ class LabelLoss:
 
     def __call__(self, log_q: Tensor, part: slice, gradient: bool) -> Tensor:
         labels, counts = self._labels[part], self._counts[part]
-        losses = -log_q.gather(1, labels)[:, 0] * counts
-        if gradient:  # q - 1 at the label, q elsewhere
+        losses = torch.where(counts, -log_q.gather(1, labels)[:, 0], 0.0)
+        if gradient:  # q - 1 at the label, q elsewhere; no NaN of a place that does not count
             log_q.exp_().scatter_add_(1, labels, log_q.new_full(labels.shape, -1.0))
-            log_q.mul_(counts[:, None])
+            log_q.masked_fill_(~counts[:, None], 0.0)
         return losses
 
 
@@ -65,9 +65,10 @@ def head_loss(hidden: Tensor, head: Head, terms: Sequence[Term]) -> tuple[Tensor
     """
     apply: Callable[..., Tensor] = _HeadLoss.apply
     losses: list[Tensor] = []
-    weight, bias = head.module.weight, head.module.bias
-    total = apply(hidden, weight, bias, head, terms, losses)
-    return total, losses
+    given: list[Tensor | None] = [hidden, head.module.weight, head.module.bias]
+    if not torch.is_grad_enabled():  # of which a Function's own forward knows nothing
+        given = [None if tensor is None else tensor.detach() for tensor in given]
+    return apply(*given, head, terms, losses), losses
 
 
 def label_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:

@@ -143,12 +143,13 @@ def test_a_place_with_two_losses_has_the_gradient_of_both():
 
 
 @pytest.mark.parametrize("frozen", ["lm_head.weight", "model.norm.weight", "everything but"])
-def test_what_needs_no_gradient_gets_none(frozen):
+def test_what_needs_no_gradient_gets_none(frozen, monkeypatch):
     model, (ids, labels) = model_with("bias"), text()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_((name != frozen) if "." in frozen else name == "lm_head.bias")
     mine, theirs = in_chunks(model, ids, labels), whole(model, ids, labels)
     assert_same(model, mine, theirs, rtol=1e-9, atol=1e-12)
+    monkeypatch.setattr("freezetrain.head.loss._Sums._add", None)  # which computes gradients
     with torch.no_grad():
         assert not in_chunks(model, ids, labels).requires_grad
 
@@ -173,6 +174,20 @@ def test_no_labels_at_all_is_a_loss_of_zero():
     loss = in_chunks(model, ids, torch.full_like(labels, NO_LABEL))
     assert loss == 0
     assert not any(g.any() for g in gradients_of(model, loss).values())
+
+
+def test_what_stands_at_places_without_a_label_does_not_matter():
+    model, (_, labels) = model_with("llama"), text()
+    head, states = find_head(model), torch.randn(ROWS, LENGTH, 16, dtype=torch.float64)
+    broken = states.clone()
+    broken[0, 2:4] = torch.nan  # those of NO_LABEL
+    for given in (states, broken):
+        given.requires_grad_()
+        model.zero_grad()
+        loss = label_loss(given, head, labels)
+        loss.backward()
+    assert loss == label_loss(states.detach(), head, labels)
+    assert torch.equal(broken.grad, states.grad)
 
 
 def test_a_second_backward_says_why_it_cannot_be():
