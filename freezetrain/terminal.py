@@ -22,8 +22,9 @@ class Terminal(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, markup=False, emoji=False, highlight=False)
-        if not self.is_terminal and "width" not in options and "COLUMNS" not in os.environ:
-            self.width = _WIDE
+        if not self.is_terminal and "width" not in options:
+            columns = os.environ.get("COLUMNS", "")
+            self.width = int(columns) if columns.isdigit() else _WIDE
 
     def print(self, *objects: Any, **options: Any) -> None:
         if not self.is_terminal and all(isinstance(thing, str | Text) for thing in objects):

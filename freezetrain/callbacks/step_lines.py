@@ -24,13 +24,13 @@ class StepLines(L.Callback):
         self._lines: LogLines | None = None
         self._tracker: ForgettingTracker | None = None
         self._table = False
-        self._step = self._evaluations = 0
+        self._begin = self._step = self._evaluations = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         self._lines = LogLines(Terminal(stderr=True))
-        self._step = trainer.global_step
+        self._begin = self._step = trainer.global_step
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ForgettingTracker):
                 self._tracker, self._table = callback, callback.table
@@ -44,8 +44,8 @@ class StepLines(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self._lines is None or trainer.global_step == self._step:
             return
-        first, self._step = self._step, trainer.global_step
-        if first == 0 or self._step == trainer.max_steps:
+        first, self._step = self._step == self._begin, trainer.global_step
+        if first or self._step == trainer.max_steps:
             self._lines.write(_step_line(trainer))
         else:
             self._lines.now_and_then(lambda: _step_line(trainer))
