@@ -1,6 +1,5 @@
 """The terminal, through rich: all that is written there as a string is data."""
 
-import os
 from typing import Any
 
 from rich.console import Console
@@ -23,7 +22,7 @@ class Terminal(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, markup=False, emoji=False, highlight=False)
         if not self.is_terminal and "width" not in options:
-            columns = os.environ.get("COLUMNS", "")
+            columns = self._environ.get("COLUMNS", "")
             self.width = int(columns) if columns.isdigit() else _WIDE
 
     def print(self, *objects: Any, **options: Any) -> None:

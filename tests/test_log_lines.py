@@ -51,7 +51,7 @@ def test_a_long_job_says_how_far_it_is_where_there_is_no_terminal(clock, monkeyp
 
 
 def test_nothing_is_broken_at_80_columns_in_a_log(monkeypatch):
-    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(Terminal, "_environ", {})
     out = io.StringIO()
     terminal = Terminal(file=out, force_terminal=False)
     terminal.print("word " * 100)
@@ -65,5 +65,5 @@ def test_nothing_is_broken_at_80_columns_in_a_log(monkeypatch):
 
 
 def test_columns_of_the_environment_hold(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(Terminal, "_environ", {"COLUMNS": "60"})
     assert Terminal(file=io.StringIO(), force_terminal=False).width == 60
