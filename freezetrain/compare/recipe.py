@@ -365,23 +365,26 @@ class CompareRecipe:
         """Share of a run's sequences that are texts of held-out languages."""
         training = self.training(name, self.rates_of(name)[0], self.seeds_of(name)[0])
         mixed: list[Replay | Rehearse | None] = [training.replay]
-        if training.rehearse is not None and not self._is_drawn(name, training.rehearse):
+        if self._rehearsed_text(name)[0]:
             mixed.append(training.rehearse)
         return sum(part.share * part.until for part in mixed if part is not None)
 
-    def _is_drawn(self, name: str, rehearse: Rehearse) -> bool:
-        """Whether the base drew what the variant ``name`` rehearses: it is no old text."""
+    def _rehearsed_text(self, name: str) -> tuple[bool, bool]:
+        """Of what the variant ``name`` rehearses: whether it is old text, and begun with some."""
         from freezetrain.rehearsal.pieces import made_of  # imports torch
 
         if (rehearsed := self._rehearsed(name)) is not None:
-            return rehearsed.texts is None
-        return bool(made_of(Path(rehearse.folder)).how.get("drawn", True))
+            return rehearsed.texts is not None, rehearsed.prompts != TextSource()
+        folder = (self.variants[name].changes.get("rehearse") or {}).get("folder")
+        if folder is None:
+            return False, False
+        how = made_of(Path(folder)).how
+        return not how.get("drawn", True), bool(how.get("own_prompts"))
 
     def reads_old(self, name: str) -> bool:
         """Whether the variant ``name`` needs texts of held-out languages before it is trained."""
         from freezetrain.regions import Expression  # imports torch
 
         names = [part for text in self.expressions(name) for part in Expression(text).names]
-        rehearsed = self._rehearsed(name)
-        prompted = rehearsed is not None and rehearsed.prompts != TextSource()
-        return self._has_fisher(name) or any(map(self.is_scored, names)) or prompted
+        scored = self._has_fisher(name) or any(map(self.is_scored, names))
+        return scored or self._rehearsed_text(name)[1]

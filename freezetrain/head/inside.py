@@ -36,6 +36,24 @@ def inside(head: Head, compute: Callable[[Tensor], Tensor]) -> Iterator[list[Ten
         handle.remove()
 
 
+@torch.no_grad()
+def hidden_states(head: Head, run: Callable[[], object]) -> Tensor:
+    """What the head is given, [B, L, H], where ``run`` calls its model, and no logits. No gradient.
+
+    For a model whose weights are whole in this process: elsewhere those of the head are there
+    within its call alone.
+    """
+    found: list[Tensor] = []
+
+    def keep(hidden: Tensor) -> Tensor:
+        found.append(hidden)
+        return hidden.new_zeros(())
+
+    with inside(head, keep):
+        run()
+    return found[0]
+
+
 def joined(loss: Tensor, output: Any) -> Tensor:
     """``loss``, of which the model's ``output`` is a part, by zero times its logits."""
     return loss + 0 * output.logits.sum()

@@ -13,7 +13,7 @@ from torch import Tensor
 from freezetrain.errors import UserError
 from freezetrain.nll import NO_LABEL
 from freezetrain.rehearsal.kl import rehearsal_kl
-from freezetrain.rehearsal.pieces import AGAIN, made_of, piece_file, read_piece
+from freezetrain.rehearsal.pieces import AGAIN, made_of, open_piece, piece_file
 from freezetrain.rehearsal.targets import Targets
 from freezetrain.user_files import reading
 
@@ -26,11 +26,12 @@ class Rehearsal(torch.utils.data.Dataset[dict[str, Tensor]]):
     the base gives its next token the distribution that stands at ``t``. Rows are read from disk
     when asked for.
 
-    All pieces are read once at the start and compared with their digests. UserError where the
+    All pieces are read once at the start and compared with their digests; of processes that share
+    a folder one is enough, and the others may go without (``check=False``). UserError where the
     folder or a piece is missing, damaged, or of another rehearsal, naming it.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, check: bool = True) -> None:
         self.folder = Path(folder)
         self.made = made_of(self.folder)
         self._files = [piece_file(self.folder, number) for number in range(self.made.pieces)]
@@ -43,15 +44,16 @@ class Rehearsal(torch.utils.data.Dataset[dict[str, Tensor]]):
                     f"{file} is missing: the rehearsal has {self.made.pieces} pieces; give the "
                     "same `freezetrain rehearse` again, which makes what is missing"
                 )
-            piece, made, digest = read_piece(self.folder, number)
+            tensors, made, digest = open_piece(self.folder, number, check)
             if made != self.made:
                 raise UserError(
                     f"{file} belongs to another rehearsal than the first piece there; {AGAIN}"
                 )
             self.digests.append(digest)
-            starts.append(piece.starts.numpy().copy())
-            languages.append(piece.language.numpy().copy())
-            given.append(piece.given.numpy().copy())
+            with reading("the rehearsal", file, AGAIN):
+                starts.append(tensors["starts"].numpy().copy())
+                languages.append(tensors["language"].numpy().copy())
+                given.append(tensors["given"].numpy().copy())
         self._starts = starts
         self._ends = np.cumsum([len(piece) - 1 for piece in starts])
         self.lengths = np.concatenate([np.diff(piece) for piece in starts])

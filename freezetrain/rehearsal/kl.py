@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from freezetrain.errors import UserError
+from freezetrain.head.chunks import chunks_of_logits
+from freezetrain.head.find import Head
 from freezetrain.rehearsal.targets import Targets, places_at_once
 
 
@@ -66,6 +68,28 @@ class BucketKL:
         kl, others = _values(log_q, tokens, probabilities)
         if gradient:
             _to_gradient(log_q, others, tokens, probabilities)
+        return kl
+
+
+class FullKL:
+    """:func:`full_kl` at places of the base, as a loss of a head's logits.
+
+    ``hidden`` [P, H]: what the base's ``head`` is given there. Logits of the base are computed
+    together with those of the model, some places at a time.
+    """
+
+    def __init__(self, hidden: Tensor, head: Head) -> None:
+        self._hidden, self._head = hidden, head
+
+    def __call__(self, log_q: Tensor, part: slice, gradient: bool) -> Tensor:
+        """As :class:`freezetrain.head.loss.PlaceLoss` says."""
+        kl = log_q.new_empty(len(log_q))
+        for places, logits in chunks_of_logits(self._hidden[part], self._head):
+            log_p = logits.log_softmax(dim=1)
+            p = logits.copy_(log_p).exp_()
+            kl[places] = log_p.sub_(log_q[places]).mul_(p).sum(dim=1)
+            if gradient:
+                log_q[places].exp_().sub_(p)
         return kl
 
 

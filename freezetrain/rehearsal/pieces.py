@@ -86,17 +86,25 @@ def write_piece(folder: Path, number: int, piece: Piece, made: Made) -> Path:
     return write_safetensors(file, tensors, header, max_shard_bytes=1 << 62)
 
 
-def read_piece(folder: Path, number: int) -> tuple[Piece, Made, str]:
-    """Piece ``number``, how it was made, and the digest of what it holds.
+def open_piece(
+    folder: Path, number: int, check: bool = True
+) -> tuple[Mapping[str, Tensor], Made, str]:
+    """What the file of piece ``number`` holds, how it was made, and the digest of it.
 
-    UserError where its file is damaged, naming it.
+    A tensor is read where it is asked for; ``check`` reads all and compares them with the digest.
+    UserError where the file is damaged, naming it.
     """
     file = piece_file(folder, number)
-    made, stored, digest = _header(file)
-    tensors, _ = read_safetensors(file, "rehearsal")
-    if stored != number or _digest(tensors) != digest:
+    tensors, made, stored, digest = _open(file)
+    if stored != number or (check and _digest(tensors) != digest):
         raise UserError(f"{file} is damaged: it does not hold what was written; {AGAIN}")
-    with reading("the rehearsal", file, AGAIN):
+    return tensors, made, digest
+
+
+def read_piece(folder: Path, number: int) -> tuple[Piece, Made, str]:
+    """Piece ``number``, compared with its digest, as :func:`open_piece` gives it."""
+    tensors, made, digest = open_piece(folder, number)
+    with reading("the rehearsal", piece_file(folder, number), AGAIN):
         piece = Piece(
             tokens=tensors["tokens"],
             starts=tensors["starts"],
@@ -116,7 +124,7 @@ def made_of(folder: Path) -> Made:
         raise UserError(
             f"{folder} holds no rehearsal; give a folder that `freezetrain rehearse` made"
         )
-    return _header(files[0])[0]
+    return _open(files[0])[1]
 
 
 def _id_type(vocabulary: int) -> torch.dtype:
@@ -131,9 +139,9 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _header(file: Path) -> tuple[Made, int, str]:
-    """How a piece was made, its number, and the digest of what it holds."""
-    _, header = read_safetensors(file, "rehearsal")
+def _open(file: Path) -> tuple[Mapping[str, Tensor], Made, int, str]:
+    """A piece's tensors, none read yet, how it was made, its number, and the digest of them."""
+    tensors, header = read_safetensors(file, "rehearsal")
     with reading("the rehearsal", file, AGAIN):
         made = Made(
             base=base_from(header["base"]),
@@ -145,4 +153,4 @@ def _header(file: Path) -> tuple[Made, int, str]:
             pieces=int(header["pieces"]),
             how=dict(header["how"]),
         )
-        return made, int(header["piece"]), str(header["digest"])
+        return tensors, made, int(header["piece"]), str(header["digest"])

@@ -1,7 +1,7 @@
 """Drawing sequences from a model with its own probabilities, and what it says at their places."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,11 +19,15 @@ from transformers import (
 
 from freezetrain.errors import CheckError, UserError
 from freezetrain.forward import accepted, without_cache
+from freezetrain.head.chunks import chunks_of_logits
+from freezetrain.head.find import Head, find_head
+from freezetrain.head.inside import hidden_states
 from freezetrain.rehearsal.pieces import Piece
 from freezetrain.rehearsal.targets import Targets, top_targets
 from freezetrain.sampling.cache import roomy_cache
 
-_LOGITS_AT_ONCE = 1 << 26  # of a forward pass: 256 MB in fp32
+# Of a forward pass: places where logits are computed some at a time, else logits, 256 MB in fp32.
+_PLACES_AT_ONCE, _LOGITS_AT_ONCE = 1 << 13, 1 << 26
 
 
 def require_drawing(model: PreTrainedModel) -> None:
@@ -192,22 +196,36 @@ _NOT_FINITE = (
 def targets_of(model: PreTrainedModel, sequences: Sequence[Tensor], k: int) -> Targets:
     """What the model says after each token of ``sequences``, one after another, in fp32 on the CPU.
 
-    A few sequences at a time, filled up at their ends, which those before do not see. CheckError
-    where logits are not finite.
+    A few sequences at a time, filled up at their ends, which those before do not see; logits of
+    some places at a time where the model's head is found. CheckError where they are not finite.
     """
-    vocabulary = vocabulary_of(model)
+    head = find_head(model)
     longest = max(map(len, sequences), default=1)
-    rows = max(1, _LOGITS_AT_ONCE // (longest * vocabulary))
+    places = _PLACES_AT_ONCE if head else _LOGITS_AT_ONCE // vocabulary_of(model)
+    rows = max(1, places // longest)
     parts = []
     for first in range(0, len(sequences), rows):
-        some = sequences[first : first + rows]
-        ids = torch.nn.utils.rnn.pad_sequence(list(some), batch_first=True).to(model.device)
-        for row, sequence in zip(_logits(model, ids), some, strict=True):
-            found = top_targets(row[: len(sequence)], k)
+        some = list(sequences[first : first + rows])
+        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True).to(model.device)
+        lengths = torch.tensor([len(sequence) for sequence in some], device=ids.device)
+        there = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        for logits in _some_logits(model, head, ids, there):
+            found = top_targets(logits, k)
             if bool(found.log_probs.isnan().any()):
                 raise CheckError(_NOT_FINITE)
             parts.append([found.tokens.cpu(), found.log_probs.cpu(), found.rest.cpu()])
     return Targets(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _some_logits(
+    model: PreTrainedModel, head: Head | None, ids: Tensor, there: Tensor
+) -> Iterator[Tensor]:
+    """Logits [p, V] of the places of ``ids`` [B, L] that are ``there``, in their order."""
+    if head is None:
+        yield _logits(model, ids)[there]
+        return
+    hidden = hidden_states(head, lambda: _logits(model, ids))
+    yield from (logits for _, logits in chunks_of_logits(hidden[there], head))
 
 
 def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from freezetrain.ranks import (
     own_rank,
     together,
 )
+from freezetrain.recipe.sources import TextSource
 from freezetrain.regions.base import base_of
 from freezetrain.rehearsal.pieces import (
     Made,
@@ -157,6 +158,7 @@ def _made(
             "temperature": recipe.temperature,
             "from_bos": recipe.bos_share,
             "prompt_tokens": recipe.prompt_tokens if recipe.languages else 0,
+            "own_prompts": recipe.prompts != TextSource(),  # the user's texts, not the Declaration
         }
     return Made(
         base=base_of(model),

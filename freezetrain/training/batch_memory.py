@@ -21,7 +21,7 @@ def batch_parts(
     """What a micro-batch takes, and a batch of the evaluation."""
     settings, checkpointing = recipe.optimization, recipe.engine.gradient_checkpointing
     layer = plain_head(model)
-    whole = layer is None or _with_teacher(recipe)
+    whole = layer is None
     kept = count_activations(
         model,
         settings.micro_batch,
@@ -62,17 +62,24 @@ def rehearsal_parts(
     assert rehearse is not None
     most = min(settings.micro_batch, math.ceil(rehearse.share * settings.micro_batch) + 1)
     compared = most * settings.sequence_length
-    if plain_head(model) is not None and not _with_teacher(recipe):
-        # The rest without the k, its logarithms, and what a place gives within the rest.
+    with_base = rehearse.teacher == "model"
+    if (layer := plain_head(model)) is not None:
+        # The rest without the k, its logarithms, and what a place gives within the rest; of the
+        # whole vocabulary logits and log-probabilities of the base, and what becomes of them.
         at_once = min(compared, _at_once(rows, on_gpu)) * rows
-        return [Part("KL, some places at a time", 2 * 4 * at_once, ("forward",))]
+        kl = Part("KL, some places at a time", 2 * 4 * at_once, ("forward",))
+        if not with_base:
+            return [kl]
+        states = compared * layer.in_features * shapes.computed
+        base = Part("the base, which is compared with", shapes.held * shapes.weights)
+        return [kl, base, Part("hidden states of the base", states, ("forward",))]
     whole = settings.micro_batch * settings.sequence_length * rows
     size = 2 if shapes.in_16_bits else 4
     parts = [
         Part("logits of the rehearsed places", compared * rows * size, ("forward",)),
         Part("gradients of the logits, of KL", whole * size, ("loss",)),
     ]
-    if rehearse.teacher == "stored":
+    if not with_base:
         at_once = min(compared, places_at_once(rows)) * rows
         copies = 3 if shapes.in_16_bits else 2  # 16 bits are widened first
         return [*parts, Part("KL, some places at a time", copies * 4 * at_once, ("forward",))]
@@ -88,11 +95,6 @@ def rehearsal_parts(
 def vocabulary(model: PreTrainedModel) -> int:
     """Tokens that ``model`` has logits of."""
     return int(model.config.get_text_config().vocab_size)
-
-
-def _with_teacher(recipe: TrainRecipe) -> bool:
-    rehearse = recipe.rehearse
-    return rehearse is not None and rehearse.loss == "kl" and rehearse.teacher == "model"
 
 
 def _at_once(rows: int, on_gpu: bool) -> int:

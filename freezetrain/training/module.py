@@ -89,8 +89,7 @@ class CausalLM(L.LightningModule):
                 vocabulary: Any = self.model.get_input_embeddings().num_embeddings
                 require_document_mask(self._logits, vocabulary, self.device)
             reshard(self.model)
-        if not self.compared.with_teacher:
-            self._head = find_head(self.model)
+        self._head = find_head(self.model)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         # Dropout depends on the seed and on which micro-batch of all ranks this is, so that a
@@ -127,7 +126,9 @@ class CausalLM(L.LightningModule):
             nll = next_token_nll(logits, labels).sum()
             kl = self.compared.kl(logits, batch, lambda base: self._logits(*inputs, base))
             return nll + kl, torch.stack([nll, kl]).detach()
-        terms = self.compared.terms(labels.flatten(), batch, head.vocabulary)
+        terms = self.compared.terms(
+            labels.flatten(), batch, head.vocabulary, lambda base: self._output(*inputs, base)
+        )
         losses: list[Tensor] = []
 
         def compute(hidden: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from freezetrain.models import (
     meta_model,
     stored_dtype,
 )
-from freezetrain.ranks import Launch
+from freezetrain.ranks import Launch, current_launch
 from freezetrain.regions import Base, Region
 from freezetrain.regions.base import fingerprint
 from freezetrain.rehearsal import Rehearsal
@@ -269,7 +269,7 @@ def _fisher(where: str, fields: Pull | Penalty, model: PreTrainedModel) -> Score
 
 
 def rehearsal_of(recipe: TrainRecipe, tokenizer: str | None = None) -> Rehearsal | None:
-    """What is rehearsed, all of it read once and checked.
+    """What is rehearsed, all of it read once and checked by one process of each machine.
 
     UserError where the folder is none, where a piece of it is damaged, and where it was not drawn
     by this base: by the base's files, also where a run is resumed. Where those are not here, as in
@@ -277,7 +277,7 @@ def rehearsal_of(recipe: TrainRecipe, tokenizer: str | None = None) -> Rehearsal
     """
     if recipe.rehearse is None:
         return None
-    rehearsal = Rehearsal(recipe.rehearse.folder)
+    rehearsal = Rehearsal(recipe.rehearse.folder, check=current_launch().local_rank == 0)
     model = meta_model(recipe.model)
     files = describe(recipe.model).files
     found = rehearsal.made.base.fingerprint

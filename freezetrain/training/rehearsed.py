@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from freezetrain.head.loss import LabelLoss, Term
+from freezetrain.head.find import find_head
+from freezetrain.head.inside import hidden_states
+from freezetrain.head.loss import LabelLoss, PlaceLoss, Term
 from freezetrain.rehearsal import batch_kl, full_kl
 from freezetrain.rehearsal.dataset import batch_targets
-from freezetrain.rehearsal.kl import BucketKL
+from freezetrain.rehearsal.kl import BucketKL, FullKL
 
 
 class Compared:
@@ -21,7 +23,7 @@ class Compared:
     """
 
     def __init__(self, teacher: PreTrainedModel | None = None) -> None:
-        self._teacher = teacher
+        self.teacher = teacher
         self._sum, self._count = 0.0, 0
         self.history: list[tuple[int, float, int]] = []
         """Each time that it was logged: optimizer steps done, the mean KL in nats per token of the
@@ -40,28 +42,45 @@ class Compared:
         places = batch.get("kl_places")
         if places is None or not len(places):
             return torch.zeros((), device=logits.device)
-        if self._teacher is None:
+        if self.teacher is None:
             return batch_kl(logits, batch).sum()
-        nn.Module.to(self._teacher, logits.device)
+        nn.Module.to(self.teacher, logits.device)
         with torch.no_grad():
-            base = forward(self._teacher).flatten(0, 1)[places]
+            base = forward(self.teacher).flatten(0, 1)[places]
         return full_kl(logits.flatten(0, 1)[places], base).sum()
 
-    @property
-    def with_teacher(self) -> bool:
-        """Whether whole logits of the base are compared with."""
-        return self._teacher is not None
+    def terms(
+        self,
+        labels: Tensor,
+        batch: Mapping[str, Tensor],
+        vocabulary: int,
+        forward: Callable[[PreTrainedModel], object],
+    ) -> list[Term]:
+        """NLL of ``labels`` [P], and KL of the rehearsed places, as losses of the head's logits.
 
-    def terms(self, labels: Tensor, batch: Mapping[str, Tensor], vocabulary: int) -> list[Term]:
-        """NLL of ``labels`` [P], and KL by what the batch holds, as losses of the head's logits."""
+        ``forward(model)`` runs ``model`` on the batch.
+        """
         compared = batch.get("kl_places")
         if compared is None or not len(compared):
             return [Term(LabelLoss(labels))]
         # What is rehearsed has no labels. The others' number is known without waiting for a GPU.
         kept = torch.ones_like(labels).index_fill(0, compared, 0)
         places = kept.argsort(descending=True, stable=True)[: len(labels) - len(compared)]
-        kl = BucketKL(batch_targets(batch), vocabulary, compared.device)
+        kl: PlaceLoss
+        if self.teacher is None:
+            kl = BucketKL(batch_targets(batch), vocabulary, compared.device)
+        else:
+            kl = self._full_kl(self.teacher, compared, forward)
         return [Term(LabelLoss(labels[places]), places), Term(kl, compared)]
+
+    def _full_kl(
+        self, teacher: PreTrainedModel, places: Tensor, forward: Callable[[PreTrainedModel], object]
+    ) -> FullKL:
+        nn.Module.to(teacher, places.device)
+        head = find_head(teacher)
+        assert head is not None  # the model's class is the same
+        hidden = hidden_states(head, lambda: forward(teacher)).flatten(0, -2)
+        return FullKL(hidden[places], head)
 
     def add(self, total: float, count: int) -> None:
         """A step's KL and places, over all ranks and micro-batches; one that is bad counts not."""

@@ -154,16 +154,24 @@ def test_a_rehearsal_is_drawn_once_for_the_variants_that_name_it():
     assert [compared.reads_old(name) for name in rehearsed] == [False, True, False]
 
 
-@pytest.mark.parametrize("drawn", [True, False])
-def test_a_rehearsal_of_the_users_tells_whether_it_is_old_text(tmp_path, drawn):
+@pytest.mark.parametrize(
+    ("how", "share", "reads"),
+    [
+        ({"drawn": True}, 0, False),
+        ({"drawn": True, "own_prompts": True}, 0, True),
+        ({"drawn": False}, 0.2, False),
+    ],
+)
+def test_a_rehearsal_of_the_users_tells_whether_it_is_old_text(tmp_path, how, share, reads):
     base = Base("base", None, "0" * 64)
-    made = Made(base, "tokenizer", 9, 1, 2, ("en",), 1, {"drawn": drawn})
+    made = Made(base, "tokenizer", 9, 1, 2, ("en",), 1, how)
     one = torch.tensor([1])
     piece = Piece(one, torch.tensor([0, 1]), one * 0, one, top_targets(torch.zeros(1, 9), 1))
     write_piece(tmp_path, 0, piece, made)
     rehearse = {"changes": {"rehearse": {"folder": str(tmp_path), "share": 0.2}}}
     compared = recipe(variants={"plain": {}, "x": rehearse})
-    assert compared.old_share("x") == (0 if drawn else 0.2)
+    assert compared.old_share("x") == share
+    assert compared.reads_old("x") == reads
 
 
 @pytest.mark.parametrize(

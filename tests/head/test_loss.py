@@ -8,11 +8,11 @@ from largest_tensor import Largest
 
 from freezetrain.head.chunks import chunks_of_logits
 from freezetrain.head.find import find_head
-from freezetrain.head.inside import inside, joined
+from freezetrain.head.inside import hidden_states, inside, joined
 from freezetrain.head.loss import LabelLoss, Term, head_loss, label_loss
 from freezetrain.nll import NO_LABEL
-from freezetrain.rehearsal import rehearsal_kl, top_targets
-from freezetrain.rehearsal.kl import BucketKL
+from freezetrain.rehearsal import full_kl, rehearsal_kl, top_targets
+from freezetrain.rehearsal.kl import BucketKL, FullKL
 
 ROWS, LENGTH = 3, 9
 PLACES = ROWS * LENGTH
@@ -100,14 +100,23 @@ def test_autocast_computes_in_the_narrow_type_and_keeps_fp32_gradients(monkeypat
         assert error < 0.03, name
 
 
+@pytest.mark.parametrize("kept_in", ["targets", "the base"])
 @pytest.mark.parametrize("name", ["tied", "bias", "gemma2", "granite"])
-def test_rehearsed_places_have_the_kl_of_whole_logits(name, at_once):
-    model, (ids, labels) = model_with(name), text()
-    base = torch.randn(PLACES, VOCABULARY, dtype=torch.float64) * 3
+def test_rehearsed_places_have_the_kl_of_whole_logits(name, kept_in, at_once):
+    model, base, (ids, labels) = model_with(name), model_with(name), text()
+    with torch.no_grad():
+        for weight in base.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+        said = base(input_ids=ids).logits.flatten(0, 1)
     head, kept = find_head(model), torch.arange(PLACES) % 3 == 0
     compared, places = kept.nonzero()[:, 0], (~kept).nonzero()[:, 0].flip(0)
-    targets = top_targets(base[compared], 5)
-    labelled, kl = LabelLoss(labels.flatten()[places]), BucketKL(targets, VOCABULARY, ids.device)
+    if kept_in == "targets":
+        targets = top_targets(said[compared], 5)
+        kl = BucketKL(targets, VOCABULARY, ids.device)
+    else:
+        states = hidden_states(find_head(base), lambda: base(input_ids=ids)).flatten(0, 1)
+        kl = FullKL(states[compared], find_head(base))
+    labelled = LabelLoss(labels.flatten()[places])
     terms, each = [Term(labelled, places), Term(kl, compared)], []
 
     def compute(hidden):
@@ -119,7 +128,11 @@ def test_rehearsed_places_have_the_kl_of_whole_logits(name, at_once):
         output = model(input_ids=ids, use_cache=False)
     logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
     nll = F.cross_entropy(logits[places], labels.flatten()[places], reduction="none")
-    divergence = rehearsal_kl(logits[compared], targets)
+    if kept_in == "targets":
+        divergence = rehearsal_kl(logits[compared], targets)
+    else:
+        divergence = full_kl(logits[compared], said[compared])
+    assert divergence.sum() > 0.01
     torch.testing.assert_close(each, [nll.detach(), divergence.detach()], rtol=1e-9, atol=1e-12)
     theirs = nll.sum() + divergence.sum()
     assert_same(model, joined(losses[0], output), theirs, rtol=1e-9, atol=1e-12)

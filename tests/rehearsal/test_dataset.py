@@ -104,6 +104,12 @@ def test_what_is_wrong_in_a_folder_is_named(tmp_path):
     }.items():
         with pytest.raises(UserError, match=says):
             Rehearsal(tmp_path / case)
+    # Unchecked, what is not read is not compared, and all else is.
+    unchecked = Rehearsal(tmp_path / "changed", check=False)
+    assert unchecked.digest == Rehearsal(tmp_path / "good").digest
+    for case in ("missing", "cut", "other", "swapped"):
+        with pytest.raises(UserError, match="00001"):
+            Rehearsal(tmp_path / case, check=False)
 
 
 def test_another_base_or_tokenizer(tmp_path):

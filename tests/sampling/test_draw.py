@@ -176,9 +176,15 @@ def piece_of(model, sequences, given, k):
     )
 
 
-def test_targets_are_the_models_log_softmax_at_each_place(model, monkeypatch):
+@pytest.mark.parametrize("head", ["found", "not found"])
+def test_targets_are_the_models_log_softmax_at_each_place(model, head, monkeypatch):
     """Sequences of unlike lengths, a few at a time, as each gives alone."""
-    monkeypatch.setattr(draw, "_LOGITS_AT_ONCE", 2 * 9 * 400)
+    if head == "found":
+        monkeypatch.setattr(draw, "_PLACES_AT_ONCE", 2 * 9)
+        monkeypatch.setattr("freezetrain.head.chunks.places_at_once", lambda *_: 4)
+    else:
+        monkeypatch.setattr(draw, "_LOGITS_AT_ONCE", 2 * 9 * 400)
+        monkeypatch.setattr(draw, "find_head", lambda _: None)
     torch.manual_seed(0)
     sequences = [torch.randint(2, 400, (length,)) for length in (9, 2, 5, 7, 1)]
     targets = targets_of(model, sequences, k=6)
