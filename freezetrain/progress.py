@@ -10,6 +10,7 @@ from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from freezetrain.escaping import visible
 from freezetrain.files import write_json
+from freezetrain.how_long import HowLong
 from freezetrain.log_lines import LogLines, duration
 from freezetrain.ranks import from_first_rank, is_first_rank, on_first_rank, together
 from freezetrain.terminal import Terminal, What
@@ -22,25 +23,34 @@ class Update(Protocol):
 
 
 @contextmanager
-def progress_bar(what: str, shown: bool = True) -> Iterator[Update]:
-    """Show one bar, named ``what`` at first."""
+def progress_bar(what: str, shown: bool = True, shorter: str | None = None) -> Iterator[Update]:
+    """Show one bar, named ``what`` at first.
+
+    ``shorter``: what makes the job shorter, said with how long it will take, see :class:`HowLong`;
+    None: only the bar says so.
+    """
     console = Terminal(stderr=True)
     if not console.is_terminal:
-        yield _in_lines(what, LogLines(console), shown)
+        yield _in_lines(what, LogLines(console), shown, shorter)
         return
     _, bar, share, _ = Progress.get_default_columns()
     columns = [What(), bar, share, TimeElapsedColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=console, disable=not shown) as progress:
         task = progress.add_task(what, total=None)
+        how_long = HowLong(progress.console.print, shorter) if shown and shorter else None
+        name = what
 
         def update(done: int, total: int, what: str | None = None) -> None:
             progress.update(task, completed=done, total=total, description=what)
+            if how_long is not None:
+                how_long(name, done, total)
 
         yield update
 
 
-def _in_lines(name: str, lines: LogLines, shown: bool) -> Update:
+def _in_lines(name: str, lines: LogLines, shown: bool, shorter: str | None) -> Update:
     """In place of a bar a line each minute."""
+    how_long, job = HowLong(lines.write, shorter) if shorter else None, name
     begun: tuple[float, int] | None = None  # when, and how much an earlier start had done
 
     def update(done: int, total: int, what: str | None = None) -> None:
@@ -53,6 +63,8 @@ def _in_lines(name: str, lines: LogLines, shown: bool) -> Update:
             return f"{visible(name)}: {done / max(total, 1):.0%}, {duration(left)} left"
 
         if shown:
+            if how_long is not None:
+                how_long(visible(job), done, total)
             lines.now_and_then(line)
 
     return update

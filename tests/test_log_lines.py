@@ -3,6 +3,7 @@ import io
 import pytest
 
 from freezetrain import log_lines, progress
+from freezetrain.how_long import HowLong
 from freezetrain.log_lines import LogLines, duration
 from freezetrain.tables import Column, Table
 from freezetrain.terminal import Terminal
@@ -48,6 +49,30 @@ def test_a_long_job_says_how_far_it_is_where_there_is_no_terminal(clock, monkeyp
         update(55, 100)
     (line,) = out.getvalue().splitlines()
     assert line.endswith(" score de: 55%, 90 s left")  # 45 in 90 s, 45 are left
+
+
+@pytest.mark.parametrize(
+    ("done", "said"), [(2, ["job: about 5 min in all; shorter with less"]), (20, [])]
+)
+def test_how_long_is_said_once_it_is_measured(clock, done, said):
+    lines = []
+    how_long = HowLong(lines.append, "less")
+    for second, of_100 in enumerate([10, 10, 10, 10, 10, 10, 10 + done, 12 + done, 14 + done]):
+        clock[0] = float(second)
+        how_long("job", of_100, 110)
+    assert lines == said  # 100 are left: 6 s for 2 of them, or for 20
+
+
+def test_a_bar_says_how_long_beside_the_lines_of_each_minute(clock, monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(progress, "Terminal", lambda **_: Terminal(file=out))
+    with progress.progress_bar("draw", shorter="fewer sequences") as update:
+        for second in range(0, 70, 10):
+            clock[0] = float(second)
+            update(second, 1000, "draw de")
+    lines = [line.split(" ", 1)[1] for line in out.getvalue().splitlines()]
+    assert lines[0] == "draw: about 17 min in all; shorter with fewer sequences"
+    assert len(lines) == 1  # a minute after the last line another comes
 
 
 def test_nothing_is_broken_at_80_columns_in_a_log(monkeypatch):

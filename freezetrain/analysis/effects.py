@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from freezetrain.errors import CheckError, UserError, near_misses
 from freezetrain.evaluation import Document, Figures, evaluate
 from freezetrain.formats import fixed, language_and_code, perplexity, signed
-from freezetrain.measuring.held_out import window_length
+from freezetrain.measuring.held_out import SHORTER, window_length
 from freezetrain.progress import progress_bar
 from freezetrain.ranks import is_first_rank
 from freezetrain.recipe.sources import EvaluationTexts
@@ -51,7 +51,7 @@ def each_alone(
         CheckError: a loss that is not finite, with the name of the region.
     """
     figures = {}
-    with progress_bar(what, is_first_rank()) as progress:
+    with progress_bar(what, is_first_rank(), f"fewer regions, or {SHORTER}") as progress:
         for turn, (name, region) in enumerate(regions):
 
             def show(done: int, total: int, turn: int = turn) -> None:

@@ -165,7 +165,8 @@ def _score(
     model, partition = load_scored(recipe.model, recipe.engine, launch)
     base = base_of(model, partition.full)
     total, before = sum(map(_sequences, todo.values())), 0
-    with progress_bar("score", shown=is_first_rank()) as progress:
+    shorter = "fewer languages, or fewer or shorter sequences"
+    with progress_bar("score", is_first_rank(), shorter) as progress:
         for name, drawn in todo.items():
             what = f"score {name} ({names.index(name) + 1} of {len(names)})"
             progress(before, total, what)

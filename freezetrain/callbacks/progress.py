@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from freezetrain.callbacks.tracker import ForgettingTracker
+from freezetrain.callbacks.training_time import TrainingTime
 from freezetrain.evaluation import Evaluation
 from freezetrain.evaluation.watch import TABLE_ROWS
 from freezetrain.tables import Table
@@ -29,6 +30,8 @@ class StepProgress(L.pytorch.callbacks.ProgressBar):
         self._enabled = True
         self._bar: Progress | None = None
         self._tracker: ForgettingTracker | None = None  # whose table is shown here
+        self._time: TrainingTime | None = None
+        self._step = 0
 
     @property
     def is_enabled(self) -> bool:
@@ -57,6 +60,7 @@ class StepProgress(L.pytorch.callbacks.ProgressBar):
             speed_estimate_period=600,  # seconds; a step of a large model may take a minute
         )
         self._bar.start()
+        self._step, self._time = trainer.global_step, None
         self._bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, note="")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -67,6 +71,10 @@ class StepProgress(L.pytorch.callbacks.ProgressBar):
             notes += [f"{speed:,.0f} tokens/s"] if isinstance(speed, float) else []
             note = ", ".join(notes)
             self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, note=note)
+            if trainer.global_step > self._step:
+                self._step = trainer.global_step
+                self._time = self._time or TrainingTime(trainer, self._bar.console.print)
+                self._time.after_step(trainer)
 
     def _take_table(self, trainer: L.Trainer) -> None:
         """Show the table of a tracker that would print it: the tracker's turn is after this."""

@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 
 from freezetrain.callbacks.tracker import ForgettingTracker
+from freezetrain.callbacks.training_time import TrainingTime
 from freezetrain.escaping import visible
 from freezetrain.evaluation.history import Evaluation
 from freezetrain.log_lines import LogLines, duration
@@ -24,6 +25,7 @@ class StepLines(L.Callback):
         self._lines: LogLines | None = None
         self._tracker: ForgettingTracker | None = None
         self._table = False
+        self._time: TrainingTime | None = None
         self._begin = self._step = self._evaluations = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -37,6 +39,7 @@ class StepLines(L.Callback):
                 callback.table = False
                 self._evaluations = len(callback.history.evaluations)
         self._lines.write(f"training from step {self._step} to {trainer.max_steps}")
+        self._time = None
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._say_evaluations()
@@ -45,6 +48,8 @@ class StepLines(L.Callback):
         if self._lines is None or trainer.global_step == self._step:
             return
         first, self._step = self._step == self._begin, trainer.global_step
+        self._time = self._time or TrainingTime(trainer, self._lines.write)
+        self._time.after_step(trainer)
         if first or self._step == trainer.max_steps:
             self._lines.write(_step_line(trainer))
         else:

@@ -54,7 +54,8 @@ def _run_missing(
     done, failed = total - len(missing), []
     plan = f"{total} runs, {done} of them done before; {runs_together(recipe)} at once"
     console.print(plan)
-    with progress_bar("compare", shown=bool(missing)) as progress:
+    shorter = "fewer variants, learning rates or seeds, or more runs at once"
+    with progress_bar("compare", bool(missing), shorter) as progress:
         progress(done, total)
         for each, result in run_all(recipe, prepared, missing):
             if isinstance(result, Exception):

@@ -67,7 +67,11 @@ class Schedule:
 
         ``UserError`` where what the marks are in is not counted.
         """
-        return self._reached(now) > self._reached(before)
+        return self.marks(before, now) > 0
+
+    def marks(self, before: Trained, now: Trained) -> int:
+        """How many marks were reached after ``before`` and until ``now``. UserError as for due."""
+        return self._reached(now) - self._reached(before)
 
     def _reached(self, trained: Trained) -> int:
         """How many marks are reached: counts may jump over one, or over several at once."""

@@ -83,6 +83,9 @@ def window_length(evaluation: EvaluationTexts, model: PreTrainedModel) -> int:
     return evaluation.max_length or min(longest, _LONGEST_WINDOW)
 
 
+SHORTER = "fewer documents or languages to evaluate"
+
+
 def evaluate_with_bar(
     model: PreTrainedModel,
     documents: Mapping[str, Sequence[Document]],
@@ -94,7 +97,7 @@ def evaluate_with_bar(
 
     ``max_length``: tokens of context. None: as many as ``evaluation`` says of this model.
     """
-    with progress_bar(what) as progress:
+    with progress_bar(what, shorter=SHORTER) as progress:
         return evaluate_documents(
             model,
             documents,

@@ -117,7 +117,8 @@ def _draw(
     rank, ranks = own_rank(), len(from_all_ranks(None))
     total = sum(len(plan.pieces[number].tokens) for number in todo) * recipe.sequence_length
     before = 0
-    with progress_bar("draw" if plan.draws else "read", shown=is_first_rank()) as progress:
+    what = "draw" if plan.draws else "read"
+    with progress_bar(what, is_first_rank(), "fewer or shorter sequences") as progress:
         progress(0, total)
         for first in range(0, len(todo), ranks):
             turn = todo[first : first + ranks]
