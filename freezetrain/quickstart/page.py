@@ -60,6 +60,10 @@ class QuickstartResults:
     variants: list[Variant]
     seconds: dict[str, float]
     observations: list[Observation]
+    left_out: list[str]
+    """What was not done so that it fits into the recipe's minutes, in words."""
+    expected_seconds: float
+    """That it should take, as measured before."""
 
     @property
     def effects(self) -> dict[str, Effect]:

@@ -1,9 +1,13 @@
 """`freezetrain quickstart`: the paper in minutes, every part real."""
 
 import shutil
-from dataclasses import asdict
+import sys
+import time
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 from freezetrain.analysis.dimensions import region_place
 from freezetrain.analysis.effects import NOTHING, LanguageFigures, each_alone, effects_table
@@ -11,9 +15,9 @@ from freezetrain.analysis.recipe import ScoreRecipe, SelectRecipe
 from freezetrain.analysis.score import score_languages
 from freezetrain.analysis.select import make_region
 from freezetrain.analysis.verify import compare
-from freezetrain.data.texts import languages_in
+from freezetrain.data.texts import languages_in, read_languages
 from freezetrain.errors import UserError, near_misses
-from freezetrain.measuring.held_out import held_out_documents
+from freezetrain.measuring.held_out import held_out_documents, window_length
 from freezetrain.models import check_loads, load_model, load_tokenizer, local_folder, on_gpu
 from freezetrain.progress import Stages
 from freezetrain.quickstart.observations import PLAIN, Adaptation, Variant, Verified, observe
@@ -24,6 +28,7 @@ from freezetrain.quickstart.page import (
     render_quickstart,
 )
 from freezetrain.quickstart.recipe import QuickstartRecipe
+from freezetrain.quickstart.work import Sizes, Work, fit, left_out, measure, plan_line, seconds_of
 from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.sources import EvaluationTexts, ModelSource
 from freezetrain.regions import Region, decoder_blocks
@@ -31,6 +36,7 @@ from freezetrain.report.run import FORGETTING, read_runs
 from freezetrain.run_folder import Outcome
 from freezetrain.scoring import Scores, select
 from freezetrain.scoring.scores import language_scores
+from freezetrain.terminal import Terminal
 from freezetrain.training import train
 from freezetrain.training.recipe import TrainRecipe, Watch
 
@@ -43,6 +49,8 @@ LEARNING_RATES = {"built-in": 5e-4, "other": 5e-5}
 
 FILE = "core.safetensors"
 
+_COUNTED = 200  # documents that are tokenized to estimate how many sequences there are
+
 
 def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
     stages = Stages()
@@ -50,10 +58,16 @@ def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
     check_loads(source)
     languages = languages_in(recipe.texts)
     _check_languages(recipe, languages)
-    evaluation = EvaluationTexts(recipe.texts, languages)
+    asked = _asked(recipe, languages)
+    with stages("measure the model"):
+        work, expected = _work(recipe, asked, source, languages)
+        languages = sorted(_in_order(recipe, languages)[: work.languages])
+        omitted = left_out(asked, work)
+        Terminal(stderr=True).print(plan_line(omitted, expected, recipe.minutes))
+    evaluation = EvaluationTexts(recipe.texts, languages, documents=work.documents)
 
     with stages(f"1 of 5: score {len(recipe.score_languages)} languages, select the core region"):
-        regions = core_and_controls(recipe, source, folder)
+        regions = core_and_controls(recipe, source, folder, work.sequences)
     model, tokenizer = on_gpu(load_model(source)), load_tokenizer(source)
     with stages(f"2 of 5: zero each region, evaluate {len(languages)} languages"):
         documents = held_out_documents(evaluation, tokenizer)
@@ -72,10 +86,10 @@ def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
     variants = []
     for number, (name, region) in enumerate(frozen.items(), start=3):
         with stages(f"{number} of 5: further pre-training on {recipe.target}, {name}"):
-            variants.append(adapt(recipe, source, languages, name, region, core, folder))
+            variants.append(adapt(recipe, work, source, evaluation, name, region, core, folder))
 
     stages.seconds["total"] = round(sum(stages.seconds.values()), 1)
-    settings = asdict(optimization(recipe, recipe.seed))
+    settings = asdict(optimization(recipe, recipe.seed, work.steps))
     observations = observe(ablation, variants)
     results = QuickstartResults(
         model=ModelFacts(
@@ -88,7 +102,9 @@ def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
         target=recipe.target,
         languages=languages,
         score_languages=recipe.score_languages,
-        settings=settings | {"ratio": recipe.ratio, "seeds": recipe.seeds},
+        settings=settings | {"ratio": recipe.ratio, "seeds": work.seeds},
+        left_out=omitted,
+        expected_seconds=round(expected, 1),
         region=CoreRegion(**vars(region_place(core, regions["random"], model)), file=FILE),
         ablation=ablation,
         variants=variants,
@@ -126,14 +142,67 @@ def _check_languages(recipe: QuickstartRecipe, languages: list[str]) -> None:
             )
 
 
+def _asked(recipe: QuickstartRecipe, languages: list[str]) -> Work:
+    """All that the recipe says; of texts, all that there are."""
+    return Work(
+        sequences=ScoreRecipe.sequences,
+        documents=sys.maxsize,
+        languages=len(languages),
+        evaluations=EVALUATIONS,
+        seeds=recipe.seeds,
+        steps=recipe.steps,
+    )
+
+
+def _in_order(recipe: QuickstartRecipe, languages: list[str]) -> list[str]:
+    """First those that are evaluated in any case."""
+    first = list(dict.fromkeys([recipe.target, *recipe.score_languages]))
+    return [*first, *(name for name in languages if name not in first)]
+
+
+def _work(
+    recipe: QuickstartRecipe, asked: Work, source: ModelSource, languages: list[str]
+) -> tuple[Work, float]:
+    """What is done of all that was ``asked`` for, and the seconds that it should take."""
+    start = time.perf_counter()
+    model = on_gpu(load_model(source))
+    loading, tokenizer = time.perf_counter() - start, load_tokenizer(source)
+    evaluation = EvaluationTexts(recipe.texts, _in_order(recipe, languages))
+    documents = held_out_documents(evaluation, tokenizer)
+    length = window_length(evaluation, model)
+    speed = measure(model, documents, length, recipe.sequence_length, loading)
+    sizes = Sizes(
+        scored=[_sequences(recipe, name, tokenizer) for name in recipe.score_languages],
+        sequence_length=recipe.sequence_length,
+        step_tokens=optimization(recipe, recipe.seed, recipe.steps).step_tokens,
+        held_out={name: [len(d.ids) for d in texts] for name, texts in documents.items()},
+    )
+    most = max(map(len, documents.values()))
+    work = replace(asked, documents=min(asked.documents, most))
+    if recipe.minutes is not None:
+        left = 60 * recipe.minutes - (time.perf_counter() - start)
+        first = len({recipe.target, *recipe.score_languages})
+        work = fit(work, sizes, speed, left, first)
+    return work, sum(seconds_of(work, sizes, speed).values())
+
+
+def _sequences(recipe: QuickstartRecipe, language: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """About how many sequences the training texts of ``language`` make."""
+    texts = read_languages(recipe.texts, [language])[language].to_train()
+    some = texts[:_COUNTED]
+    tokens = sum(map(len, tokenizer(some, verbose=False)["input_ids"]))
+    return max(1, tokens * len(texts) // len(some) // recipe.sequence_length)
+
+
 def core_and_controls(
-    recipe: QuickstartRecipe, source: ModelSource, folder: Path
+    recipe: QuickstartRecipe, source: ModelSource, folder: Path, sequences: int
 ) -> dict[str, Region]:
     """Score the languages, select the core, and its controls: random and lowest scores."""
     settings = ScoreRecipe(
         model=source,
         texts=recipe.texts,
         languages=recipe.score_languages,
+        sequences=sequences,
         sequence_length=recipe.sequence_length,
         seed=recipe.seed,
         engine=Engine(devices=1),  # the quickstart is one process
@@ -161,22 +230,23 @@ def unused_vocabulary(recipe: QuickstartRecipe, source: ModelSource) -> Region:
     )
 
 
-def optimization(recipe: QuickstartRecipe, seed: int) -> Optimization:
+def optimization(recipe: QuickstartRecipe, seed: int, steps: int) -> Optimization:
     """How every variant is trained."""
     default = LEARNING_RATES["built-in" if recipe.model is None else "other"]
     return Optimization(
-        max_steps=recipe.steps,
+        max_steps=steps,
         sequence_length=recipe.sequence_length,
         learning_rate=recipe.learning_rate or default,
-        warmup_steps=max(1, recipe.steps // 10),
+        warmup_steps=max(1, steps // 10),
         seed=seed,
     )
 
 
 def adapt(
     recipe: QuickstartRecipe,
+    work: Work,
     source: ModelSource,
-    languages: list[str],
+    evaluation: EvaluationTexts,
     name: str,
     region: Region | None,
     core: Region,
@@ -193,20 +263,21 @@ def adapt(
         file = folder / f"{slug}.safetensors"
         region.save(file)
     runs: list[Adaptation] = []
-    for seed in range(recipe.seed, recipe.seed + recipe.seeds):
+    for seed in range(recipe.seed, recipe.seed + work.seeds):
         settings = TrainRecipe(
             model=source,
             texts=recipe.texts,
             languages=[recipe.target],
             region=str(file) if file else None,
-            optimization=optimization(recipe, seed),
+            optimization=optimization(recipe, seed, work.steps),
             engine=Engine(devices=1),  # the quickstart is one process
             watch=Watch(
                 texts=recipe.texts,
-                languages=languages,
-                every_n_steps=max(1, recipe.steps // EVALUATIONS),
+                languages=evaluation.languages,
+                documents=evaluation.documents,
+                every_n_steps=max(1, work.steps // work.evaluations),
             ),
-            checkpoint_every=recipe.steps + 1,  # none: a run of a minute is not resumed
+            checkpoint_every=work.steps + 1,  # none: a run of a minute is not resumed
             export_dtype="float32",  # as trained: rounding would hide what has moved a little
         )
         run_folder = folder / (slug if not runs else f"{slug}-seed{seed}")

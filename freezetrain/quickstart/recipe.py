@@ -36,6 +36,9 @@ class QuickstartRecipe:
     seeds: int = 3
     """Runs of each variant, each with another data order: what differs less than they do is
     noise."""
+    minutes: float | None = 15.0
+    """What all of it may take. The model is measured first; what does not fit is left out (runs of
+    a variant, steps, sequences that are scored, documents, languages), which is said. None: all."""
 
     def __post_init__(self) -> None:
         check(0 < self.ratio <= 1, "ratio", "above 0 and at most 1", self.ratio)
@@ -44,6 +47,8 @@ class QuickstartRecipe:
         check(self.sequence_length >= 2, "sequence_length", "2 or more", self.sequence_length)
         rate = self.learning_rate
         check(rate is None or 0 < rate < 1e3, "learning_rate", "a number above 0", rate)
+        minutes = self.minutes is None or 0 < self.minutes < 1e6
+        check(minutes, "minutes", "a number above 0", self.minutes)
         check(1 <= self.seeds <= 1000, "seeds", "from 1 to 1000", self.seeds)
         valid = 0 <= self.seed < 2**32 - self.seeds
         check(valid, "seed", "from 0 to 2**32 - 1, those of all runs too", self.seed)

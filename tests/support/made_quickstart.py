@@ -99,6 +99,8 @@ def make_quickstart(
         ablation=ablation,
         variants=variants,
         seconds={"total": 252.4, "score": 31.2},
+        left_out=["1 of 3 runs of a variant"],
+        expected_seconds=260.0,
         observations=[
             Observation("Zeroing the core costs more than random weights", True, "0.41, 0.002"),
             Observation("With the core frozen less is forgotten", False, "5% less, & gained less"),
