@@ -152,9 +152,10 @@ class Engine:
     """Keep in CPU memory, under zero: the optimizer; at zero-3 also all: the weights too."""
     devices: int | None = None
     """Devices on this machine, unless torchrun or srun says it. None: all GPUs, else one CPU."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = None
     """Compute activations of the decoder blocks again in the backward pass: less memory, about a
-    third more time."""
+    third more time, the same bits. None: where, as ``--dry_run`` estimates, a device would
+    otherwise take more than nine tenths of a GPU's memory, or a third of a machine's without."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """More entries for DeepSpeed's configuration, such as zero_optimization."""
 

@@ -19,7 +19,7 @@ def batch_parts(
     shapes: Shapes, model: PreTrainedModel, recipe: TrainRecipe, on_gpu: bool
 ) -> list[Part]:
     """What a micro-batch takes, and a batch of the evaluation."""
-    settings, checkpointing = recipe.optimization, recipe.engine.gradient_checkpointing
+    settings, checkpointing = recipe.optimization, bool(recipe.engine.gradient_checkpointing)
     layer = plain_head(model)
     whole = layer is None
     kept = count_activations(

@@ -32,6 +32,7 @@ def run(recipe: TrainRecipe, launch: Launch, folder: Path) -> Outcome:
     """
     settings = recipe.optimization
     plan = make_plan(recipe, launch)
+    recipe = plan.recipe
     on_gpu = torch.cuda.is_available() or settings.precision.startswith("bf16")
     memory = estimate(
         plan.model,
@@ -89,6 +90,8 @@ def _plan_table(plan: Plan, launch: Launch, steps: int | None, folder: Path) -> 
         f"{plan.engine} on {plan.world} devices of {launch.nodes} nodes, "
         f"{precision(settings)}{machine}"
     )
+    if plan.recomputation is not None:
+        facts["gradient checkpointing"] = plan.recomputation.said()
     facts["optimizer step"] = (
         f"{settings.micro_batch} sequences x {plan.accumulate} accumulated x {plan.world} devices "
         f"x {settings.sequence_length} tokens = {settings.step_tokens:,} tokens"

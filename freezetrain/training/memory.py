@@ -114,15 +114,19 @@ def require_memory(model: PreTrainedModel, sequences: int, length: int, name: st
     """
     width = getattr(model.config.get_text_config(), "hidden_size", None) or 1
     needed = 2 * sequences * length * int(width) * len(decoder_blocks(model))
-    if torch.cuda.is_available():
-        there = torch.cuda.get_device_properties(0).total_memory
-    else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = memory_there()
     if needed > there:
         raise UserError(
             f"{name} is {sequences}, of which the hidden states alone take {readable(needed)}, and "
             f"there are {readable(there)} of memory; lower it"
         )
+
+
+def memory_there() -> int:
+    """Bytes of a GPU here or, without one, of the machine."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _state(shapes: Shapes, recipe: TrainRecipe) -> list[Part]:

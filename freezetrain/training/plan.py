@@ -35,6 +35,7 @@ from freezetrain.training.engines import (
     world_size,
 )
 from freezetrain.training.recipe import Penalty, Pull, TrainRecipe
+from freezetrain.training.recomputation import Recomputation, decide
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Plan:
     """A run before texts are read and weights are loaded."""
 
     recipe: TrainRecipe
+    """With engine.gradient_checkpointing decided."""
     world: int
     """Ranks."""
     engine: str
@@ -54,12 +56,13 @@ class Plan:
     pull: BasePull | None
     penalty: BasePenalty | None
     rehearsal: Rehearsal | None = None
+    recomputation: Recomputation | None = None
+    """How it was decided, where the recipe left it open."""
 
     @property
     def pulled(self) -> list[Region]:
         """Regions that are pulled with a strength of their own."""
-        pairs: Any = () if self.pull is None else self.pull.regions
-        return [region for region, _ in pairs]
+        return _pulled(self.pull)
 
     @cached_property
     def weights(self) -> int:
@@ -114,7 +117,16 @@ def make_plan(recipe: TrainRecipe, launch: Launch, tokenizer: str | None = None)
     pull, penalty = pull_of(recipe, model), penalty_of(recipe, model)
     engine = kind_of(recipe.engine, world)
     rehearsal = rehearsal_of(recipe, tokenizer)
-    return Plan(recipe, world, engine, accumulate, model, region, pull, penalty, rehearsal)
+    stored = None if pull is None else stored_dtype(recipe.model)
+    decided = decide(recipe, model, launch, world, region, _pulled(pull), stored)
+    return Plan(
+        decided[0], world, engine, accumulate, model, region, pull, penalty, rehearsal, decided[1]
+    )
+
+
+def _pulled(pull: BasePull | None) -> list[Region]:
+    pairs: Any = () if pull is None else pull.regions
+    return [region for region, _ in pairs]
 
 
 def shape_and_region(recipe: TrainRecipe) -> tuple[PreTrainedModel, Region | None]:

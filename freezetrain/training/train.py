@@ -22,6 +22,7 @@ from freezetrain.report.run import RegionFacts, Rehearsed, Run
 from freezetrain.report.runs import PAGE
 from freezetrain.report.runs_page import render_runs
 from freezetrain.run_folder import Outcome
+from freezetrain.stored_model import say
 from freezetrain.tables import Column, Table
 from freezetrain.terminal import Terminal
 from freezetrain.training.checkpoints import latest_checkpoint
@@ -49,6 +50,9 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = 
         fetch(recipe.model)  # the plan depends on what its files hold
     digest = None if recipe.rehearse is None else tokenizer_digest(tokenizer)
     plan = make_plan(recipe, launch, digest)
+    recipe = plan.recipe
+    if table and plan.recomputation is not None and plan.recomputation.on:
+        say(plan.recomputation.said())
     check_fit(plan.model, tokenizer, recipe.optimization.sequence_length)
     require_devices(recipe.engine, launch)
     length, sequences = recipe.optimization.sequence_length, recipe.optimization.micro_batch
