@@ -89,14 +89,21 @@ class Stages:
         yield
         self.seconds[name] = round(time.monotonic() - start, 1)
 
+    def is_kept(self, name: str) -> bool:
+        """Whether an earlier start kept the result of this stage."""
+        return self._file(name).is_file()
+
+    def _file(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}.json"
+
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """The result of ``make()``, ready for JSON, or of an earlier start that kept it.
 
         All ranks call this and, where nothing is kept yet, all make it; rank 0 writes it, with the
         time that it took, and all get what the file holds.
         """
-        assert self.folder is not None
-        path = self.folder / f"{name}.json"
+        path = self._file(name)
         if not from_first_rank(path.is_file()):
             with self(name):
                 result = make()

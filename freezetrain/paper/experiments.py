@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from freezetrain.analysis.ablate import Ablation, ablate_regions
+from freezetrain.analysis.ablate import Ablation, ablate_regions, plan_removals
 from freezetrain.analysis.dimensions import Dimensions, ZeroedDimensions, find_dimensions
 from freezetrain.analysis.effects import (
     NOTHING,
@@ -26,7 +26,7 @@ from freezetrain.analysis.perturb import (
     perturbations,
     weight_targets,
 )
-from freezetrain.analysis.recipe import PerturbRecipe
+from freezetrain.analysis.recipe import AblateRecipe, PerturbRecipe
 from freezetrain.analysis.score import score_languages, scores_folder
 from freezetrain.evaluation import Document
 from freezetrain.paper.recipe import PaperRecipe
@@ -175,13 +175,34 @@ class Study:
         )
 
 
+def evaluations(study: Study) -> dict[str, int]:
+    """Part → about how many times the documents are evaluated in it."""
+    recipe, scored = study.recipe, len(study.scores.languages)
+    removed = len(plan_removals(_removal(study)))
+    changed = 2 * recipe.weights  # as many random ones
+    return {
+        "ablation": 1 + removed,
+        "selectivity": 2 * scored if scored > 1 else 0,
+        "dimensions": 1 + len(recipe.random_seeds),
+        "weights-zero": changed,
+        "weights-scale": changed,
+        "weights-reinitialize": changed,
+        "weights-dimensions": 2 * _DIMENSIONS,
+        "weights-norms": 2 * 2 * _FIRST_BLOCKS,
+    }
+
+
+def _removal(study: Study) -> AblateRecipe:
+    scores = study.scores
+    return study.recipe.removal(str(scores.folder()), scores.core, list(study.documents))
+
+
 def zero_core_regions(study: Study) -> Ablation:
     """Core regions of each ratio, lowest scores and random ones, removed."""
     recipe = study.recipe
     for ratio in recipe.ratios:
         study.core(ratio)  # left as a file, for whoever goes on to freeze it
-    plan = recipe.removal(str(study.scores.folder()), study.scores.core, list(study.documents))
-    return ablate_regions(plan, study.model, study.tokenizer, study.documents)
+    return ablate_regions(_removal(study), study.model, study.tokenizer, study.documents)
 
 
 def zero_monolingual_regions(study: Study) -> MonolingualSelectivity | None:

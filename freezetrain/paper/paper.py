@@ -1,5 +1,6 @@
 """`freezetrain paper`: the experiments of the paper on any model, and one page of them."""
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +14,15 @@ from freezetrain.analysis.perturb import Perturbations
 from freezetrain.data.texts import languages_in
 from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation.texts import text_facts
+from freezetrain.how_long import LONG
+from freezetrain.log_lines import duration
 from freezetrain.measuring.held_out import held_out_documents, window_length
 from freezetrain.models import load_model, load_tokenizer, local_folder, meta_model, on_gpu
 from freezetrain.paper.claims import paper_claims
 from freezetrain.paper.experiments import (
     PaperScores,
     Study,
+    evaluations,
     overlaps,
     weight_changes,
     zero_core_regions,
@@ -36,9 +40,10 @@ from freezetrain.paper.results import (
     PaperResults,
 )
 from freezetrain.progress import Stages
-from freezetrain.ranks import is_first_rank
+from freezetrain.ranks import from_first_rank, is_first_rank
 from freezetrain.regions import block_parameters, decoder_blocks
 from freezetrain.run_folder import Outcome
+from freezetrain.terminal import Terminal
 from freezetrain.typed_json import from_json, to_json
 
 PAGE = "report.html"
@@ -64,6 +69,7 @@ def run(recipe: PaperRecipe, folder: Path) -> Outcome:
         scores = PaperScores(recipe, folder, scored, core)
     model = on_gpu(load_model(recipe.model))
     study = Study(recipe, model, tokenizer, documents, evaluation, scores, folder / "regions")
+    _say_how_long(study, stages)
 
     def kept(name: str, kind: Any, make: Callable[[], Any]) -> Any:
         return _kept(stages, name, kind, make)
@@ -98,6 +104,21 @@ def run(recipe: PaperRecipe, folder: Path) -> Outcome:
         draw_all(results, folder)
         display = [claims_table(results.claims), f"report: {folder / PAGE}"]
     return Outcome(to_json(results), display)
+
+
+def _say_how_long(study: Study, stages: Stages) -> None:
+    """Say how long the evaluations that are left take, once one of them is measured."""
+    left = sum(number for part, number in evaluations(study).items() if not stages.is_kept(part))
+    if not from_first_rank(left):
+        return
+    start = time.monotonic()
+    languages = len(study.before)
+    seconds = left * (time.monotonic() - start)
+    if is_first_rank() and seconds > LONG:
+        Terminal(stderr=True).print(
+            f"about {duration(seconds)} for about {left} evaluations of {languages} languages; "
+            "shorter with fewer documents, languages, ratios, random_seeds or weights; the same command goes on where it was stopped"
+        )
 
 
 def _kept(stages: Stages, name: str, kind: Any, make: Callable[[], Any]) -> Any:

@@ -10,8 +10,10 @@ import yaml
 from forked_ranks import run_ranks
 from verbs import freezetrain, on_a_rank, results
 
+from freezetrain.analysis import effects
 from freezetrain.data.texts import read_languages
-from freezetrain.paper.experiments import PaperScores
+from freezetrain.paper import paper
+from freezetrain.paper.experiments import PaperScores, evaluations
 from freezetrain.paper.recipe import PaperRecipe
 from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.regions import Region
@@ -55,9 +57,33 @@ def place(tmp_path_factory, model_folder) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(place) -> Path:
-    assert freezetrain("paper", place / "recipe.yaml", "--out", place / "out") == 0
+def counted() -> dict[str, int]:
+    """Evaluations of ``done``: announced before, and made after that of the model as it is."""
+    return {"announced": 0, "made": -1}
+
+
+@pytest.fixture(scope="module")
+def done(place, counted) -> Path:
+    def announce(study):
+        told = evaluations(study)
+        counted["announced"] = sum(told.values())
+        return told
+
+    def count(*arguments, **options):
+        counted["made"] += 1
+        return evaluate(*arguments, **options)
+
+    evaluate = effects.evaluate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper, "evaluations", announce)
+        patch.setattr(effects, "evaluate", count)
+        assert freezetrain("paper", place / "recipe.yaml", "--out", place / "out") == 0
     return place / "out"
+
+
+def test_as_many_evaluations_are_made_as_were_announced(done, counted):
+    assert counted["announced"] > 30
+    assert counted["made"] == pytest.approx(counted["announced"], rel=0.15)
 
 
 def test_everything_is_there(done):
