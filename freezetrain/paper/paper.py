@@ -117,7 +117,8 @@ def _say_how_long(study: Study, stages: Stages) -> None:
     if is_first_rank() and seconds > LONG:
         Terminal(stderr=True).print(
             f"about {duration(seconds)} for about {left} evaluations of {languages} languages; "
-            "shorter with fewer documents, languages, ratios, random_seeds or weights; the same command goes on where it was stopped"
+            "shorter with fewer documents, languages, ratios, random_seeds or weights; the "
+            "same command goes on where it was stopped"
         )
 
 
