@@ -127,7 +127,7 @@ def steps(model: str, other: str | None, out: Path) -> list[Step]:
         verify("verify-rows", "rows-train", vocabulary),
         Step(
             "forgetting",
-            ["forgetting", "--base", model, "--models", json.dumps(others), "--target", "zh",
+            ["forgetting", "--base.path", model, "--models", json.dumps(others), "--target", "zh",
              *EVALUATED],
             lambda r, _: f"{len(r['runs'])} models",
         ),

@@ -51,7 +51,8 @@ class LabelLoss:
         losses = torch.where(counts, -log_q.gather(1, labels)[:, 0], 0.0)
         if gradient:  # q - 1 at the label, q elsewhere; no NaN of a place that does not count
             log_q.exp_().scatter_add_(1, labels, log_q.new_full(labels.shape, -1.0))
-            log_q.masked_fill_(~counts[:, None], 0.0)
+            if counts.is_cuda or not bool(counts.all()):  # a GPU would be waited for
+                log_q.masked_fill_(~counts[:, None], 0.0)
         return losses
 
 

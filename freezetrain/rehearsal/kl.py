@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from freezetrain.errors import UserError
-from freezetrain.head.chunks import chunks_of_logits
+from freezetrain.head.chunks import chunks_of_logits, parts_of, places_at_once
 from freezetrain.head.find import Head
-from freezetrain.rehearsal.targets import Targets, places_at_once
+from freezetrain.rehearsal.targets import Targets
 
 
 def rehearsal_kl(logits: Tensor, targets: Targets) -> Tensor:
@@ -27,7 +27,7 @@ def rehearsal_kl(logits: Tensor, targets: Targets) -> Tensor:
     0 where k = V. Probabilities stored in 16 bits are rounded by at most 2⁻¹¹ of their logarithm,
     and made to sum to 1 again.
 
-    Beside the logits and their gradient a few million values are held in fp32, so that no tensor
+    Beside the logits and their gradient those of some places are held in fp32, so that no tensor
     [P, V] in fp32 is ever whole where the logits are in 16 bits. Differentiable once.
 
     Raises UserError where places differ in number, or a token on the CPU lies beyond the logits.
@@ -149,5 +149,4 @@ def _to_gradient(log_q: Tensor, others: Tensor, tokens: Tensor, p: Tensor) -> No
 
 
 def _parts(logits: Tensor) -> list[slice]:
-    rows = places_at_once(logits.shape[1])
-    return [slice(first, first + rows) for first in range(0, len(logits), rows)]
+    return list(parts_of(len(logits), places_at_once(logits.shape[1], logits.device)))

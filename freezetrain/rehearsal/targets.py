@@ -6,13 +6,7 @@ import torch
 from torch import Tensor
 
 from freezetrain.errors import UserError
-
-_AT_ONCE = 1 << 24  # logits in fp32 at a time: 64 MB
-
-
-def places_at_once(vocabulary: int) -> int:
-    """Places of which all logits are in fp32 at a time."""
-    return max(1, _AT_ONCE // vocabulary)
+from freezetrain.head.chunks import places_at_once
 
 
 @dataclass(frozen=True)
@@ -49,13 +43,13 @@ def top_targets(logits: Tensor, k: int) -> Targets:
     """The targets that ``logits`` [P, V] say, in fp32 (fp64 where they are), k tokens a place.
 
     The rest is summed by itself, not told from what the k leave of 1, which would lose it where it
-    is small. A few million logits at a time are in fp32. UserError for a k that is not in 1 to V.
+    is small. Some places at a time are in fp32. UserError for a k that is not in 1 to V.
     """
     vocabulary = logits.shape[-1]
     if not 1 <= k <= vocabulary:
         raise UserError(f"k must be 1 to {vocabulary}, the tokens of the vocabulary, got {k}")
     tokens, log_probs, rest = [], [], []
-    for chunk in torch.split(logits, places_at_once(vocabulary)):
+    for chunk in torch.split(logits, places_at_once(vocabulary, logits.device)):
         wide = chunk.to(torch.promote_types(chunk.dtype, torch.float32))
         total = wide.logsumexp(dim=1)
         values, top = wide.topk(k, dim=1)

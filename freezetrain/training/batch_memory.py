@@ -6,10 +6,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from freezetrain.head.chunks import places_at_once as head_places_at_once
+from freezetrain.head.chunks import places_at_once
 from freezetrain.head.find import plain_head
 from freezetrain.recipe.optimization import Optimization
-from freezetrain.rehearsal.targets import places_at_once
 from freezetrain.training.activations import count_activations
 from freezetrain.training.memory_parts import PASS, Part, Shapes
 from freezetrain.training.recipe import TrainRecipe
@@ -80,7 +79,7 @@ def rehearsal_parts(
         Part("gradients of the logits, of KL", whole * size, ("loss",)),
     ]
     if not with_base:
-        at_once = min(compared, places_at_once(rows)) * rows
+        at_once = min(compared, _at_once(rows, on_gpu)) * rows
         copies = 3 if shapes.in_16_bits else 2  # 16 bits are widened first
         return [*parts, Part("KL, some places at a time", copies * 4 * at_once, ("forward",))]
     # All logits of the base, and then log-probabilities of both and KL, of the places alone.
@@ -98,7 +97,7 @@ def vocabulary(model: PreTrainedModel) -> int:
 
 
 def _at_once(rows: int, on_gpu: bool) -> int:
-    return head_places_at_once(rows, torch.device("cuda" if on_gpu else "cpu"))
+    return places_at_once(rows, torch.device("cuda" if on_gpu else "cpu"))
 
 
 def _whole_logits(shapes: Shapes, model: PreTrainedModel, settings: Optimization) -> list[Part]:

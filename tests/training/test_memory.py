@@ -243,7 +243,7 @@ def test_the_average_is_kept_in_fp32_and_made_in_cpu_memory(model, weights):
 
 
 def test_logits_are_held_some_places_at_a_time(model, weights, monkeypatch):
-    monkeypatch.setattr("freezetrain.training.batch_memory.head_places_at_once", lambda *_: 10)
+    monkeypatch.setattr("freezetrain.training.batch_memory.places_at_once", lambda *_: 10)
     in_chunks = parts(estimate(model, recipe("ddp"), WORLD))
     head = 512 * 64
     assert in_chunks["logits, some places at a time"] == 2 * 4 * 10 * 512
