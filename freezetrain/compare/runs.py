@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from freezetrain import remarks
 from freezetrain.compare.prepare import Prepared
 from freezetrain.compare.recipe import CompareRecipe
 from freezetrain.compare.results import RunResult
@@ -231,6 +232,7 @@ def _begin(places: Any, together: int, recipe: CompareRecipe, prepared: Prepared
     """In a new process: its device, its share of the cores."""
     global _comparison
     end_with_parent()
+    remarks.keep_back()
     # Ctrl-C reaches all processes: one that trains saves its step first, others just end.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     place = places.get()

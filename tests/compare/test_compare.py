@@ -352,6 +352,8 @@ def test_killed_in_the_middle_and_called_again_with_two_at_once(recipe, done, tm
     again = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert f"7 runs, {len(before)} of them done before; 2 at once" in again.stderr
+    kept_back = ("GPU available", "LitLogger", "is deprecated", "`Trainer.fit` stopped")
+    assert not [line for line in again.stderr.splitlines() if any(map(line.count, kept_back))]
     assert all(p.stat().st_mtime_ns == at for p, at in before.items())
     rows = json.loads((folder / "results.json").read_text())["runs"]
     for row, other in zip(rows, done[1].results["runs"], strict=True):
