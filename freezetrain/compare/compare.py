@@ -51,8 +51,9 @@ def _run_missing(
 ) -> None:
     """Run them all, then raise the first error that one came to."""
     console = Terminal(stderr=True)
-    done, failed = total - len(missing), []
-    plan = f"{total} runs, {done} of them done before; {runs_together(recipe)} at once"
+    before, together, failed = total - len(missing), runs_together(recipe), []
+    done = before
+    plan = f"{total} runs, {before} of them done before; {together} at once"
     console.print(plan)
     shorter = "fewer variants, learning rates or seeds, or more runs at once"
     with progress_bar("compare", bool(missing), shorter) as progress:
@@ -62,7 +63,9 @@ def _run_missing(
                 failed.append((each, result))
             else:
                 done += 1
-                progress(done, total)
+                # Those that run together end together: by the first alone all would take longer.
+                if done - before >= together or done == total:
+                    progress(done, total)
             console.print(f"{each.name}: {_line(result)}")
     if not failed:
         return
