@@ -28,6 +28,7 @@ from freezetrain.scoring.scores import language_scores
 from freezetrain.stored_model import fingerprint_of_files
 from freezetrain.training.adapters import add_adapters
 from freezetrain.training.engines import (
+    deepspeed_config,
     kind_of,
     precision,
     refuse_settings_that_freeze_nothing,
@@ -113,6 +114,8 @@ def make_plan(recipe: TrainRecipe, launch: Launch, tokenizer: str | None = None)
     """
     world = world_size(recipe.engine, launch)
     accumulate = recipe.optimization.accumulate(world)
+    if recipe.engine.deepspeed:  # which the estimate reads
+        deepspeed_config(recipe.engine, recipe.optimization)
     model, region = shape_and_region(recipe)
     pull, penalty = pull_of(recipe, model), penalty_of(recipe, model)
     engine = kind_of(recipe.engine, world)

@@ -314,6 +314,7 @@ def test_settings_of_deepspeed_are_refused_before_anything_is_written(
     pytest.importorskip("deepspeed")
     command = train(model_folder, tmp_path, "--region", region_file, *ZERO, settings)
     assert complaint in refused(*command)
+    assert complaint in refused(*command, "--dry_run")
     assert not (tmp_path / "out").exists()
 
 
