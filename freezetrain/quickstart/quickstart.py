@@ -1,9 +1,8 @@
 """`freezetrain quickstart`: the paper in minutes, every part real."""
 
 import shutil
-import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
@@ -58,16 +57,16 @@ def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
     check_loads(source)
     languages = languages_in(recipe.texts)
     _check_languages(recipe, languages)
-    asked = _asked(recipe, languages)
     with stages("measure the model"):
-        work, expected = _work(recipe, asked, source, languages)
+        asked, work, expected = _work(recipe, source, languages)
         languages = sorted(_in_order(recipe, languages)[: work.languages])
         omitted = left_out(asked, work)
+        whole = work.sequences == asked.sequences  # which is an estimate
         Terminal(stderr=True).print(plan_line(omitted, expected, recipe.minutes))
     evaluation = EvaluationTexts(recipe.texts, languages, documents=work.documents)
 
     with stages(f"1 of 5: score {len(recipe.score_languages)} languages, select the core region"):
-        regions = core_and_controls(recipe, source, folder, work.sequences)
+        regions = core_and_controls(recipe, source, folder, None if whole else work.sequences)
     model, tokenizer = on_gpu(load_model(source)), load_tokenizer(source)
     with stages(f"2 of 5: zero each region, evaluate {len(languages)} languages"):
         documents = held_out_documents(evaluation, tokenizer)
@@ -142,18 +141,6 @@ def _check_languages(recipe: QuickstartRecipe, languages: list[str]) -> None:
             )
 
 
-def _asked(recipe: QuickstartRecipe, languages: list[str]) -> Work:
-    """All that the recipe says; of texts, all that there are."""
-    return Work(
-        sequences=ScoreRecipe.sequences,
-        documents=sys.maxsize,
-        languages=len(languages),
-        evaluations=EVALUATIONS,
-        seeds=recipe.seeds,
-        steps=recipe.steps,
-    )
-
-
 def _in_order(recipe: QuickstartRecipe, languages: list[str]) -> list[str]:
     """First those that are evaluated in any case."""
     first = list(dict.fromkeys([recipe.target, *recipe.score_languages]))
@@ -161,9 +148,9 @@ def _in_order(recipe: QuickstartRecipe, languages: list[str]) -> list[str]:
 
 
 def _work(
-    recipe: QuickstartRecipe, asked: Work, source: ModelSource, languages: list[str]
-) -> tuple[Work, float]:
-    """What is done of all that was ``asked`` for, and the seconds that it should take."""
+    recipe: QuickstartRecipe, source: ModelSource, languages: list[str]
+) -> tuple[Work, Work, float]:
+    """All that the recipe asks for, what of it is done, and the seconds that this should take."""
     start = time.perf_counter()
     model = on_gpu(load_model(source))
     loading, tokenizer = time.perf_counter() - start, load_tokenizer(source)
@@ -177,13 +164,20 @@ def _work(
         step_tokens=optimization(recipe, recipe.seed, recipe.steps).step_tokens,
         held_out={name: [len(d.ids) for d in texts] for name, texts in documents.items()},
     )
-    most = max(map(len, documents.values()))
-    work = replace(asked, documents=min(asked.documents, most))
+    asked = Work(
+        sequences=min(ScoreRecipe.sequences, max(sizes.scored)),
+        documents=max(map(len, documents.values())),
+        languages=len(languages),
+        evaluations=EVALUATIONS,
+        seeds=recipe.seeds,
+        steps=recipe.steps,
+    )
+    work = asked
     if recipe.minutes is not None:
         left = 60 * recipe.minutes - (time.perf_counter() - start)
-        first = len({recipe.target, *recipe.score_languages})
-        work = fit(work, sizes, speed, left, first)
-    return work, sum(seconds_of(work, sizes, speed).values())
+        least = len({recipe.target, *recipe.score_languages})
+        work = fit(asked, sizes, speed, left, least)
+    return asked, work, sum(seconds_of(work, sizes, speed).values())
 
 
 def _sequences(recipe: QuickstartRecipe, language: str, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -195,14 +189,17 @@ def _sequences(recipe: QuickstartRecipe, language: str, tokenizer: PreTrainedTok
 
 
 def core_and_controls(
-    recipe: QuickstartRecipe, source: ModelSource, folder: Path, sequences: int
+    recipe: QuickstartRecipe, source: ModelSource, folder: Path, sequences: int | None
 ) -> dict[str, Region]:
-    """Score the languages, select the core, and its controls: random and lowest scores."""
+    """Score the languages, select the core, and its controls: random and lowest scores.
+
+    ``sequences``: of each language, at most; None: as many as `freezetrain score` takes.
+    """
     settings = ScoreRecipe(
         model=source,
         texts=recipe.texts,
         languages=recipe.score_languages,
-        sequences=sequences,
+        sequences=sequences or ScoreRecipe.sequences,
         sequence_length=recipe.sequence_length,
         seed=recipe.seed,
         engine=Engine(devices=1),  # the quickstart is one process

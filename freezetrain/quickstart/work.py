@@ -104,7 +104,7 @@ def fit(work: Work, sizes: Sizes, speed: Speed, seconds: float, least_languages:
     """
     while sum((parts := seconds_of(work, sizes, speed)).values()) > _MARGIN * seconds:
         ranked = sorted(parts, key=lambda name: -parts[name])
-        smaller = (_smaller(work, sizes, part, least_languages) for part in ranked)
+        smaller = (_smaller(work, part, least_languages) for part in ranked)
         found = next((less for less in smaller if less is not None), None)
         if found is None:
             needed = ceil(sum(parts.values()) / _MARGIN / 60)
@@ -117,16 +117,15 @@ def fit(work: Work, sizes: Sizes, speed: Speed, seconds: float, least_languages:
     return work
 
 
-def _smaller(work: Work, sizes: Sizes, part: str, least_languages: int) -> Work | None:
+def _smaller(work: Work, part: str, least_languages: int) -> Work | None:
     """``work`` with less of ``part``; None where there is no less of it."""
-    most = max(map(len, sizes.held_out.values()))
     ways: dict[str, list[tuple[str, int]]] = {
-        "score": [("sequences", min(work.sequences, max(sizes.scored)) // 2)],
-        "zero": [("documents", min(work.documents, most) // 2), ("languages", work.languages - 5)],
+        "score": [("sequences", work.sequences // 2)],
+        "zero": [("documents", work.documents // 2), ("languages", work.languages - 5)],
         "train": [("seeds", work.seeds - 1), ("steps", work.steps * 3 // 4)],
         "watch": [
             ("seeds", work.seeds - 1),
-            ("documents", min(work.documents, most) // 2),
+            ("documents", work.documents // 2),
             ("evaluations", work.evaluations - 1),
             ("languages", work.languages - 5),
         ],

@@ -17,7 +17,7 @@ from freezetrain.quickstart.work import (
     seconds_of,
 )
 
-ALL = Work(sequences=1000, documents=8, languages=30, evaluations=4, seeds=3, steps=40)
+ALL = Work(sequences=40, documents=8, languages=30, evaluations=4, seeds=3, steps=40)
 SIZES = Sizes(
     scored=[40] * 6,
     sequence_length=128,
