@@ -47,7 +47,8 @@ class TrainingTime:
             return
         text = f"training: about {duration(training)} for the {steps} steps that are left"
         if evaluations:
-            text += f", and {duration(evaluating)} for {evaluations} evaluations"
+            many = f"{evaluations} evaluations" if evaluations > 1 else "an evaluation"
+            text += f", and {duration(evaluating)} for {many}"
         say(f"{text}; shorter with fewer or shorter steps, or fewer documents that are evaluated")
 
     def _evaluated(self) -> float:

@@ -32,10 +32,13 @@ def test_it_is_said_once_at_the_pace_of_the_steps(monkeypatch, schedule, evaluat
         trainer.global_step = step
         time.after_step(trainer)
         assert bool(lines) == (step >= 4)  # three steps of 2 s are the first 5 s
-    evaluating = {5: "2 min", 20: "10 min", 1: "30 s"}[evaluations]
+    evaluating = {
+        5: "2 min for 5 evaluations",
+        20: "10 min for 20 evaluations",
+        1: "30 s for an evaluation",
+    }[evaluations]
     assert lines == [
-        f"training: about 3 min for the 96 steps that are left, and {evaluating} for "
-        f"{evaluations} evaluations; shorter with fewer or shorter steps, or fewer documents that "
+        f"training: about 3 min for the 96 steps that are left, and {evaluating}; shorter with fewer or shorter steps, or fewer documents that "
         "are evaluated"
     ]
 
