@@ -38,8 +38,8 @@ def test_it_is_said_once_at_the_pace_of_the_steps(monkeypatch, schedule, evaluat
         1: "30 s for an evaluation",
     }[evaluations]
     assert lines == [
-        f"training: about 3 min for the 96 steps that are left, and {evaluating}; shorter with fewer or shorter steps, or fewer documents that "
-        "are evaluated"
+        f"training: about 3 min for the 96 steps that are left, and {evaluating}; shorter with "
+        "fewer or shorter steps, or fewer documents that are evaluated"
     ]
 
 
