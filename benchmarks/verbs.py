@@ -77,7 +77,7 @@ def steps(model: str, other: str | None, out: Path) -> list[Step]:
 
     two = ["--engine.devices", 2, "--engine.kind"]
     saved = ["--checkpoint_every", 1]
-    others = [str(out / "train" / "model"), *([] if other is None else [other])]
+    others = [{"path": str(out / "train" / "model")}, *([] if other is None else [{"path": other}])]
     return [
         Step("info", ["info", "--path", model], lambda r, _: f"{r['parameters']:,} weights"),
         Step("score", ["score", "--model", model, *SCORED], lambda r, _: f"loss {_loss(r):.2f}"),

@@ -111,7 +111,10 @@ class _HeadLoss(torch.autograd.Function):
         for number, like in enumerate(ctx.like):
             gradient, gradients[number] = gradients[number], None
             if gradient is not None:
-                gradient = gradient.mul_(output).view(like[0]).to(like[1])
+                gradient = gradient.mul_(output).to(like[1])
+                # A view would keep autograd from adding an embedding's gradient to it in place.
+                if gradient.shape != like[0]:
+                    gradient = gradient.view(like[0])
             given.append(gradient)
         return (*given, None, None, None)
 

@@ -1,6 +1,7 @@
 """Memory of a micro-batch, of its loss, and of a batch of the evaluation."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,16 +31,14 @@ def batch_parts(
         whole,
     )
     blocks = kept.kept(checkpointing) - kept.outside
+    block = kept.block + (kept.inputs if checkpointing else 0)
     parts = [
         Part("activations of the blocks", blocks, ("forward", "loss")),
         Part("activations outside of them", kept.outside, ("forward", "loss")),
         *(_whole_logits(shapes, model, settings) if whole else ()),
         *(_chunks(shapes, layer, settings, on_gpu) if layer is not None and not whole else ()),
-        Part(
-            "activations of a block, in its backward pass",
-            kept.block + (kept.inputs if checkpointing else 0),
-            ("backward",),
-        ),
+        Part("activations of a block, in its backward pass", block, ("backward",)),
+        *_tied(shapes, model, layer, block),
     ]
     if settings.document_mask:
         parts.append(Part("document mask", _mask(settings, shapes), PASS))
@@ -127,6 +126,22 @@ def _chunks(shapes: Shapes, layer: nn.Linear, settings: Optimization, on_gpu: bo
         parts.append(Part("gradient of the head, fp32", 4 * weights, ("forward", "loss")))
         parts.append(Part("gradient of the head, as the weights are", narrow, ("loss",)))
     return parts
+
+
+def _tied(
+    shapes: Shapes, model: PreTrainedModel, layer: nn.Linear | None, block: float
+) -> list[Part]:
+    """The embedding's own gradient, before it is added to that of the head that it is tied to.
+
+    It is made when all blocks are done, whose activations, ``block`` bytes, are counted beside it.
+    """
+    weight: Any = getattr(model.get_input_embeddings(), "weight", None)
+    if layer is None or weight is not layer.weight or not weight.requires_grad:
+        return []
+    # Where gradients are accumulated, the head's waits for it too.
+    added = shapes.held * weight.numel() * (2 if shapes.accumulates else 1)
+    more = max(0.0, added - block)
+    return [Part("gradient of the embedding, tied to the head", more, ("backward",))]
 
 
 def _mask(settings: Optimization, shapes: Shapes) -> int:

@@ -88,8 +88,6 @@ def estimate(
         parts += _deepspeed(shapes, recipe, on_gpu)
     elif shapes.kind == "fsdp2":
         parts.append(_gathered(shapes, model))
-    if not on_gpu:  # AdamW's loop makes two tensors of the size that it steps
-        parts.append(Part("AdamW's arithmetic", 2 * shapes.largest_step, ("step",)))
     if region is not None:
         parts += _region(shapes, recipe, region, on_gpu)
     if recipe.pull is not None:
@@ -145,13 +143,8 @@ def _state(shapes: Shapes, recipe: TrainRecipe) -> list[Part]:
             gradients = held * shapes.share
     else:
         parts.append(Part("AdamW's moments", 2 * held * shapes.trained))
-    during: tuple[str, ...]
-    if shapes.kind == "ddp" or zero == 3:
-        during = TRAINING  # DDP's buckets and ZeRO-3's buffer stay
-    elif zero:
-        during = ("backward", "step")
-    else:  # Lightning lets go of a step's gradients before the next backward pass
-        during = ("forward", "backward", "step", "watch")
+    # DDP's buckets and ZeRO-3's buffer stay.
+    during = TRAINING if shapes.kind == "ddp" or zero == 3 else ("backward", "step")
     if shapes.accumulates:
         during = (*during, "forward", "loss")
     parts.append(Part("gradients", gradients, during))

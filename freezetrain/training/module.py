@@ -167,7 +167,9 @@ class CausalLM(L.LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         if not isinstance(self.trainer.strategy, DeepSpeedStrategy):
-            return super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            optimizer.zero_grad()  # else they are there in the next forward pass and evaluation
+            return None
         assert optimizer_closure is not None
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)

@@ -95,9 +95,11 @@ def test_four_steps_equal_a_plain_loop(data, make_model, tmp_path):
     ours, reference = make_model(), make_model()
     norms, losses = plain_loop(reference, data)
     logged = {"train/gradient_norm": [], "train/loss": []}
+    held = []
 
     class Logged(L.Callback):
         def on_train_batch_end(self, trainer, *_):
+            held.append(any(p.grad is not None for p in ours.parameters()))
             for name, values in logged.items():
                 if trainer.global_step > len(values):
                     values.append(trainer.callback_metrics[name].item())
@@ -108,6 +110,7 @@ def test_four_steps_equal_a_plain_loop(data, make_model, tmp_path):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: n + m)
     assert logged["train/gradient_norm"] == pytest.approx(norms, rel=1e-4)
     assert logged["train/loss"] == pytest.approx(losses, rel=1e-5)
+    assert held == [True, True, False] * 4, "gradients are let go of after the step"
     assert not ours.training
 
 
