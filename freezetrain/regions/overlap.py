@@ -29,7 +29,8 @@ def jaccard_matrix(regions: Mapping[str, Region]) -> list[list[float]]:
     """[n, n]: entries in both over entries in either, for each pair; two empty regions: 1.
 
     Entries are compared by position, whatever the base, as long as parameters of one name have one
-    shape (UserError where not). Takes the memory of all regions' indices in one parameter.
+    shape (UserError where not). Takes the memory of all regions' indices in one parameter that
+    several of them hold, of rows or columns where all hold such: rows of a vocabulary stay rows.
     """
     both = torch.zeros(len(regions), len(regions), dtype=torch.float64)
     for name in sorted(set(chain.from_iterable(regions.values()))):
@@ -43,10 +44,23 @@ def jaccard_matrix(regions: Mapping[str, Region]) -> list[list[float]]:
                     f"{other!r}; compare regions of models of one architecture and size"
                 )
         none = Entries.empty(shapes[first])
-        both += _in_both([region.get(name, none).indices() for region in regions.values()])
+        both += _common([region.get(name, none) for region in regions.values()])
     sizes = both.diagonal()
     either = sizes[:, None] + sizes[None, :] - both
     return torch.where(either > 0, both / either, 1.0).tolist()
+
+
+def _common(found: Sequence[Entries]) -> Tensor:
+    """[n, n] numbers of entries of one parameter that two of ``found`` have in common."""
+    held = [entries for entries in found if entries.count]
+    if len(held) < 2:
+        return torch.tensor([entries.count for entries in found], dtype=torch.float64).diag()
+    kinds = {entries.kind for entries in held}
+    if kinds in ({"rows"}, {"columns"}):
+        slices = held[0].shape[0 if kinds == {"rows"} else -1]
+        sets = [torch.zeros(0) if entries.data is None else entries.data for entries in found]
+        return _in_both([part.long() for part in sets]) * (held[0].numel // slices)
+    return _in_both([entries.indices() for entries in found])
 
 
 def _in_both(sets: Sequence[Tensor]) -> Tensor:

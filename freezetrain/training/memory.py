@@ -144,6 +144,7 @@ def _state(shapes: Shapes, recipe: TrainRecipe) -> list[Part]:
     else:
         parts.append(Part("AdamW's moments", 2 * held * shapes.trained))
     # DDP's buckets and ZeRO-3's buffer stay.
+    during: tuple[str, ...]
     during = TRAINING if shapes.kind == "ddp" or zero == 3 else ("backward", "step")
     if shapes.accumulates:
         during = (*during, "forward", "loss")

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from largest_tensor import Largest
 
 from freezetrain.errors import UserError
 from freezetrain.regions import Base, Entries, Region, overlap
@@ -44,6 +45,24 @@ def drawn(seed, names=SHAPES):
             case 5:
                 entries[name] = Entries.empty(shape)
     return Region(entries, Base(None, None, str(seed)))
+
+
+@pytest.mark.parametrize("way", ["from_rows", "from_columns"])
+def test_rows_and_columns_are_compared_as_such(way):
+    """Of an embedding of many rows not every entry is counted."""
+    shape = (3000, 200)
+    make = getattr(Entries, way)
+    held = {"a": [0, 5, 7, 100], "b": [5, 100, 101], "c": []}
+    regions = {
+        name: Region({"embed": make(shape, own)}, Base(None, None, name))
+        for name, own in held.items()
+    }
+    alone = Region({"other": Entries.whole((4000, 200))}, Base(None, None, "d"))
+    with Largest() as largest:
+        matrix = jaccard_matrix({**regions, "d": alone})
+    assert matrix[0] == [1.0, 2 / 5, 0.0, 0.0]
+    assert matrix[3] == [0.0, 0.0, 0.0, 1.0]
+    assert largest.values < 1000
 
 
 @pytest.mark.parametrize("chunk", [1 << 18, 7])
