@@ -91,7 +91,7 @@ def _plan_table(plan: Plan, launch: Launch, steps: int | None, folder: Path) -> 
         f"{precision(settings)}{machine}"
     )
     if plan.recomputation is not None:
-        facts["gradient checkpointing"] = plan.recomputation.said()
+        facts["activations"] = f"gradient checkpointing {plan.recomputation.said()}"
     facts["optimizer step"] = (
         f"{settings.micro_batch} sequences x {plan.accumulate} accumulated x {plan.world} devices "
         f"x {settings.sequence_length} tokens = {settings.step_tokens:,} tokens"

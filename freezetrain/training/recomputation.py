@@ -29,13 +29,8 @@ class Recomputation:
 
     def said(self) -> str:
         """In words."""
-        without = f"{readable(self.peak)} without, of {readable(self.room)} that a rank may take"
-        if not self.on:
-            return f"off: {without}"
-        return (
-            f"activations are computed again in the backward pass: {without}; "
-            "engine.gradient_checkpointing: false keeps them, which takes less time"
-        )
+        state = "on" if self.on else "off"
+        return f"{state}: {readable(self.peak)} without, of {readable(self.room)} for a rank"
 
 
 def decide(

@@ -52,7 +52,10 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = 
     plan = make_plan(recipe, launch, digest)
     recipe = plan.recipe
     if table and plan.recomputation is not None and plan.recomputation.on:
-        say(plan.recomputation.said())
+        say(
+            f"gradient checkpointing is {plan.recomputation.said()}; it takes more time, and "
+            "engine.gradient_checkpointing: false leaves it out"
+        )
     check_fit(plan.model, tokenizer, recipe.optimization.sequence_length)
     require_devices(recipe.engine, launch)
     length, sequences = recipe.optimization.sequence_length, recipe.optimization.micro_batch

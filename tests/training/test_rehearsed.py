@@ -133,9 +133,9 @@ def test_what_is_stored_is_not_rounded_on_the_way(
     seen = set()
     terms = Compared.terms
 
-    def noted(self, labels, batch, vocabulary):
+    def noted(self, labels, batch, *more):
         seen.update(batch["rest_log_prob"].view(torch.float16).tolist())
-        return terms(self, labels, batch, vocabulary)
+        return terms(self, labels, batch, *more)
 
     monkeypatch.setattr(Compared, "terms", noted)
     results = run(recipe_of(model_folder, drawn, precision=precision), tmp_path / "run")
