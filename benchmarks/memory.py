@@ -8,7 +8,7 @@ the tiny one's figures are taken off, so that Python, its libraries and buffers 
 not count. Memory allocators give freed blocks back at once. Printed as JSON, in MB (10^6 bytes);
 under several processes of the one that took most.
 
-training: the most that a process ever held (VmHWM) in two steps under each engine, beside the
+training: the most that a process ever held (VmHWM) in three steps under each engine, beside the
 memory estimate of ``--dry_run``. PATTERN chooses cases. scoring: every 10 ms each process reads
 what it holds of its own (RssAnon) and of mapped files (RssFile, which the system takes back when
 it needs the room); beside it what arithmetic says, also of models of 7 and 70 billion weights.
@@ -151,7 +151,7 @@ def training_command(model: Path, world: int, options: list[str], out: Path) -> 
     batch = [] if given else ["--optimization.batch_tokens", str(1024 * world)]
     return [
         "train", "--model", str(model), "--languages", "[en]", "--watch.off", "true",
-        "--optimization.max_steps", "2", "--optimization.sequence_length", "256",
+        "--optimization.max_steps", "3", "--optimization.sequence_length", "256",
         "--optimization.micro_batch", "4", "--texts.test_one_in", "0",
         *batch,
         *[str(model / "region.safetensors") if word == "REGION" else word for word in options],
