@@ -64,6 +64,9 @@ class Variant:
 class CompareRecipe:
     """Compare ways to train further at equal gain of the target language: does freezing help?"""
 
+    # As in TrainRecipe: it does not change what is trained.
+    changeable: ClassVar = ("train.engine.gradient_checkpointing",)
+
     # May change when a comparison is repeated in its folder: what is missing is run.
     grows: ClassVar = (
         "variants",

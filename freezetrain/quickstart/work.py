@@ -107,11 +107,11 @@ def fit(work: Work, sizes: Sizes, speed: Speed, seconds: float, least_languages:
         smaller = (_smaller(work, part, least_languages) for part in ranked)
         found = next((less for less in smaller if less is not None), None)
         if found is None:
-            needed = ceil(sum(parts.values()) / _MARGIN / 60)
+            needed = 1 + ceil(sum(parts.values()) / _MARGIN / 60)  # 1 to measure it again
             raise UserError(
-                f"minutes is {seconds / 60:.3g}, and the least that shows something takes about "
-                f"{needed} with this model on this machine; give --minutes {needed}, or a smaller "
-                "model"
+                "expected minutes for at least a few steps and documents, which take about "
+                f"{needed} with this model on this machine, got {seconds / 60:.3g} that are left; "
+                f"give --minutes {needed}, or a smaller model"
             )
         work = found
     return work

@@ -280,7 +280,7 @@ class TrainRecipe:
     @property
     def changeable(self) -> tuple[str, ...]:
         """Fields that may be others when a run is resumed: they do not change what is trained."""
-        names = ("engine.devices", "workers", "cache")
+        names = ("engine.devices", "engine.gradient_checkpointing", "workers", "cache")
         if self.optimization.batch_tokens is None:  # the micro-batch is the optimizer step
             return names
         return (*names, "optimization.micro_batch")

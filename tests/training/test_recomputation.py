@@ -1,13 +1,15 @@
 """Gradient checkpointing where the recipe leaves it open: by what a rank may take."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
+from safetensors.torch import load_file
 
 from freezetrain.ranks import Launch
 from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.sources import ModelSource
-from freezetrain.training import recomputation
+from freezetrain.run_folder import changed_fields
+from freezetrain.training import recomputation, train
 from freezetrain.training.memory import estimate
 from freezetrain.training.plan import make_plan
 from freezetrain.training.recipe import TrainRecipe, Watch
@@ -62,3 +64,18 @@ def test_a_run_for_gpus_that_are_elsewhere_is_left_open(recipe, monkeypatch):
     with_memory(1, monkeypatch)
     recipe = replace(recipe, optimization=Optimization(sequence_length=64, precision="bf16-mixed"))
     assert make_plan(recipe, Launch()).recipe.engine.gradient_checkpointing is None
+
+
+def test_the_bits_are_the_same_so_that_a_run_may_go_on_with_another(recipe, tmp_path, monkeypatch):
+    settings = Optimization(max_steps=2, sequence_length=64, learning_rate=1e-2, warmup_steps=1)
+    recipe = replace(recipe, optimization=settings)
+    kept = replace(recipe, engine=Engine(gradient_checkpointing=False))
+    assert changed_fields(asdict(kept), recipe) == []
+    with_memory(1, monkeypatch)
+    for name, each in {"kept": kept, "computed again": recipe}.items():
+        train.run(each, tmp_path / name, table=False, progress=False)
+    mine, theirs = (
+        load_file(tmp_path / name / "model" / "model.safetensors")
+        for name in ("computed again", "kept")
+    )
+    assert all(mine[name].equal(tensor) for name, tensor in theirs.items())
