@@ -124,6 +124,14 @@ def steps(model: str, other: str | None, out: Path) -> list[Step]:
         ),
         verify("verify-rows", "rows-train", vocabulary),
         Step(
+            "bfloat16",
+            [*train("", steps=2).arguments, "--optimization.precision", "bf16-mixed",
+             "--optimization.sequence_length", 16, "--optimization.micro_batch", 1,
+             "--optimization.batch_tokens", 16, "--watch", '{"off": true}'],
+            lambda r, _: f"final loss {r['final_loss']:.3f}",
+        ),
+        verify("verify-bfloat16", "bfloat16"),
+        Step(
             "forgetting",
             ["forgetting", "--base.path", model, "--models", json.dumps(others), "--target", "zh",
              *EVALUATED],
@@ -137,6 +145,14 @@ def steps(model: str, other: str | None, out: Path) -> list[Step]:
         Step(
             "compare", ["compare", _comparison(model, out)],
             lambda r, _: f"{len(r['runs'])} runs",
+        ),
+        Step(
+            "paper",
+            ["paper", "--model", model, "--languages", "[en,zh]", "--core_languages", "[en,zh]",
+             "--methods", "[taylor]", "--sequence_length", 128, "--sequences", 6,
+             "--snapshots", "[]", "--ratios", "[0.01]", "--random_seeds", "[0]", "--weights", 1,
+             "--documents", 1],
+            lambda r, _: f"{len(r['claims'])} claims",
         ),
     ]  # fmt: skip
 

@@ -138,8 +138,8 @@ def _tied(
     weight: Any = getattr(model.get_input_embeddings(), "weight", None)
     if layer is None or weight is not layer.weight or not weight.requires_grad:
         return []
-    # Where gradients are accumulated, the head's waits for it too.
-    added = shapes.held * weight.numel() * (2 if shapes.accumulates else 1)
+    # One process makes none, see head.tied; where gradients are accumulated, the head's waits too.
+    added = shapes.held * weight.numel() * ((shapes.kind != "one") + shapes.accumulates)
     more = max(0.0, added - block)
     return [Part("gradient of the embedding, tied to the head", more, ("backward",))]
 

@@ -27,6 +27,7 @@ from freezetrain.ranks import Launch
 from freezetrain.recipe.check import shown
 from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.remarks import printed_kept_back
+from freezetrain.training.checkpoint_io import FileCheckpointIO
 
 _FROM_OPTIMIZATION = (
     "train_batch_size",
@@ -241,6 +242,8 @@ def trainer_options(
         "use_distributed_sampler": False,
         "plugins": [cluster_environment(launch)],
     }
+    if kind in ("one", "ddp"):
+        options["plugins"].append(FileCheckpointIO())
     if kind == "ddp":
         options["strategy"] = DDPStrategy(gradient_as_bucket_view=True)
     elif kind == "fsdp2":

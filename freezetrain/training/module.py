@@ -1,13 +1,14 @@
 """The LightningModule around a Hugging Face causal language model."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -20,6 +21,7 @@ from freezetrain.forward import eval_mode, reshard
 from freezetrain.head.find import Head, find_head
 from freezetrain.head.inside import inside, joined
 from freezetrain.head.loss import head_loss
+from freezetrain.head.tied import sparse_lookups
 from freezetrain.nll import next_token_nll
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.training.engines import optimizer_device
@@ -136,7 +138,9 @@ class CausalLM(L.LightningModule):
             losses.extend(each)
             return total
 
-        with inside(head, compute) as totals:
+        alone = isinstance(self.trainer.strategy, SingleDeviceStrategy)
+        lookups = sparse_lookups(self.model, head) if alone else nullcontext()
+        with inside(head, compute) as totals, lookups:
             output = self._output(*inputs)
         sums = [values.sum() for values in losses]
         return joined(totals[0], output), torch.stack([sums[0], sum(sums[1:], 0 * sums[0])])

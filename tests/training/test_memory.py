@@ -175,6 +175,10 @@ def test_an_embedding_tied_to_the_head_has_a_gradient_of_its_own_for_a_moment():
     assert parts(estimate(tied, training, WORLD))[name] == 4 * weights - block > 0
     training.optimization.batch_tokens *= 2
     assert parts(estimate(tied, training, WORLD))[name] == 2 * 4 * weights - block
+    alone = recipe("auto")
+    assert parts(estimate(tied, alone, 1))[name] == 4 * weights - block
+    alone.optimization.batch_tokens = None
+    assert name not in parts(estimate(tied, alone, 1))
     tied.get_input_embeddings().weight.requires_grad_(False)
     assert name not in parts(estimate(tied, training, WORLD))
 

@@ -6,6 +6,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from called_operators import Called
 from heads import chunks_of
 from largest_tensor import Largest
 from torch.optim.lr_scheduler import LambdaLR
@@ -119,6 +120,15 @@ def test_no_logits_of_all_places_are_held(data, make_model, tmp_path, monkeypatc
     with Largest() as largest:
         fit(make_model(), data, tmp_path, progress=False)
     assert largest.values < SETTINGS.micro_batch * SETTINGS.sequence_length * SMALL["vocab_size"]
+
+
+def test_a_tied_embedding_gets_no_gradient_of_its_own(data, tmp_path):
+    tied = LlamaConfig(**SMALL, tie_word_embeddings=True)
+    with Called() as called:
+        fit(AutoModelForCausalLM.from_config(tied), data, tmp_path, progress=False)
+    assert "_log_softmax_backward_data" not in called.names
+    assert "embedding" in called.names
+    assert "embedding_dense_backward" not in called.names
 
 
 def test_nan_loss_stops_names_step_and_batch_and_keeps_the_checkpoint(data, make_model, tmp_path):
