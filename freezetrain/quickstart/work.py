@@ -1,6 +1,7 @@
 """How much a quickstart does: all of its recipe, or what fits into the time that it may take."""
 
 import time
+from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
@@ -29,6 +30,9 @@ _FILES = 6  # times that loading takes: the base is loaded, fingerprinted, expor
 
 # A quickstart with less than that shows nothing.
 _LEAST = {"sequences": 16, "documents": 2, "evaluations": 1, "seeds": 1, "steps": 10}
+
+# What is taken back first, of what was cut, if there is time left.
+_TAKEN_BACK = ("seeds", "steps", "languages", "documents", "evaluations", "sequences")
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,17 @@ def seconds_of(work: Work, sizes: Sizes, speed: Speed) -> dict[str, float]:
 def fit(work: Work, sizes: Sizes, speed: Speed, seconds: float, least_languages: int) -> Work:
     """As much of ``work`` as takes at most ``seconds`` by what was measured.
 
-    The part that takes longest is cut down first, a little at a time. ``least_languages`` are
-    evaluated in any case. UserError where even the least takes longer, with the time that it takes.
+    The part that takes longest is cut down first; then as much of what was cut is taken back as
+    fits. ``least_languages`` are evaluated in any case. UserError where even the least takes
+    longer, with the time that it takes.
     """
-    while sum((parts := seconds_of(work, sizes, speed)).values()) > _MARGIN * seconds:
+    asked = work
+
+    def too_long(work: Work) -> bool:
+        return sum(seconds_of(work, sizes, speed).values()) > _MARGIN * seconds
+
+    while too_long(work):
+        parts = seconds_of(work, sizes, speed)
         ranked = sorted(parts, key=lambda name: -parts[name])
         smaller = (_smaller(work, part, least_languages) for part in ranked)
         found = next((less for less in smaller if less is not None), None)
@@ -114,6 +125,11 @@ def fit(work: Work, sizes: Sizes, speed: Speed, seconds: float, least_languages:
                 f"give --minutes {needed}, or a smaller model"
             )
         work = found
+
+    for name in _TAKEN_BACK:
+        values = range(getattr(work, name), getattr(asked, name) + 1)
+        fitting = bisect(values, False, key=lambda value: too_long(replace(work, **{name: value})))
+        work = replace(work, **{name: values[fitting - 1]})
     return work
 
 

@@ -1,5 +1,7 @@
 """A quickstart that fits into the time that it may take."""
 
+from dataclasses import asdict, replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -63,6 +65,16 @@ def test_a_slow_model_gets_less_of_what_takes_longest(factor):
         words = left_out(ALL, work)
         assert "1 of 3 runs of a variant" in words
         assert "; more with --minutes" in plan_line(words, 800, 15)
+
+
+@pytest.mark.parametrize("factor", [30, 100, 300])
+def test_nothing_more_would_fit(factor):
+    work = fit(ALL, SIZES, slower(factor), 900, 7)
+    omitted = {name: now for name, now in asdict(work).items() if now < getattr(ALL, name)}
+    assert omitted
+    for name, now in omitted.items():
+        more = replace(work, **{name: now + 1})
+        assert sum(seconds_of(more, SIZES, slower(factor)).values()) > 0.8 * 900
 
 
 def test_a_model_that_is_too_slow_is_refused_with_the_time_that_it_takes():
