@@ -53,7 +53,7 @@ def _loading(what: str, source: ModelSource, remedy: str = COPY) -> Iterator[Non
             yield
         except KeyError as error:  # transformers looks up names, such as activations, in dicts
             value = error.args[0] if error.args else None
-            if Path(source.path).is_dir() and (name := setting_with(value, Path(source.path))):
+            if Path(source.place).is_dir() and (name := setting_with(value, Path(source.place))):
                 raise ValueError(
                     f"{name} is {value!r}, which transformers does not know"
                 ) from error
@@ -116,9 +116,9 @@ class Described:
 
 def fetch(source: ModelSource) -> None:
     """Download the weights of an id on the hub, whose headers say what the model is."""
-    if not Path(source.path).is_dir():
+    if not Path(source.place).is_dir():
         with _loading("model", source):
-            download(source.path, source.revision)
+            download(source.place, source.revision)
 
 
 def describe(source: ModelSource, quantized: bool = False) -> Described:
@@ -129,7 +129,7 @@ def describe(source: ModelSource, quantized: bool = False) -> Described:
     """
     config = _load_config(source)
     with _loading("model", source):
-        files = weights_here(source.path, source.revision)
+        files = weights_here(source.place, source.revision)
     if quantized and quantization(config) is not None:
         return Described(config, None)
     refuse_quantized(source.path, config, files)
@@ -164,7 +164,7 @@ def load_model(
         if random_weights:
             return _new(source, config, in_16_bits)
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            source.path,
+            source.place,
             config=config,
             dtype=_torch_dtype(source.dtype, config),
             attn_implementation=_attention(source, config, in_16_bits),
@@ -242,7 +242,7 @@ def _shape(
 def _load_config(source: ModelSource) -> "PretrainedConfig":
     with _loading("model's configuration", source):
         return transformers.AutoConfig.from_pretrained(
-            source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
+            source.place, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
 
 
@@ -262,10 +262,10 @@ def stored_dtypes(source: ModelSource) -> dict[str, torch.dtype]:
 
 def local_folder(source: ModelSource) -> Path:
     """The folder that holds the model's files: its own, or the hub cache's snapshot."""
-    if Path(source.path).is_dir():
-        return Path(source.path)
+    if Path(source.place).is_dir():
+        return Path(source.place)
     with offline_unless_reachable():
-        config = cached_file(source.path, "config.json", revision=source.revision)
+        config = cached_file(source.place, "config.json", revision=source.revision)
     if config is None:
         raise UserError(f"the hub's cache holds no config.json of {source.path!r}; load it first")
     return Path(config).parent
@@ -274,12 +274,12 @@ def local_folder(source: ModelSource) -> Path:
 def load_tokenizer(source: ModelSource) -> "PreTrainedTokenizerBase":
     """The model's tokenizer. Raises UserError if it cannot be found or loaded."""
     _load_config(source)  # what is wrong with it is not the tokenizer's
-    if (folder := Path(source.path)).is_dir():
+    if (folder := Path(source.place)).is_dir():
         check_tokenizer_there(folder)
     remedy = "copy its files again, of the model that this one was made from"
     with _loading("tokenizer", source, remedy), _panics_kept_back():
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            source.path, revision=source.revision, trust_remote_code=source.trust_remote_code
+            source.place, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
         vocabulary = tokenizer.get_vocab()
         if tokenizer.is_fast and len(set(vocabulary.values())) < len(vocabulary):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from freezetrain.errors import UserError, near_misses
-from freezetrain.recipe.sources import ModelSource, TextSource
+from freezetrain.recipe.sources import BUILT_IN_MODEL, ModelSource, TextSource
 from freezetrain.user_files import is_file, read_json
 
 COPY = "correct it, or copy the model again from where it came"
@@ -62,7 +62,7 @@ def _sources(value: Any) -> Iterator[ModelSource | TextSource]:
 
 def require_model(source: ModelSource) -> None:
     """UserError unless there is a model's folder, or an id that the hub or its cache may have."""
-    folder = Path(source.path)
+    folder = Path(source.place)
     if folder.is_dir():
         check_folder(folder)
         return
@@ -75,16 +75,20 @@ def require_model(source: ModelSource) -> None:
     if folder.exists() or not can_be_id(source.path):  # the hub need not be asked
         raise UserError(
             f"cannot load a model from {source.path}: there is no such folder"
-            f"{folders_like(folder)}; give a folder in Hugging Face format, or an id on the hub"
+            f"{_models_like(folder)}; give a folder in Hugging Face format, or an id on the hub"
         )
     if why := why_offline():
         cached = try_to_load_from_cache(source.path, "config.json", revision=source.revision)
         if not isinstance(cached, str):
             raise UserError(
                 f"cannot load the model {source.path!r}: there is no such folder"
-                f"{folders_like(folder)}, the hub's cache {HF_HUB_CACHE} does not hold it, and "
+                f"{_models_like(folder)}, the hub's cache {HF_HUB_CACHE} does not hold it, and "
                 f"{why}; check the name, or download it elsewhere and give the folder"
             )
+
+
+def _models_like(folder: Path) -> str:
+    return near_misses(str(folder), [BUILT_IN_MODEL]) or folders_like(folder)
 
 
 def require_data_set(place: str) -> None:

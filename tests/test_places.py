@@ -2,13 +2,19 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
+from verbs import freezetrain as run
+from verbs import results
 
+import freezetrain
 from freezetrain.errors import UserError
-from freezetrain.models import load_tokenizer
+from freezetrain.models import load_tokenizer, meta_model
 from freezetrain.places import require_data_set, require_model
 from freezetrain.recipe.sources import ModelSource
+from freezetrain.regions import Region
 
 
 @pytest.fixture
@@ -98,3 +104,32 @@ def test_tokens_of_one_number(folder):
     change(path, model=model | {"vocab": dict.fromkeys(model["vocab"], 1)})
     with pytest.raises(UserError, match="two of its tokens have the same number"):
         load_tokenizer(ModelSource(str(folder)))
+
+
+def test_the_base_that_comes_along_is_found_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("info", "built-in", "--out", tmp_path / "info") == 0
+    stored = load_file(Path(freezetrain.__file__).parent / "base" / "model.safetensors")
+    weights = sum(tensor.numel() for tensor in stored.values())
+    assert results(tmp_path / "info")["parameters"] == weights
+    capsys.readouterr()
+    region = tmp_path / "region.safetensors"
+    Region.random(meta_model(ModelSource("built-in")), 0.01, seed=0).save(region)
+    command = ["verify", "built-in", "built-in", region, "--out", tmp_path / "verify"]
+    assert run(*command) == 0
+    assert load_tokenizer(ModelSource("built-in")).is_fast
+
+
+def test_a_folder_called_as_the_base_that_comes_along_has_a_path(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    folder.rename("built-in")
+    sizes = {
+        path: meta_model(ModelSource(path)).num_parameters() for path in ("./built-in", "built-in")
+    }
+    assert len(set(sizes.values())) == 2
+
+
+def test_the_base_that_comes_along_is_a_near_miss(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no such folder \(did you mean 'built-in'\?\)"):
+        require_model(ModelSource("./builtin"))

@@ -51,7 +51,7 @@ MODELS = {
     "meta-llama/Llama-2-7b-hf": LlamaConfig(**TINY, tie_word_embeddings=False, dtype="float16"),
     "Qwen/Qwen3-0.6B-Base": Qwen3Config(**TINY, head_dim=8, tie_word_embeddings=True),
     "Qwen/Qwen3-8B-Base": Qwen3Config(**TINY, head_dim=8, tie_word_embeddings=False),
-    "freezetrain/base": LlamaConfig(**TINY, tie_word_embeddings=False),
+    "built-in": LlamaConfig(**TINY, tie_word_embeddings=False),
     "OUT/config": LlamaConfig(**TINY, tie_word_embeddings=False),
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 from freezetrain.analysis.recipe import InfoRecipe
 from freezetrain.errors import UserError
 from freezetrain.models import load_model
-from freezetrain.recipe.sources import ModelSource
+from freezetrain.recipe.sources import ModelSource, model_place
 from freezetrain.regions import (
     Region,
     block_parameters,
@@ -97,7 +97,7 @@ def model_facts(path: str) -> Outcome:
 
 
 def run(recipe: InfoRecipe, folder: Path) -> Outcome:
-    path = Path(recipe.path)
+    path = Path(model_place(recipe.path))
     if (path / "config.json").is_file():
         return model_facts(recipe.path)
     if not path.exists():

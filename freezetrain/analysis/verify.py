@@ -11,7 +11,7 @@ from freezetrain.freezing import Comparison, compare_checkpoints, compare_weight
 from freezetrain.freezing.weights_folder import WeightsFolder
 from freezetrain.models import load_model, meta_model
 from freezetrain.places import refuse_adapter
-from freezetrain.recipe.sources import ModelSource
+from freezetrain.recipe.sources import ModelSource, model_place
 from freezetrain.regions import Region
 from freezetrain.run_folder import Outcome
 from freezetrain.stored_model import not_of_model
@@ -94,15 +94,14 @@ def comparison_display(comparison: Comparison) -> list[str | Table]:
 
 
 def run(recipe: VerifyRecipe, folder: Path) -> Outcome:
-    for path in (recipe.base, recipe.adapted):
+    base, adapted = (Path(model_place(path)) for path in (recipe.base, recipe.adapted))
+    for path in (base, adapted):
         refuse_adapter(
-            Path(path),
+            path,
             ": the adapter itself moves no weight of its base, merging moves frozen entries of "
             "the layers that it adds to, which are then counted",
         )
     region = Region.load(recipe.region)
-    comparison = compare(
-        Path(recipe.base), Path(recipe.adapted), region, recipe.clamp, recipe.rounded_to
-    )
+    comparison = compare(base, adapted, region, recipe.clamp, recipe.rounded_to)
     results = {**asdict(comparison), "region_digest": region.digest}
     return Outcome(results, comparison_display(comparison), passed=comparison.moved == 0)

@@ -3,7 +3,6 @@
 import shutil
 import time
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -29,7 +28,7 @@ from freezetrain.quickstart.page import (
 from freezetrain.quickstart.recipe import QuickstartRecipe
 from freezetrain.quickstart.work import Sizes, Work, fit, left_out, measure, plan_line, seconds_of
 from freezetrain.recipe.optimization import Engine, Optimization
-from freezetrain.recipe.sources import EvaluationTexts, ModelSource
+from freezetrain.recipe.sources import BUILT_IN_MODEL, EvaluationTexts, ModelSource
 from freezetrain.regions import Region, decoder_blocks
 from freezetrain.report.run import FORGETTING, read_runs
 from freezetrain.run_folder import Outcome
@@ -38,8 +37,6 @@ from freezetrain.scoring.scores import language_scores
 from freezetrain.terminal import Terminal
 from freezetrain.training import train
 from freezetrain.training.recipe import TrainRecipe, Watch
-
-BUILT_IN_BASE = str(files("freezetrain") / "base")
 
 EVALUATIONS = 4  # of each training run, the one before the first step not counted
 
@@ -53,7 +50,7 @@ _COUNTED = 200  # documents that are tokenized to estimate how many sequences th
 
 def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
     stages = Stages()
-    source = ModelSource(recipe.model or BUILT_IN_BASE)
+    source = ModelSource(recipe.model or BUILT_IN_MODEL)
     check_loads(source)
     languages = languages_in(recipe.texts)
     _check_languages(recipe, languages)
@@ -92,10 +89,10 @@ def run(recipe: QuickstartRecipe, folder: Path) -> Outcome:
     observations = observe(ablation, variants)
     results = QuickstartResults(
         model=ModelFacts(
-            name="built-in base" if recipe.model is None else recipe.model,
+            name="built-in base" if recipe.built_in else source.path,
             parameters=sum(p.numel() for p in model.parameters()),
             layers=len(decoder_blocks(model)),
-            built_in=recipe.model is None,
+            built_in=recipe.built_in,
             folder=str(local_folder(source)),
         ),
         target=recipe.target,
@@ -229,7 +226,7 @@ def unused_vocabulary(recipe: QuickstartRecipe, source: ModelSource) -> Region:
 
 def optimization(recipe: QuickstartRecipe, seed: int, steps: int) -> Optimization:
     """How every variant is trained."""
-    default = LEARNING_RATES["built-in" if recipe.model is None else "other"]
+    default = LEARNING_RATES["built-in" if recipe.built_in else "other"]
     return Optimization(
         max_steps=steps,
         sequence_length=recipe.sequence_length,

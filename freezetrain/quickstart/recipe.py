@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from freezetrain.recipe.check import check
-from freezetrain.recipe.sources import TextSource
+from freezetrain.recipe.sources import BUILT_IN_MODEL, TextSource
 from freezetrain.recipe.text_types import LocalPath, Name
 
 
@@ -12,8 +12,8 @@ class QuickstartRecipe:
     """The paper in minutes: find the core region, test it, freeze it, watch 30 languages."""
 
     model: LocalPath | None = None
-    """Folder or hub id of any Hugging Face causal LM. None: the small base that comes with
-    freezetrain."""
+    """Folder or hub id of any Hugging Face causal LM. None, or built-in: the small base that comes
+    with freezetrain."""
     texts: TextSource = field(default_factory=TextSource)
     """Texts to score, train and evaluate on."""
     target: Name = "zh"
@@ -39,6 +39,11 @@ class QuickstartRecipe:
     minutes: float | None = 15.0
     """What all of it may take. The model is measured first; what does not fit is left out (runs of
     a variant, steps, sequences that are scored, documents, languages), which is said. None: all."""
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the model is the base that comes with freezetrain."""
+        return self.model in (None, BUILT_IN_MODEL)
 
     def __post_init__(self) -> None:
         check(0 < self.ratio <= 1, "ratio", "above 0 and at most 1", self.ratio)

@@ -1,6 +1,7 @@
 """Which model, and which texts."""
 
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -13,12 +14,22 @@ Dtype = Literal["float32", "bfloat16", "float16", "stored"]
 Attention = Literal["auto", "flash_attention_2", "sdpa", "eager"]
 
 
+BUILT_IN_MODEL = "built-in"
+"""Stands for the folder of the base that comes with freezetrain, wherever that is installed."""
+
+
+def model_place(path: str) -> str:
+    """``path``, or the folder that it stands for."""
+    return str(files("freezetrain") / "base") if path == BUILT_IN_MODEL else path
+
+
 @dataclass
 class ModelSource:
     """A Hugging Face causal language model."""
 
     path: LocalPath
-    """Folder in Hugging Face format, or an id on the hub."""
+    """Folder in Hugging Face format, an id on the hub, or built-in: the small base that comes with
+    freezetrain (./built-in is a folder of that name)."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Dtype = "float32"
@@ -28,6 +39,11 @@ class ModelSource:
     most; to train in 16 bits on a GPU, flash attention where it is installed."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
+
+    @property
+    def place(self) -> str:
+        """The folder or the id on the hub that ``path`` says."""
+        return model_place(self.path)
 
 
 @dataclass

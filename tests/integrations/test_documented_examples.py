@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from forked_ranks import run_ranks
 
-import freezetrain
 from freezetrain.cli import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
@@ -69,7 +68,6 @@ def test_example_is_short(title: str) -> None:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the page's command draws."""
     (words,) = re.findall(r"^    freezetrain (rehearse .+)$", PAGE.read_text(), re.MULTILINE)
-    words = words.replace("freezetrain/base", str(Path(freezetrain.__file__).parent / "base"))
     out = tmp_path_factory.mktemp("rehearsal") / "drawn"
     with pytest.raises(SystemExit) as ended:
         main([*words.removesuffix("drawn").split(), str(out)])

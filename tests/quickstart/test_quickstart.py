@@ -13,8 +13,7 @@ from verbs import freezetrain
 
 from freezetrain.data.texts import BUILT_IN, read_languages
 from freezetrain.freezing import compare_checkpoints
-from freezetrain.quickstart.quickstart import BUILT_IN_BASE
-from freezetrain.recipe.sources import TextSource
+from freezetrain.recipe.sources import BUILT_IN_MODEL, TextSource, model_place
 from freezetrain.regions import Region
 
 
@@ -129,10 +128,11 @@ def test_unknown_target_is_refused(tmp_path, capsys):
 
 
 def test_built_in_base_is_small_and_whole():
-    files = list(Path(BUILT_IN_BASE).iterdir())
+    base = model_place(BUILT_IN_MODEL)
+    files = list(Path(base).iterdir())
     assert sum(file.stat().st_size for file in files) < 12e6
-    model = AutoModelForCausalLM.from_pretrained(BUILT_IN_BASE, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(BUILT_IN_BASE)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(base)
     assert len(tokenizer) == model.config.vocab_size
     text = "All human beings are born free and equal in dignity and rights."
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]])
