@@ -24,7 +24,7 @@ REFERENCE = "plain"
 """The variant that all others are compared with."""
 
 # All variants are trained on the same texts in the same order, and evaluated on the same.
-_SHARED = ("model", "texts", "languages", "weights", "temperature", "watch", "from_scratch")
+_SHARED = ("model", "texts", "languages", "weights", "temperature", "watch", "from_scratch", "push")
 
 RegionKind = Literal[
     "core", "monolingual", "random", "vocabulary", "magnitude", "layers", "expression", "file"
@@ -118,7 +118,8 @@ class CompareRecipe:
     def __post_init__(self) -> None:
         train = self.train
         check(len(train.languages) == 1, "train.languages", "one, the target", train.languages)
-        for name, default in (("region", None), ("brake", None), ("from_scratch", False)):
+        own = {"region": None, "brake": None, "from_scratch": False, "push": None}
+        for name, default in own.items():
             value = getattr(train, name)
             check(value == default, f"train.{name}", "left out: variants say what differs", value)
         check(not train.watch.off, "train.watch.off", "false: the runs are evaluated", True)

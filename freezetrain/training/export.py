@@ -39,6 +39,7 @@ def export(
     folder: Path,
     shard_bytes: int = SHARD_BYTES,
     dtype: Types = None,
+    tied_head: bool = False,
 ) -> None:
     """Write ``folder`` in Hugging Face format, whole or not at all.
 
@@ -46,6 +47,7 @@ def export(
     writes: the weights are gathered one at a time, rounded to ``dtype`` (of several the widest, for
     names without one) and leave for a file whenever ``shard_bytes`` of them are there. Where
     DeepSpeed trains in 16 bits, what is rounded is the fp32 masters, which its optimizer steps.
+    ``tied_head``: a head that is tied to the embedding is written too, under its own name.
     Only a model of which transformers joins several tensors into one as it saves is gathered whole,
     in rank 0's memory. Before the folder gets its name rank 0 loads it again and compares it with
     what was in memory.
@@ -53,7 +55,7 @@ def export(
     Raises UserError, on all ranks, if the folder exists or cannot be written, or if its disk has
     too little room. CheckError if what was written loads as another model.
     """
-    stored, names = _stored(model)
+    stored, names = _stored(model, tied_head)
     groups = _groups(model, stored)
     rounded = {name: kind for group in groups for name, kind in _types(model, group, dtype)}
     sizes = {
@@ -80,10 +82,11 @@ def export(
             stack.close()  # the folder gets its name
 
 
-def _stored(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _stored(model: PreTrainedModel, tied_head: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Name -> parameter or buffer, of those that transformers stores, tied ones once.
 
-    And of each name that the model has for one of them -> the name that is stored.
+    But for a ``tied_head``, if that is asked for. And of each name that the model has for one of
+    them -> the name that is stored.
     """
     state = {
         name: value
@@ -93,7 +96,11 @@ def _stored(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
     names: dict[int, list[str]] = {}
     for name, value in state.items():
         names.setdefault(id(value), []).append(name)
-    tied = model.all_tied_weights_keys  # name -> that of the tensor which is stored
+    tied = dict(model.all_tied_weights_keys)  # name -> that of the tensor which is stored
+    if tied_head:
+        head = model.get_output_embeddings()
+        module = next((name for name, module in model.named_modules() if module is head), "")
+        tied.pop(f"{module}.weight", None)
     under = {name: name for name in state}
     for same in names.values():
         for name in same:
@@ -180,7 +187,9 @@ def _gathered(
         for name, part in group.items():
             value = _whole(part)
             if value is not None:
-                tensors[name] = value.to(types[name])
+                # A file holds no tensor twice, so that a tied head is one of its own.
+                twice = name in model.all_tied_weights_keys
+                tensors[name] = value.to(types[name], copy=twice)
                 reload.expect(name, tensors[name])
         if is_first_rank():
             yield from revert_weight_conversion(model, tensors).items()

@@ -90,7 +90,14 @@ def make_parts(
         plan.pull,
         plan.penalty,
         average,
-        Export(tokenizer, folder / "model", _export_dtype(recipe), average, tracker),
+        Export(
+            tokenizer,
+            folder / "model",
+            _export_dtype(recipe),
+            average,
+            tracker,
+            recipe.export_tied_head,
+        ),
         Throughput(torch.bfloat16 if trained_in_16_bits(recipe.optimization) else None),
         board,
     )

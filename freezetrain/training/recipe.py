@@ -269,6 +269,12 @@ class TrainRecipe:
     """Optimizer steps between checkpoints; a run that was stopped resumes from the last one."""
     export_dtype: Dtype = "stored"
     """Type that the exported weights are rounded to; stored: the one that the base was saved in."""
+    export_tied_head: bool = False
+    """Write the weights of a head that is tied to the embedding under its own name too, for tools
+    that look for them there. transformers loads the model either way."""
+    push: str | None = None
+    """Repository on the hub, OWNER/NAME, that the model is uploaded to in the end; one that is not
+    there is made before training, private. None: it is not uploaded."""
     from_scratch: bool = False
     """Pre-train with random weights: model.path needs only a configuration and a tokenizer."""
     cache: LocalPath | None = None
@@ -280,7 +286,7 @@ class TrainRecipe:
     @property
     def changeable(self) -> tuple[str, ...]:
         """Fields that may be others when a run is resumed: they do not change what is trained."""
-        names = ("engine.devices", "engine.gradient_checkpointing", "workers", "cache")
+        names = ("engine.devices", "engine.gradient_checkpointing", "workers", "cache", "push")
         if self.optimization.batch_tokens is None:  # the micro-batch is the optimizer step
             return names
         return (*names, "optimization.micro_batch")

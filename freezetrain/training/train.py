@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from huggingface_hub import ModelCard
 from torch import nn
 
 from freezetrain.data.texts import progress_bars
@@ -14,8 +15,9 @@ from freezetrain.data.tokens import tokenizer_digest
 from freezetrain.evaluation import Forgetting, forgetting, forgetting_table
 from freezetrain.evaluation.texts import TextFacts, text_facts, texts_table
 from freezetrain.files import require_space
-from freezetrain.models import check_fit, fetch, load_tokenizer
+from freezetrain.models import check_fit, fetch, load_tokenizer, local_folder
 from freezetrain.ranks import current_launch
+from freezetrain.recipe import yaml12
 from freezetrain.regions import Region, decoder_blocks
 from freezetrain.report.page import flat
 from freezetrain.report.run import RegionFacts, Rehearsed, Run
@@ -29,9 +31,11 @@ from freezetrain.training.checkpoints import latest_checkpoint
 from freezetrain.training.data import TextData, read_data
 from freezetrain.training.engines import require_devices
 from freezetrain.training.memory import require_memory
+from freezetrain.training.model_card import CARD, model_card
 from freezetrain.training.module import CausalLM
 from freezetrain.training.parts import Parts, make_parts
 from freezetrain.training.plan import Plan, make_plan
+from freezetrain.training.push import push, push_command, require_repository
 from freezetrain.training.recipe import Freezing, TrainRecipe
 from freezetrain.training.sharded import loader, teacher_of
 from freezetrain.training.trainer import fit
@@ -58,6 +62,8 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = 
         )
     check_fit(plan.model, tokenizer, recipe.optimization.sequence_length)
     require_devices(recipe.engine, launch)
+    if recipe.push is not None and launch.rank == 0:
+        require_repository(recipe.push)
     length, sequences = recipe.optimization.sequence_length, recipe.optimization.micro_batch
     require_memory(plan.model, sequences, length, "optimization.micro_batch")
     require_space(folder, plan.disk_bytes, "checkpoints and the model")
@@ -88,12 +94,22 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = 
         parts.brake.ensure(trainer)
     parts.export.ensure(trainer)
     trained = Trained(plan, parts, data, texts, resumed_from, trainer)
-    display = [*trained.display(), f"model: {folder / 'model'}"]
+    results, display = trained.results(), [*trained.display(), f"model: {folder / 'model'}"]
+    passed = True
+    if launch.rank == 0:
+        trained.card(folder).save(folder / "model" / CARD)
+        if recipe.push is not None:
+            failure = push(folder / "model", recipe.push)
+            results["pushed"] = {"to": recipe.push, "failure": failure}
+            display.append(_pushed(folder / "model", recipe.push, failure))
+            passed = failure is None
+        else:
+            display.append(f"upload it: {push_command(folder / 'model')}")
     # A run whose time was used up before its first step has nothing to show.
     if table and parts.tracker is not None and len(parts.tracker.history.evaluations) > 1:
         render_runs([trained.report(folder.resolve().name)], folder / PAGE)
         display.append(f"report: {folder / PAGE}")
-    return Outcome(trained.results(), display)
+    return Outcome(results, display, passed)
 
 
 @dataclass(frozen=True)
@@ -169,9 +185,32 @@ class Trained:
             results["brake"] = self.parts.brake.results()
         return results
 
+    def card(self, folder: Path) -> ModelCard:
+        """The model card of the run in ``folder``."""
+        recipe = self.plan.recipe
+        return model_card(
+            recipe,
+            yaml12.dump(asdict(recipe)),
+            self.data.facts(),
+            self.region,
+            self.forgetting_table(),
+            local_folder(recipe.model),
+        )
+
+    def forgetting_table(self) -> Table | None:
+        """Of the model that the run leaves; None where nothing is watched."""
+        tracker, model = self.parts.tracker, self.parts.model
+        if tracker is None or model is None:
+            return None
+        base, figures, compared = tracker.base_of(model), model.figures, model.forgetting
+        if self.forgetting_of_average is not None and self.parts.export.figures is not None:
+            base = tracker.history.base.figures  # of all documents
+            figures, compared = self.parts.export.figures, self.forgetting_of_average
+        return forgetting_table(base, figures, tracker.target, result=compared)
+
     def display(self) -> list[Any]:
         """Lines and tables."""
-        recipe, tracker, model = self.plan.recipe, self.parts.tracker, self.parts.model
+        recipe = self.plan.recipe
         display: list[Any] = []
         if recipe.lora is not None:
             trained = f"{self.plan.trained:,} weights of adapters"
@@ -183,12 +222,8 @@ class Trained:
             display.append(f"{self.region.entries:,} entries {self.region.frozen}")
         if self.parts.pull is not None and self.parts.pull.distances:
             display.append(_distances_table(self.parts.pull.distances))
-        if tracker is not None and model is not None:
-            base, figures, compared = tracker.base_of(model), model.figures, model.forgetting
-            if self.forgetting_of_average is not None and self.parts.export.figures is not None:
-                base = tracker.history.base.figures  # of all documents
-                figures, compared = self.parts.export.figures, self.forgetting_of_average
-            display.append(forgetting_table(base, figures, tracker.target, result=compared))
+        if (table := self.forgetting_table()) is not None:
+            display.append(table)
         if self.parts.brake is not None:
             display += self.parts.brake.sentences()
         return display
@@ -206,6 +241,15 @@ class Trained:
             average=self.forgetting_of_average,
             rehearsed=self.rehearsed,
         )
+
+
+def _pushed(folder: Path, name: str, failure: str | None) -> str:
+    if failure is None:
+        return f"pushed to {name}"
+    return (
+        f"could not push to {name}: {failure}; the model is whole in {folder}, and this uploads "
+        f"it: {push_command(folder, name)}"
+    )
 
 
 def _distances_table(distances: Mapping[str, float]) -> Table:

@@ -116,10 +116,10 @@ def _interrupts() -> Iterator[None]:
 class Export(L.Callback):
     """Export ``pl_module.model`` to ``folder`` at the end of training, on all ranks together.
 
-    ``dtype``: what the weights are rounded to. With an
-    ``average``, the averaged weights are exported, and evaluated by ``watch``: ``figures``.
-    Adapters are added to the weights. A folder that is there already is a whole export: a start of
-    the same run, killed later, left it.
+    ``dtype`` and ``tied_head`` are those of :func:`export`. With an ``average``, the averaged
+    weights are exported, and evaluated by ``watch``: ``figures``. Adapters are added to the
+    weights. A folder that is there already is a whole export: a start of the same run, killed
+    later, left it.
     """
 
     def __init__(
@@ -129,12 +129,14 @@ class Export(L.Callback):
         dtype: Types = None,
         average: WeightAverage | BaseAverage | None = None,
         watch: ForgettingTracker | None = None,
+        tied_head: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.folder = folder
         self.dtype = dtype
         self.average = average
         self.watch = watch
+        self.tied_head = tied_head
         self.figures: dict[str, Figures] | None = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -145,12 +147,15 @@ class Export(L.Callback):
             save_step(trainer)  # the time is used up: a kill from here on loses no step
         if self.average is None:
             with merged(pl_module.model):
-                export(pl_module.model, self.tokenizer, self.folder, dtype=self.dtype)
+                self._export(pl_module.model)
             return
         with self.average.averaged(pl_module):
             if self.watch is not None:
                 self.figures = self.watch.figures(trainer, pl_module)
-            export(pl_module.model, self.tokenizer, self.folder, dtype=self.dtype)
+            self._export(pl_module.model)
+
+    def _export(self, model: PreTrainedModel) -> None:
+        export(model, self.tokenizer, self.folder, dtype=self.dtype, tied_head=self.tied_head)
 
     def ensure(self, trainer: L.Trainer) -> None:
         """Export after a fit with nothing left to do: the run was killed after its last step."""
