@@ -156,6 +156,9 @@ class Engine:
     """Compute activations of the decoder blocks again in the backward pass: less memory, about a
     third more time, the same bits. None: where, as ``--dry_run`` estimates, a device would
     otherwise take more than nine tenths of a GPU's memory, or a third of a machine's without."""
+    compile: bool = False
+    """Run the decoder blocks as torch.compile makes them, in training; compiling takes a while at
+    the start. The same to rounding. Not under zero-3."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """More entries for DeepSpeed's configuration, such as zero_optimization."""
 
@@ -165,5 +168,7 @@ class Engine:
         check(zero or self.offload == "none", "offload", "none unless under zero", self.offload)
         deep = self.offload != "all" or self.kind == "zero-3"
         check(deep, "offload", "none or optimizer unless under zero-3", self.offload)
+        expected = "false under zero-3, which gathers weights within a block"
+        check(self.kind != "zero-3" or not self.compile, "compile", expected, self.compile)
         expected = "left out unless the kind is a zero"
         check(zero or not self.deepspeed, "deepspeed", expected, self.deepspeed)

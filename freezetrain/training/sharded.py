@@ -20,6 +20,7 @@ from freezetrain.models import checked, load_model, meta_model
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import decoder_blocks
 from freezetrain.training.adapters import add_adapters
+from freezetrain.training.compiled import compile_blocks
 from freezetrain.training.engines import policy, precision, trained_in_16_bits
 from freezetrain.training.module import Load
 from freezetrain.training.recipe import TrainRecipe
@@ -162,6 +163,8 @@ def loader(recipe: TrainRecipe, kind: str) -> PreTrainedModel | Load:
             name = "activation_checkpointing_enable"
             enable = getattr(model, name, model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
+        if recipe.engine.compile:
+            compile_blocks(model)
         return model
 
     def partitioned(module: L.LightningModule) -> PreTrainedModel:

@@ -50,7 +50,7 @@ class Run:
         return {int(place): digest for place, digest in pairs}
 
 
-def start(*runs: Run, world: int, stop_in: int = 0) -> None:
+def start(*runs: Run, world: int, stop_in: int = 0, timeout: float = 100.0) -> None:
     """Start the command of each of ``runs``, one after another, on ``world`` ranks.
 
     SIGTERM is sent to rank 0 in the midst of step ``stop_in``; 0: never.
@@ -58,7 +58,8 @@ def start(*runs: Run, world: int, stop_in: int = 0) -> None:
     for run in runs:
         run.folder.with_suffix(".yaml").write_text(yaml.safe_dump(run.recipe))
     logs = runs[0].folder.with_suffix(".logs")
-    run_ranks(_train, [run.folder for run in runs], stop_in, world=world, group=False, logs=logs)
+    folders = [run.folder for run in runs]
+    run_ranks(_train, folders, stop_in, world=world, group=False, logs=logs, timeout=timeout)
     for log in logs.iterdir():
         # Tables, bars and lines of ours alone: libraries say nothing that one cannot act on.
         told = _OF_LIBRARIES.search(log.read_text(encoding="utf-8"))

@@ -71,6 +71,15 @@ def by_engine(*exhaustive: str) -> list:
     ]
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero-2"])
+def test_two_ranks_train_as_one_with_compiled_blocks(recipe, alone, tmp_path, kind):
+    run = Run(tmp_path / "run", {**recipe, "engine": {"kind": kind, "compile": True}})
+    start(run, world=2, timeout=400)  # the compiler of C++ takes its time
+    assert_close(run.weights, alone.weights)
+    assert run.results["frozen_entries"] > 0
+
+
 @pytest.mark.parametrize("kind", by_engine("zero-1"))  # which goes the way of zero-2
 def test_two_ranks_train_as_one(recipe, alone, model_folder, tmp_path, kind):
     run = Run(tmp_path / "run", {**recipe, "engine": {"kind": kind}})
