@@ -79,6 +79,9 @@ class ScoreRecipe:
         expected = "none, or all: scoring has no optimizer"
         check(engine.offload != "optimizer", "engine.offload", expected, engine.offload)
         expected = "left out: models are scored in eval mode, in which transformers ignores it"
+        for name, default in (("replicas", 1), ("compile", False)):
+            value = getattr(engine, name)
+            check(value == default, f"engine.{name}", "left out: it is for training", value)
         recomputes = engine.gradient_checkpointing
         check(not recomputes, "engine.gradient_checkpointing", expected, recomputes)
 

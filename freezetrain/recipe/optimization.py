@@ -152,6 +152,10 @@ class Engine:
     """Keep in CPU memory, under zero: the optimizer; at zero-3 also all: the weights too."""
     devices: int | None = None
     """Devices on this machine, unless torchrun or srun says it. None: all GPUs, else one CPU."""
+    replicas: int = 1
+    """Under fsdp2: groups of devices that weights are split over, each of which holds all of them
+    (HSDP), as the GPUs of one machine; gradients are averaged over the groups. Divides the
+    devices."""
     gradient_checkpointing: bool | None = None
     """Compute activations of the decoder blocks again in the backward pass: less memory, about a
     third more time, the same bits. None: where, as ``--dry_run`` estimates, a device would
@@ -170,5 +174,8 @@ class Engine:
         check(deep, "offload", "none or optimizer unless under zero-3", self.offload)
         expected = "false under zero-3, which gathers weights within a block"
         check(self.kind != "zero-3" or not self.compile, "compile", expected, self.compile)
+        expected = "1 or more, and 1 unless under fsdp2"
+        valid = self.replicas == 1 or (self.replicas > 1 and self.kind == "fsdp2")
+        check(valid, "replicas", expected, self.replicas)
         expected = "left out unless the kind is a zero"
         check(zero or not self.deepspeed, "deepspeed", expected, self.deepspeed)

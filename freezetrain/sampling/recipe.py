@@ -118,5 +118,8 @@ class RehearseRecipe:
         expected = "auto or ddp: each device holds the whole model"
         check(engine.kind in ("auto", "ddp"), "engine.kind", expected, engine.kind)
         expected = "left out: nothing is trained"
+        for name, default in (("replicas", 1), ("compile", False)):
+            value = getattr(engine, name)
+            check(value == default, f"engine.{name}", "left out: it is for training", value)
         recomputes = engine.gradient_checkpointing
         check(not recomputes, "engine.gradient_checkpointing", expected, recomputes)

@@ -86,9 +86,11 @@ def _plan_table(plan: Plan, launch: Launch, steps: int | None, folder: Path) -> 
             f"{recipe.rehearse.share:g} of the sequences, {len(drawn):,} that "
             f"{drawn.made.base.name or 'the base'} drew"
         )
+    groups = recipe.engine.replicas
+    split = f", weights split over {plan.world // groups} of them" if groups > 1 else ""
     facts["engine"] = (
-        f"{plan.engine} on {plan.world} devices of {launch.nodes} nodes, "
-        f"{precision(settings)}{machine}"
+        f"{plan.engine} on {plan.world} devices of {launch.nodes} nodes{split}, "
+        f"{precision(settings)}{machine}{', compiled' if recipe.engine.compile else ''}"
     )
     if plan.recomputation is not None:
         facts["activations"] = f"gradient checkpointing {plan.recomputation.said()}"

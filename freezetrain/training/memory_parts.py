@@ -31,7 +31,8 @@ class Shapes:
     """Sizes that follow from the engine."""
 
     def __init__(self, model: PreTrainedModel, recipe: TrainRecipe, world: int) -> None:
-        self.world = world
+        self.world = over = world // recipe.engine.replicas
+        """Ranks that weights or optimizer are split over."""
         self.kind = kind_of(recipe.engine, world)
         self.zero = int(self.kind[-1]) if self.kind.startswith("zero") else 0
         settings = recipe.optimization
@@ -47,24 +48,22 @@ class Shapes:
             self.held = 2 if settings.precision == "bf16-true" else stored
         """Bytes of a weight."""
         self.split = self.kind == "fsdp2" or self.zero == 3
-        self.share = sum(-(-p.shape[0] // world) * p[0].numel() for p in parameters)
+        self.share = sum(-(-p.shape[0] // over) * p[0].numel() for p in parameters)
         """Weights of the largest shard: FSDP2 splits rows, DeepSpeed flat tensors."""
         if self.zero:
-            self.share = -(-self.weights // world)
+            self.share = -(-self.weights // over)
         self.local = self.share if self.split else self.weights
         whole = [p.numel() for p in parameters if p.requires_grad]
         self.trained = self.local if self.zero or self.split else sum(whole)
         """Weights on a rank that have a gradient; engines that split them train all."""
         largest: float = max(whole) * self.held
         if self.kind == "fsdp2":
-            largest /= world
+            largest /= over
         self.largest_step = 4 * self.share if self.zero else largest
         """Bytes of the largest tensor that AdamW steps on a rank."""
         self.largest = max(whole)
         if self.zero or self.kind == "fsdp2":
-            self.largest = (
-                -(-self.largest // world) if self.split else min(self.largest, self.share)
-            )
+            self.largest = -(-self.largest // over) if self.split else min(self.largest, self.share)
         """Weights of the largest parameter, as far as one rank steps them."""
 
     @property

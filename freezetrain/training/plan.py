@@ -20,6 +20,7 @@ from freezetrain.models import (
     stored_dtype,
 )
 from freezetrain.ranks import Launch, current_launch
+from freezetrain.recipe.check import check
 from freezetrain.regions import Base, Region
 from freezetrain.regions.base import fingerprint
 from freezetrain.rehearsal import Rehearsal
@@ -113,6 +114,8 @@ def make_plan(recipe: TrainRecipe, launch: Launch, tokenizer: str | None = None)
     ``tokenizer``: digest of the base's, to be compared with a rehearsal's; None: do not.
     """
     world = world_size(recipe.engine, launch)
+    replicas, expected = recipe.engine.replicas, f"a number that divides the {world} devices"
+    check(world % replicas == 0, "engine.replicas", expected, replicas)
     accumulate = recipe.optimization.accumulate(world)
     if recipe.engine.deepspeed:  # which the estimate reads
         deepspeed_config(recipe.engine, recipe.optimization)

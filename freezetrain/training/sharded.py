@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -173,11 +173,11 @@ def loader(recipe: TrainRecipe, kind: str) -> PreTrainedModel | Load:
         return prepare(load_partitioned(source, strategy.config, random, in_16_bits))
 
     def sharded(module: L.LightningModule) -> PreTrainedModel:
-        assert module.device_mesh is not None
+        device = module.trainer.strategy.root_device
         return load_sharded(
             source,
-            module.device_mesh["data_parallel"],
-            module.trainer.strategy.root_device,
+            _mesh(device, module.trainer.world_size, recipe.engine.replicas),
+            device,
             prepare=prepare,
             policy=policy(recipe.optimization),
             random_weights=random,
@@ -189,6 +189,14 @@ def loader(recipe: TrainRecipe, kind: str) -> PreTrainedModel | Load:
     if kind == "fsdp2":
         return sharded
     return prepare(load_model(source, random, in_16_bits))
+
+
+def _mesh(device: torch.device, world: int, replicas: int) -> DeviceMesh:
+    """Ranks that weights are split over, in a row; of several rows each holds all."""
+    if replicas == 1:
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    names = ("replicate", "shard")
+    return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=names)
 
 
 def teacher_of(recipe: TrainRecipe) -> PreTrainedModel | None:

@@ -17,6 +17,8 @@ from freezetrain.recipe.optimization import Engine, Optimization
         (Engine, {"offload": "optimizer"}, "offload must be none unless under zero"),
         (Engine, {"kind": "zero-2", "offload": "all"}, "offload must be none or optimizer"),
         (Engine, {"deepspeed": {"a": 1}}, "deepspeed must be left out"),
+        (Engine, {"kind": "ddp", "replicas": 2}, "replicas must be 1 or more, and 1 unless under"),
+        (Engine, {"kind": "fsdp2", "replicas": 0}, "replicas must be 1 or more"),
     ],
 )
 def test_refused(kind, fields, complaint):

@@ -89,6 +89,12 @@ def _small_buckets(kind):
     return {"zero_optimization": small} if kind.startswith("zero") else {}
 
 
+def test_groups_of_devices_each_hold_all(model, weights):
+    memory = parts(estimate(model, recipe("fsdp2", replicas=2), WORLD))
+    assert memory["weights"] == 4 * weights / 2
+    assert memory["AdamW's moments"] == 8 * weights / 2
+
+
 def test_checkpointing_batch_and_mask_change_the_activations(model):
     def activations(training):
         sizes = parts(estimate(model, training, WORLD))

@@ -11,7 +11,7 @@ from freezetrain.data.tokens import tokenizer_digest
 from freezetrain.errors import UserError
 from freezetrain.models import stored_dtype
 from freezetrain.ranks import Launch
-from freezetrain.recipe.optimization import Optimization
+from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.sources import ModelSource, TextSource
 from freezetrain.regions import Base, Entries, Region, fingerprint
 from freezetrain.regions.base import base_of
@@ -43,6 +43,13 @@ def test_files_of_several_types_are_of_the_one_that_holds_all(tmp_path, make_mod
     model.model.norm.to(torch.float16)
     path = save(model, tmp_path, None, says_type=False)
     assert stored_dtype(ModelSource(path)) == torch.float32
+
+
+def test_groups_of_devices_must_come_out_even(model_folder):
+    engine = Engine(kind="fsdp2", devices=4, replicas=3)
+    recipe = TrainRecipe(ModelSource(str(model_folder)), engine=engine)
+    with pytest.raises(UserError, match=r"engine\.replicas must be a number that divides the 4"):
+        make_plan(recipe, Launch())
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,22 @@ def by_engine(*exhaustive: str) -> list:
 
 
 @pytest.mark.exhaustive
+def test_two_groups_of_two_ranks_train_as_one(recipe, alone, tmp_path, model_folder):
+    """Weights are split over two ranks, twice; the run is stopped, and goes on."""
+    engine = {"kind": "fsdp2", "replicas": 2}
+    run = Run(tmp_path / "run", {**recipe, "engine": engine})
+    start(run, world=4, stop_in=5)
+    start(run, world=4)
+    assert_close(run.weights, alone.weights)
+    assert run.sequences == alone.sequences
+    region = Region.load(recipe["region"])
+    assert (
+        compare_weights(load_file(model_folder / "model.safetensors"), run.weights, region).moved
+        == 0
+    )
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero-2"])
 def test_two_ranks_train_as_one_with_compiled_blocks(recipe, alone, tmp_path, kind):
     run = Run(tmp_path / "run", {**recipe, "engine": {"kind": kind, "compile": True}})
