@@ -41,7 +41,14 @@ _QUIET = (
 )
 
 # Logger -> beginnings of warnings that it logs.
-_LOGGED = {"DeepSpeed": ("Setting accelerator to CPU", "MPU is not provided")}
+_LOGGED = {
+    "DeepSpeed": (
+        "Setting accelerator to CPU",
+        "MPU is not provided",
+        "**** You are using ZeRO with an untested optimizer",  # which was tried
+    ),
+    "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm",),  # of what is not used here
+}
 
 _PRINTED = ("DeepSpeed deepspeed.ops.comm.",)  # of an operator that was built
 

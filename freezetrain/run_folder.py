@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -173,10 +173,29 @@ def _read_recipe(path: Path) -> Any:
 def changed_fields(earlier: Any, recipe: Any) -> list[str]:
     """Dotted names of the fields with which ``recipe`` makes another run of the ``earlier`` one.
 
-    ``earlier`` is plain values, as read from a file. Fields that are ``changeable`` do not count.
+    ``earlier`` is plain values, as read from a file; a field that was not there yet when they were
+    written has its default. Fields that are ``changeable`` do not count.
     """
     changeable = getattr(recipe, "changeable", ())
-    return [name for name in _differences(earlier, asdict(recipe)) if name not in changeable]
+    known = _with_new_fields(earlier, recipe)
+    return [name for name in _differences(known, asdict(recipe)) if name not in changeable]
+
+
+def _with_new_fields(earlier: Any, recipe: Any) -> Any:
+    """``earlier`` with the defaults of the fields that it lacks, of ``recipe`` and its groups."""
+    if not (isinstance(earlier, dict) and is_dataclass(recipe)):
+        return earlier
+    known = dict(earlier)
+    for item in fields(recipe):
+        if item.name in earlier:
+            known[item.name] = _with_new_fields(earlier[item.name], getattr(recipe, item.name))
+        elif item.default_factory is not MISSING:
+            default: Any = item.default_factory()
+            group = is_dataclass(default) and not isinstance(default, type)
+            known[item.name] = asdict(default) if group else default
+        elif item.default is not MISSING:
+            known[item.name] = item.default
+    return known
 
 
 def _differences(earlier: Any, now: Any, name: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 
 from freezetrain.errors import CheckError, UserError
+from freezetrain.recipe import yaml12
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.run_folder import Outcome, claimed, finished, write_outcome
@@ -83,6 +84,23 @@ def test_a_run_is_resumed_by_the_same_recipe_but_for_what_its_type_lets_change(t
         start(folder)
     with pytest.raises(UserError, match=r"notes.txt is a file"):
         start(folder / "notes.txt")
+
+
+def test_a_run_of_a_version_that_lacked_fields_goes_on_with_their_defaults(tmp_path):
+    settings = {"max_steps": 1}
+    recipe = TrainRecipe(ModelSource("m"), optimization=Optimization(**settings))
+    start(tmp_path / "out", recipe)
+    path = tmp_path / "out" / "recipe.yaml"
+    stored = yaml12.load(path.read_text())
+    for name in ("optimizer", "optimizer_args", "layer_decay"):
+        del stored["optimization"][name]
+    del stored["freeze"]
+    path.write_text(yaml12.dump(stored))
+    start(tmp_path / "out", recipe)
+    other = Optimization(**settings, optimizer="lion", optimizer_args={"a": 1}, layer_decay=0.5)
+    names = r"with another optimization\.layer_decay, optimization\.optimizer, .*optimizer_args\.a;"
+    with pytest.raises(UserError, match=names):
+        start(tmp_path / "out", TrainRecipe(ModelSource("m"), optimization=other))
 
 
 def test_a_recipe_that_grows_takes_the_place_of_the_earlier_one(tmp_path):

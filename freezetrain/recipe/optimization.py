@@ -1,11 +1,12 @@
 """How a model is trained, and on what machines."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from freezetrain.errors import UserError
 from freezetrain.recipe.check import check
+from freezetrain.recipe.optimizers import OPTIMIZERS, check_optimizer
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true"]
 
@@ -21,7 +22,7 @@ Kind = Literal["auto", "ddp", "fsdp2", "zero-1", "zero-2", "zero-3"]
 
 @dataclass
 class Optimization:
-    """AdamW with warm-up and a schedule. A run ends at the first limit that it reaches."""
+    """Optimizer, warm-up and schedule. A run ends at the first limit that it reaches."""
 
     max_steps: int | None = None
     """Optimizer steps. None: by max_tokens, or else one pass over the texts trained on."""
@@ -39,16 +40,28 @@ class Optimization:
     batch_tokens: int | None = None
     """Tokens in an optimizer step, over all devices and accumulated micro-batches. None: one
     micro-batch on one device."""
+    optimizer: str = "adamw"
+    """adamw, adamw-8bit, adafactor, lion, muon (matrices of the decoder blocks; AdamW for the
+    rest), or the import path of a class, as torch.optim.NAdam."""
+    optimizer_args: dict[str, Any] = field(default_factory=dict)
+    """More arguments of the optimizer, by its own names, such as eps."""
     learning_rate: float = 5e-5
     """Peak learning rate."""
+    learning_rate_factors: dict[str, float] = field(default_factory=dict)
+    """Pattern of parameters' names, as "*embed_tokens*", to the factor of their learning rate; of
+    several patterns that fit a name the first counts, and layer_decay does not."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from each decoder block to the one before it, in (0, 1]: the
+    last block has it once, the embeddings once more than the first block, last norm and head not
+    at all. None: 1."""
     schedule: Schedule = "cosine"
     """After the warm-up: cosine falls to the end; wsd holds the peak and falls in a straight line
     over the last decay_ratio of the steps; constant holds it."""
     min_learning_rate_ratio: float = 0.0
     """Learning rate that cosine and wsd end at, as a share of the peak."""
     warmup_steps: int = 100
-    """Optimizer steps of linear warm-up; a pre-trained model needs it too, as AdamW's moments
-    start empty."""
+    """Optimizer steps of linear warm-up; a pre-trained model needs it too, as the optimizer's
+    moments start empty."""
     warmup_from: float = 0.0
     """Learning rate that the warm-up starts from, as a share of the peak."""
     decay_ratio: float = 0.2
@@ -56,9 +69,9 @@ class Optimization:
     weight_decay: float = 0.001
     """Decoupled weight decay of matrices; norms, biases and embeddings have none."""
     beta1: float = 0.9
-    """AdamW's first beta."""
+    """First beta of AdamW and Lion."""
     beta2: float = 0.95
-    """AdamW's second beta."""
+    """Second beta of AdamW and Lion."""
     clip_norm: float = 1.0
     """Largest gradient norm; frozen entries do not count in it."""
     ema_decay: float | None = None
@@ -97,6 +110,7 @@ class Optimization:
             check(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
         for name in ("min_learning_rate_ratio", "warmup_from", "decay_ratio"):
             check(0 <= getattr(self, name) <= 1, name, "in [0, 1]", getattr(self, name))
+        self._check_optimizer()
         decay, factor = self.ema_decay, self.spike_factor
         check(decay is None or 0 < decay < 1, "ema_decay", "in (0, 1)", decay)
         check(factor is None or factor > 1, "spike_factor", "above 1", factor)
@@ -109,6 +123,27 @@ class Optimization:
             expected = f"less: a run has at most {MOST_SEQUENCES:,} sequences, and these would be "
             expected += f"{sequences:,}"
             check(sequences <= MOST_SEQUENCES, name, expected, value)
+
+    def _check_optimizer(self) -> None:
+        check_optimizer(self.optimizer, self.optimizer_args)
+        known = OPTIMIZERS.get(self.optimizer)
+        if known is not None and not known.betas:
+            expected = f"left out where the optimizer is {self.optimizer}, which has none"
+            for name, value in self.betas_given.items():
+                check(False, name, expected, value)
+        for pattern, factor in self.learning_rate_factors.items():
+            name = f"learning_rate_factors.{pattern}"
+            good = math.isfinite(factor) and factor > 0
+            check(good, name, "above 0 (freeze a region to hold weights still)", factor)
+        layer = self.layer_decay
+        check(layer is None or 0 < layer <= 1, "layer_decay", "above 0 and at most 1", layer)
+
+    @property
+    def betas_given(self) -> dict[str, float]:
+        """Those of the betas that are not the defaults."""
+        defaults = {item.name: item.default for item in fields(self)}
+        betas = {"beta1": self.beta1, "beta2": self.beta2}
+        return {name: value for name, value in betas.items() if value != defaults[name]}
 
     @property
     def step_tokens(self) -> int:

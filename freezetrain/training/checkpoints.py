@@ -43,7 +43,9 @@ def _latest(folder: Path) -> Path | None:
     return latest
 
 
-def resumable(checkpoint: Path, world: int, engine: str) -> dict[str, Any]:
+def resumable(
+    checkpoint: Path, world: int, engine: str, optimizer: str = "adamw"
+) -> dict[str, Any]:
     """Make ``checkpoint`` one that ``world`` ranks under ``engine`` (a recipe's) can go on from.
 
     Returns entries for DeepSpeed's configuration, with which its engine must be made. DDP and
@@ -52,7 +54,8 @@ def resumable(checkpoint: Path, world: int, engine: str) -> dict[str, Any]:
     process that asks, while others wait. Exact but for the order in which ranks' gradients are
     summed.
 
-    UserError for a checkpoint of another engine.
+    UserError for a checkpoint of another engine, and for one of ZeRO, of another number of ranks,
+    with the state of another ``optimizer`` (a recipe's) than AdamW, which DeepSpeed cannot convert.
     """
     written = facts(checkpoint).engine if checkpoint.is_dir() else "ddp"
     resumed = "ddp" if engine in ("auto", "one") else engine
@@ -63,6 +66,13 @@ def resumable(checkpoint: Path, world: int, engine: str) -> dict[str, Any]:
         )
     if not written.startswith("zero") or facts(checkpoint).world == world:
         return {}
+    if optimizer != "adamw":
+        before = facts(checkpoint).world
+        raise UserError(
+            f"the checkpoint {checkpoint} was written by {before} ranks, and DeepSpeed gives "
+            f"another number of them, as these {world}, the state of AdamW only, not of "
+            f"{optimizer}; go on with {before}"
+        )
     checkpoint_files.convert(checkpoint)
     return {"checkpoint": {"load_universal": True}}
 

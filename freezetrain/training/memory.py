@@ -1,10 +1,10 @@
 """How much memory a rank takes, estimated from shapes before a run is started.
 
 What each engine keeps was read in its code (PyTorch 2.13: DistributedDataParallel, fully_shard,
-AdamW; DeepSpeed 0.19.8: runtime/zero/stage_1_and_2.py, stage3.py, config.py; Lightning 2.6.6:
-plugins/precision), and for freezing in freezetrain.freezing; benchmarks/memory.py compares
-with real runs. Not in it: CUDA's context, kernels' workspaces, and what the allocator leaves unused
-between blocks.
+AdamW, Muon; DeepSpeed 0.19.8: runtime/zero/stage_1_and_2.py, stage3.py, config.py; Lightning
+2.6.6: plugins/precision; transformers 5.23: Adafactor; bitsandbytes 0.50), and for freezing in
+freezetrain.freezing; benchmarks/memory.py compares with real runs. Not in it: CUDA's context,
+kernels' workspaces, and what the allocator leaves unused between blocks.
 """
 
 import os
@@ -17,9 +17,11 @@ from transformers import PreTrainedModel
 from freezetrain.errors import UserError
 from freezetrain.files import readable
 from freezetrain.freezing.pulled_parts import AT_ONCE
+from freezetrain.recipe.optimization import Optimization
 from freezetrain.regions import Region, decoder_blocks
 from freezetrain.training.batch_memory import batch_parts, rehearsal_parts
 from freezetrain.training.memory_parts import ALWAYS, PASS, TRAINING, Part, Shapes
+from freezetrain.training.optimizer_kinds import state_bytes
 from freezetrain.training.recipe import Pull, TrainRecipe
 
 # DeepSpeed's defaults, in elements.
@@ -81,7 +83,7 @@ def estimate(
     their own. ``stored``: type of the base's files, in which a pull keeps it; None: float32.
     """
     shapes = Shapes(model, recipe, world)
-    parts = [*_state(shapes, recipe), *batch_parts(shapes, model, recipe, on_gpu)]
+    parts = [*_state(shapes, model, recipe), *batch_parts(shapes, model, recipe, on_gpu)]
     if recipe.rehearse is not None and recipe.rehearse.loss == "kl":
         parts += rehearsal_parts(shapes, model, recipe, on_gpu)
     if shapes.zero:
@@ -93,7 +95,8 @@ def estimate(
     if recipe.pull is not None:
         parts += _pull(shapes, recipe.pull, pulled, stored or torch.float32, on_gpu)
     if recipe.engine.offload != "none":
-        parts = [_offloaded(part, recipe.engine.offload) for part in parts]
+        state = state_name(recipe.optimization.optimizer)
+        parts = [_offloaded(part, recipe.engine.offload, state) for part in parts]
     if not on_gpu:  # one memory, and the model is where it was loaded
         parts = [
             replace(part, device=part.device + part.host, host=0)
@@ -127,7 +130,7 @@ def memory_there() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _state(shapes: Shapes, recipe: TrainRecipe) -> list[Part]:
+def _state(shapes: Shapes, model: PreTrainedModel, recipe: TrainRecipe) -> list[Part]:
     """What a rank holds from step to step."""
     zero, held = shapes.zero, shapes.held
     loading = 0 if shapes.split else shapes.loaded * shapes.weights
@@ -136,13 +139,15 @@ def _state(shapes: Shapes, recipe: TrainRecipe) -> list[Part]:
         Part("the model, while it is loaded", 0, ("load",), host=loading),
     ]
     gradients = held * (shapes.weights if zero == 1 else shapes.trained)
+    state = _state_of_a_weight(model, recipe.optimization, 4 if zero else held, flat=bool(zero))
+    name = state_name(recipe.optimization.optimizer)
     if zero:
         parts.append(Part("fp32 masters", 4 * shapes.share))
-        parts.append(Part("AdamW's moments", 8 * shapes.share))
+        parts.append(Part(name, state * shapes.share))
         if zero == 2:
             gradients = held * shapes.share
     else:
-        parts.append(Part("AdamW's moments", 2 * held * shapes.trained))
+        parts.append(Part(name, state * shapes.trained))
     # DDP's buckets and ZeRO-3's buffer stay.
     during: tuple[str, ...]
     during = TRAINING if shapes.kind == "ddp" or zero == 3 else ("backward", "step")
@@ -161,6 +166,19 @@ def _state(shapes: Shapes, recipe: TrainRecipe) -> list[Part]:
         during = ("load",) if recipe.average_with_base is None else ALWAYS
         parts.append(Part("copy of the base", 0, during, host=shapes.loaded * shapes.weights))
     return parts
+
+
+def state_name(optimizer: str) -> str:
+    """What an optimizer keeps, in the table of memory."""
+    return "AdamW's moments" if optimizer == "adamw" else f"state of {optimizer}"
+
+
+def _state_of_a_weight(
+    model: PreTrainedModel, settings: Optimization, size: int, flat: bool
+) -> float:
+    """Bytes, in the mean over the weights that are trained."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return state_bytes(model, settings, size, flat) / trained
 
 
 def _deepspeed(shapes: Shapes, recipe: TrainRecipe, on_gpu: bool) -> list[Part]:
@@ -247,9 +265,9 @@ def _pull(
     ]
 
 
-def _offloaded(part: Part, what: str) -> Part:
+def _offloaded(part: Part, what: str, state: str) -> Part:
     """In CPU memory instead, if that is what ``engine.offload`` moves there."""
-    moved = {"fp32 masters", "AdamW's moments", "fp32 copy of the gradients"}
+    moved = {"fp32 masters", state, "fp32 copy of the gradients"}
     if part.name.startswith("pull: "):  # it is where the masters are
         return replace(part, device=0, host=part.device + part.host)
     if what == "all":

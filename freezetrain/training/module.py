@@ -26,6 +26,7 @@ from freezetrain.nll import next_token_nll
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.training.engines import optimizer_device
 from freezetrain.training.optimizer import BadSteps, build_optimizer
+from freezetrain.training.optimizer_kinds import require_split
 from freezetrain.training.rehearsed import Compared
 
 Load = Callable[[L.LightningModule], PreTrainedModel]
@@ -193,6 +194,9 @@ class CausalLM(L.LightningModule):
         return None
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        first = next(self.model.parameters())
+        if isinstance(first, DTensor):
+            require_split(self.settings, first.device_mesh)
         optimizer, schedule = build_optimizer(
             self.model, self.settings, self.steps, optimizer_device(self.trainer.strategy)
         )

@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups and learning rate, and steps that would do harm."""
+"""The optimizer and its learning rate over the run, and steps that would do harm."""
 
 import math
 from collections import deque
@@ -7,37 +7,14 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch.optim import AdamW
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from freezetrain.errors import DivergedError
 from freezetrain.recipe.optimization import Optimization
-from freezetrain.regions.parameters import full_shape
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Split the trainable parameters into those with weight decay and those without.
-
-    Matrices decay. Norms and biases do not: they have few entries and a scale of their own.
-    Embeddings do not either: a token that the target language never uses gets no gradient, and
-    decay alone would wear its row away, which is forgetting by the optimizer.
-    """
-    embeddings = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
-    }
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            matrix = len(full_shape(parameter)) >= 2  # ZeRO-3 leaves an empty vector of each
-            decays = matrix and id(parameter) not in embeddings
-            (decayed if decays else spared).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+from freezetrain.training.groups import parameter_groups
+from freezetrain.training.optimizer_kinds import make_optimizer
 
 
 def learning_rate_factor(step: int, steps: int, settings: Optimization) -> float:
@@ -73,24 +50,46 @@ def _progress(step: int, start: float, end: int) -> float:
 
 def build_optimizer(
     model: nn.Module, settings: Optimization, steps: int, device: torch.device | None = None
-) -> tuple[AdamW, LambdaLR]:
-    """AdamW over the model's trainable parameters, and its schedule, a tick an optimizer step.
+) -> tuple[Optimizer, LambdaLR]:
+    """The optimizer over the model's trainable parameters, and its schedule, a tick a step of it.
 
     ``device``: where it will step, if that is not where the parameters are now: DeepSpeed moves
-    them later, and an offloaded optimizer steps on the CPU. On GPUs and CPUs PyTorch's fused
-    kernel is used, one pass over each weight, its gradient and its moments; its default elsewhere.
+    them later, and an offloaded optimizer steps on the CPU. AdamW on GPUs and CPUs is PyTorch's
+    fused kernel, one pass over each weight, its gradient and its moments; its default elsewhere.
+    The schedule multiplies the learning rate of each group.
     """
-    groups = parameter_groups(model, settings.weight_decay)
-    kinds = {p.device.type for group in groups for p in group["params"]}
+    groups = parameter_groups(model, settings)
+    kinds = {p.device.type for group in groups for p in group.parameters}
     if device is not None:
         kinds = {device.type}
-    optimizer = AdamW(
-        groups,
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        fused=True if kinds in ({"cuda"}, {"cpu"}) else None,
-    )
+    optimizer = make_optimizer(groups, settings, fused=kinds in ({"cuda"}, {"cpu"}))
+    load_exactly(optimizer)
     return optimizer, LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, settings))
+
+
+def load_exactly(optimizer: Optimizer) -> None:
+    """Have state that a checkpoint brings keep its types, with which a run goes on as it was.
+
+    PyTorch casts it to the type of the weights: of those in 16 bits fp32 statistics would be
+    rounded. The state of a step count, and of what is no tensor, is left to it.
+    """
+    saved: list[dict[str, Any]] = []
+
+    def before(_: Optimizer, state: dict[str, Any]) -> None:
+        saved[:] = [state]
+
+    def after(loaded: Optimizer) -> None:
+        numbers = [n for group in saved[0]["param_groups"] for n in group["params"]]
+        tensors = [tensor for group in loaded.param_groups for tensor in group["params"]]
+        for number, tensor in zip(numbers, tensors, strict=True):
+            for key, value in saved[0]["state"].get(number, {}).items():
+                now = loaded.state[tensor][key]
+                if isinstance(value, Tensor) and key != "step" and value.dtype != now.dtype:
+                    loaded.state[tensor][key] = value.to(now.device, copy=True)
+        saved.clear()
+
+    optimizer.register_load_state_dict_pre_hook(before)
+    optimizer.register_load_state_dict_post_hook(after)
 
 
 KEPT = 100  # good norms that the median is of

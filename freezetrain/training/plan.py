@@ -36,6 +36,8 @@ from freezetrain.training.engines import (
     trained_in_16_bits,
     world_size,
 )
+from freezetrain.training.groups import parameter_groups
+from freezetrain.training.optimizer_kinds import require_optimizer, state_bytes
 from freezetrain.training.recipe import Penalty, Pull, TrainRecipe
 from freezetrain.training.recomputation import Recomputation, decide
 
@@ -80,12 +82,18 @@ class Plan:
     def checkpoint_bytes(self) -> int:
         """Bytes of one checkpoint, of all ranks together.
 
-        The weights in fp32 and, of those that are trained, AdamW's two moments; under ZeRO-1 and 2
-        the weights as they are computed with too, which ZeRO-3's checkpoint does without; the
+        The weights in fp32 and, of those that are trained, the optimizer's state; under ZeRO-1 and
+        2 the weights as they are computed with too, which ZeRO-3's checkpoint does without; the
         average of the weights where there is one.
         """
         averages = 0 if self.recipe.optimization.ema_decay is None else 4
-        return self._bytes_of_all() + (8 + averages) * self.trained
+        return self._bytes_of_all() + self.state_bytes + averages * self.trained
+
+    @cached_property
+    def state_bytes(self) -> int:
+        """Bytes of the optimizer's state, of all ranks together."""
+        flat = self.engine.startswith("zero")
+        return int(state_bytes(self.model, self.recipe.optimization, 4, flat))
 
     @property
     def kept_bytes(self) -> int:
@@ -93,8 +101,8 @@ class Plan:
         brake = self.recipe.brake
         if brake is None or not brake.goes_back:
             return 0
-        moments = 8 * self.weights if self.engine.startswith("zero") else 0
-        return self._bytes_of_all() + moments
+        state = self.state_bytes if self.engine.startswith("zero") else 0
+        return self._bytes_of_all() + state
 
     @property
     def disk_bytes(self) -> int:
@@ -119,9 +127,15 @@ def make_plan(recipe: TrainRecipe, launch: Launch, tokenizer: str | None = None)
     accumulate = recipe.optimization.accumulate(world)
     if recipe.engine.deepspeed:  # which the estimate reads
         deepspeed_config(recipe.engine, recipe.optimization)
-    model, region = shape_and_region(recipe)
-    pull, penalty = pull_of(recipe, model), penalty_of(recipe, model)
     engine = kind_of(recipe.engine, world)
+    require_optimizer(
+        recipe.optimization,
+        held=recipe.region is not None or recipe.pull is not None,
+        flat=engine.startswith("zero"),
+    )
+    model, region = shape_and_region(recipe)
+    parameter_groups(model, recipe.optimization)  # patterns that fit nothing
+    pull, penalty = pull_of(recipe, model), penalty_of(recipe, model)
     rehearsal = rehearsal_of(recipe, tokenizer)
     stored = None if pull is None else stored_dtype(recipe.model)
     decided = decide(recipe, model, launch, world, region, _pulled(pull), stored)

@@ -7,6 +7,7 @@ from typing import Literal
 from freezetrain.evaluation.brake import Brake
 from freezetrain.recipe.check import check, check_shares, check_temperature
 from freezetrain.recipe.optimization import Engine, Optimization
+from freezetrain.recipe.optimizers import check_engine
 from freezetrain.recipe.sources import (
     Dtype,
     EvaluationTexts,
@@ -333,6 +334,7 @@ class TrainRecipe:
     def _check_engine(self) -> None:
         """What only some engines can do."""
         kind, settings = self.engine.kind, self.optimization
+        check_engine(settings.optimizer, kind)
         expected = f"left out under {kind}: DeepSpeed steps by itself"
         for name, default in (("bad_steps", "stop"), ("spike_factor", None)):
             value = getattr(settings, name)

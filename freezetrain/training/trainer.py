@@ -58,7 +58,9 @@ def fit(
     L.seed_everything(settings.seed, verbose=False)
     latest = latest_checkpoint(folder)
     world = world_size(engine, launch)
-    deepspeed = {} if latest is None else resumable(latest, world, engine.kind)
+    deepspeed = {}
+    if latest is not None:
+        deepspeed = resumable(latest, world, engine.kind, settings.optimizer)
     if progress:
         bar = StepProgress() if Terminal(stderr=True).is_terminal else StepLines()
         for callback in callbacks:

@@ -182,6 +182,13 @@ train | --optimization.seed -1 | seed
 train | --optimization.learning_rate .nan | learning_rate
 train | --optimization.weight_decay .inf | weight_decay
 train | --optimization.beta2 .nan | beta2
+train | --optimization.optimizer lionn | did you mean 'lion'
+train | --optimization.optimizer no_room.Optimizer | no_room
+train | --optimization.optimizer_args '{lr: 1}' | optimizer_args.lr
+train | --optimization.optimizer_args '{epsilon: 1}' | epsilon
+train | --optimization.learning_rate_factors '{lm_hed*: 0.5}' | lm_hed
+train | --optimization.learning_rate_factors '{a: .inf}' | learning_rate_factors
+train | --optimization.layer_decay .nan | layer_decay
 train | --optimization.max_hours .inf | max_hours
 train | --optimization.spike_factor .nan | spike_factor
 train | --optimization.precision 16-mixed | precision

@@ -1,7 +1,7 @@
 """Training written out in plain PyTorch, from the definitions: what test_variants.py expects.
 
-Own AdamW, clipping and schedule; frozen entries are constants; a penalty's gradient, averages of
-weights and adapters are computed as their formulas stand. Of freezetrain it uses nothing.
+Own optimizers, clipping and schedule; frozen entries are constants; a penalty's gradient, averages
+of weights and adapters are computed as their formulas stand. Of freezetrain it uses nothing.
 """
 
 import math
@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from plain_optimizers import RULES
 from torch import Tensor, nn
 from torch.func import functional_call
 
-STEPS, ACCUMULATE, RATE, DECAY, CLIP, BETAS = 4, 3, 3e-3, 0.1, 0.5, (0.9, 0.95)
+STEPS, ACCUMULATE, RATE, DECAY, CLIP = 4, 3, 3e-3, 0.1, 0.5
 
 
 @dataclass
@@ -29,6 +30,9 @@ class Variant:
     """Parameter -> importance; None: 1 for each."""
     pull: Callable[[str, Tensor], Tensor] | None = None
     """Parameter and its weights -> the pull's strength at each."""
+    optimizer: str = "adamw"
+    factor: Callable[[str], float] = field(default=lambda name: 1.0)
+    """Parameter -> factor of its learning rate."""
     ema: float | None = None
     share: float | None = None
     """Of the trained weights in the average with the base."""
@@ -52,7 +56,7 @@ def train(model: nn.Module, batches: Iterable[dict], variant: Variant) -> dict[s
             steps[f"{name}.B"] = torch.zeros(len(weights[name]), len(a))
     else:
         steps = weights
-    moments = {name: (torch.zeros_like(v), torch.zeros_like(v)) for name, v in steps.items()}
+    states: dict[str, dict] = {name: {} for name in steps}
     average = {name: value.clone() for name, value in weights.items()}
     batches = iter(batches)
     for step in range(STEPS):
@@ -81,9 +85,15 @@ def train(model: nn.Module, batches: Iterable[dict], variant: Variant) -> dict[s
         rate = RATE * (1.0 if step < 1 else 0.5 * (1 + math.cos(math.pi * (step - 1) / 3)))
         for name, gradient in gradients.items():
             gradient *= min(1.0, CLIP / (norm + 1e-6))
-            _adamw(name, steps[name], gradient, moments[name], step, rate, frozen.get(name))
+            own, weight = rate * variant.factor(name), steps[name]
+            change = RULES[variant.optimizer](name, weight, gradient, states[name], step, own)
+            if "norm" not in name and "embed" not in name:  # they do not decay
+                change = change + own * DECAY * weight
+            if name in frozen:
+                change[frozen[name]] = 0.0
+            weight.sub_(change)
             if variant.pull is not None:
-                share = (rate * variant.pull(name, weights[name])).clamp(max=1.0)
+                share = (own * variant.pull(name, weights[name])).clamp(max=1.0)
                 if name in frozen:
                     share[frozen[name]] = 0.0
                 weights[name] -= share * (weights[name] - base[name])
@@ -123,17 +133,3 @@ def _adapted(weights, pairs, variant):
         else value
         for name, value in weights.items()
     }
-
-
-def _adamw(name, weight, gradient, moments, step, rate, frozen):
-    """Loshchilov and Hutter, arXiv 1711.05101, algorithm 2; norms and embeddings do not decay."""
-    first, second = moments
-    first.mul_(BETAS[0]).add_((1 - BETAS[0]) * gradient)
-    second.mul_(BETAS[1]).add_((1 - BETAS[1]) * gradient.square())
-    right = [1 - beta ** (step + 1) for beta in BETAS]
-    change = rate * (first / right[0]) / ((second / right[1]).sqrt() + 1e-8)
-    if "norm" not in name and "embed" not in name:
-        change += rate * DECAY * weight
-    if frozen is not None:
-        change[frozen] = 0.0
-    weight.sub_(change)

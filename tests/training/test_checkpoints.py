@@ -107,12 +107,12 @@ def names(folder):
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-def write(folder, name, text="x"):
+def write(folder, name, text="x", engine="fsdp2"):
     """A checkpoint that is a folder, with facts that fit it."""
     path = folder / "checkpoints" / name
     path.mkdir(parents=True)
     (path / "weights").write_text(text)
-    said = {"step": 1, "world": 2, "engine": "fsdp2", "files": {"weights": len(text)}}
+    said = {"step": 1, "world": 2, "engine": engine, "files": {"weights": len(text)}}
     (path / "freezetrain.json").write_text(json.dumps(said))
     return path
 
@@ -241,6 +241,13 @@ def test_other_engines_checkpoints_are_refused(tmp_path):
     assert resumable(file, 7, "auto") == resumable(file, 7, "ddp") == {}
     with pytest.raises(UserError, match="was written under ddp"):
         resumable(file, 2, "zero-2")
+
+
+def test_other_numbers_of_ranks_go_on_under_zero_with_adamw_alone(tmp_path):
+    path = write(tmp_path, "step=3.ckpt", engine="zero-2")
+    assert resumable(path, 2, "zero-2", "lion") == {}
+    with pytest.raises(UserError, match=r"written by 2 ranks, .* AdamW only, not of lion; go on wi"):
+        resumable(path, 3, "zero-2", "lion")
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -1,4 +1,4 @@
-"""AdamW's groups and learning rate, and steps that would do harm."""
+"""The optimizer's learning rate and kernel, and steps that would do harm."""
 
 import math
 from itertools import pairwise
@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import get_cosine_schedule_with_warmup, get_wsd_schedule
 
 from freezetrain.errors import CheckError
 from freezetrain.freezing import freeze
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.regions import Region
+from freezetrain.training.groups import Group
 from freezetrain.training.optimizer import (
     BadSteps,
     build_optimizer,
     learning_rate_factor,
-    parameter_groups,
 )
 
 
@@ -43,64 +42,6 @@ def factors(schedule, steps):
 @pytest.fixture
 def one_parameter():
     return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-
-
-def test_only_matrices_outside_embeddings_decay(model):
-    decayed, spared = parameter_groups(model, 0.1)
-    names = {id(p): n for n, p in model.named_parameters()}
-
-    def of(group):
-        return {names[id(parameter)] for parameter in group["params"]}
-
-    assert decayed["weight_decay"] == 0.1
-    assert spared["weight_decay"] == 0.0
-    assert of(spared) == {n for n in names.values() if "norm" in n or "embed" in n}
-    assert of(decayed) | of(spared) == set(names.values())
-
-
-def test_tied_head_does_not_decay_with_its_embedding(make_model):
-    tied = make_model(tie_word_embeddings=True)
-    decayed, _ = parameter_groups(tied, 0.1)
-    assert all(p is not tied.lm_head.weight for p in decayed["params"])
-
-
-def test_constant_parameters_are_left_out():
-    layer = nn.Linear(2, 2)
-    layer.weight.requires_grad_(False)
-    (group,) = parameter_groups(layer, 0.1)
-    assert group["params"] == [layer.bias]
-
-
-def test_groups_of_partitioned_parameters_are_those_of_the_whole(make_model):
-    # ZeRO-3 leaves an empty vector of each parameter, with the shape beside it.
-    whole, partitioned = make_model(), make_model()
-    for parameter in partitioned.parameters():
-        parameter.ds_shape = parameter.shape
-        parameter.data = torch.empty(0)
-    names = [{id(p): n for n, p in m.named_parameters()} for m in (whole, partitioned)]
-    of_whole, of_partitioned = (
-        [[known[id(p)] for p in group["params"]] for group in parameter_groups(m, 0.1)]
-        for m, known in zip((whole, partitioned), names, strict=True)
-    )
-    assert of_partitioned == of_whole
-    assert all(len(group) > 1 for group in of_whole)
-
-
-def test_groups_of_dtensors_are_those_of_the_whole(tmp_path, make_model):
-    from torch.distributed import destroy_process_group, init_process_group
-    from torch.distributed.fsdp import fully_shard
-
-    init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        mesh = torch.distributed.init_device_mesh("cpu", (1,))
-        model = make_model()
-        sizes = [len(group["params"]) for group in parameter_groups(model, 0.1)]
-        fully_shard(model, mesh=mesh)
-        groups = parameter_groups(model, 0.1)
-        assert all(isinstance(p, DTensor) for group in groups for p in group["params"])
-        assert [len(group["params"]) for group in groups] == sizes
-    finally:
-        destroy_process_group()
 
 
 def test_cosine_against_transformers(one_parameter):
@@ -182,13 +123,13 @@ def test_fused_where_it_steps_on_a_gpu_or_cpu(model, monkeypatch):
             built.append(options.pop("fused"))
             super().__init__(groups, **options)
 
-    monkeypatch.setattr("freezetrain.training.optimizer.AdamW", Recorded)
+    monkeypatch.setattr("freezetrain.training.optimizer_kinds.AdamW", Recorded)
     settings = Optimization()
     build_optimizer(model, settings, 10)
     build_optimizer(model, settings, 10, torch.device("cuda", 0))
     monkeypatch.setattr(
         "freezetrain.training.optimizer.parameter_groups",
-        lambda *_: [{"params": [OnGPU(torch.zeros(2))]}],
+        lambda *_: [Group(1.0, True, parameters=[OnGPU(torch.zeros(2))])],
     )
     build_optimizer(model, settings, 10)
     build_optimizer(model, settings, 10, torch.device("cpu"))

@@ -1,5 +1,7 @@
 """`freezetrain train` on two ranks under every engine: as on one, also stopped and resumed."""
 
+from functools import cache
+
 import pytest
 import torch
 from command_runs import ENGINES, Run, start
@@ -160,6 +162,73 @@ def test_stopped_and_resumed_by_other_numbers_of_ranks(recipe, alone, tmp_path, 
     assert run.sequences == alone.sequences
     assert run.results["resumed_from"] == "step=6.ckpt"
     assert_close(run.weights, alone.weights)
+
+
+# Of an optimizer: the engines that it runs on, zero-2 with its state in CPU memory among them.
+BORNE = {
+    "adamw-8bit": ("ddp", "zero-1", "zero-2", "offload", "zero-3"),
+    "adafactor": ("ddp",),
+    "lion": (*ENGINES, "offload"),
+    "muon": ("ddp", "fsdp2"),
+    "torch.optim.NAdam": (*ENGINES, "offload"),
+}
+# Of the way that a matrix has moved. Muon rounds its products to bfloat16; moments in 8 bits have
+# other scales where ranks hold other parts.
+CLOSE = {"muon": 0.05, "adamw-8bit": 0.2}
+PAIRS = [(name, kind) for name, kinds in BORNE.items() for kind in kinds]
+
+
+def of_optimizer(recipe: dict, name: str) -> dict:
+    """``recipe`` with this optimizer, and learning rates of some groups."""
+    own = {"optimizer": name, "learning_rate": 2e-3, "layer_decay": 0.8}
+    if name == "torch.optim.NAdam":
+        own["optimizer_args"] = {"decoupled_weight_decay": True}
+    own["learning_rate_factors"] = {"*v_proj*": 2.0, "lm_head*": 0.5}
+    return {**recipe, "optimization": {**recipe["optimization"], **own}}
+
+
+@pytest.fixture(scope="module")
+def one_rank(recipe, tmp_path_factory):
+    """The weights that each optimizer leaves on one device."""
+
+    @cache
+    def weights(name: str) -> dict[str, torch.Tensor]:
+        run = Run(tmp_path_factory.mktemp("one") / "run", of_optimizer(recipe, name))
+        start(run, world=1)
+        return run.weights
+
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(*pair, marks=() if pair == ("lion", "zero-2") else pytest.mark.exhaustive)
+        for pair in PAIRS
+    ],
+)
+def test_each_optimizer_on_each_engine_that_bears_it(
+    recipe, one_rank, model_folder, tmp_path, name, kind
+):
+    """Frozen, pulled and with rates of its own; stopped in step 5 and resumed, as without a stop"""
+    engine = {"kind": "zero-2", "offload": "optimizer"} if kind == "offload" else {"kind": kind}
+    changes = {**of_optimizer(recipe, name), "engine": engine}
+    whole, stopped = (Run(tmp_path / part, changes) for part in ("whole", "stopped"))
+    start(whole, world=2)
+    start(stopped, world=2, stop_in=5)
+    start(stopped, world=2)
+    assert stopped.results["resumed_from"] == "step=5.ckpt"
+    for key, value in whole.weights.items():
+        assert torch.equal(stopped.weights[key], value), key
+    region, base = Region.load(recipe["region"]), load_file(model_folder / "model.safetensors")
+    compared = compare_weights(base, whole.weights, region)
+    assert (compared.moved, compared.checked) == (0, region.count)
+    expected = one_rank(name)
+    for key, value in expected.items():
+        off, moved = (whole.weights[key] - value).norm(), (value - base[key]).norm()
+        assert moved > 0
+        print(name, kind, key, (off / moved).item())
+        assert off < CLOSE.get(name, 1e-4) * moved, key
 
 
 @pytest.mark.exhaustive

@@ -45,6 +45,7 @@ SETTINGS = {
     "precision": "32-true",
     "seed": 5,
 }
+NAMED = ("adamw-8bit", "adafactor", "lion", "muon")
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -113,6 +114,16 @@ def recipe_of(model_folder, optimization=None, **changes):
     )
 
 
+def factor(name):
+    """Of the learning rate, in the case of them."""
+    if "q_proj" in name:
+        return 3.0 if ".0." in name else 0.5
+    if name == "lm_head.weight":
+        return 0.25
+    powers = {"model.embed_tokens": 3, "model.layers.0": 2, "model.layers.1": 1, "model.norm": 0}
+    return 0.5 ** next(power for start, power in powers.items() if name.startswith(start))
+
+
 REPLAY = Replay(languages=["en", "es"], share=0.5)
 REHEARSE = Rehearse("filled in", share=0.4)
 CASES = {
@@ -147,6 +158,25 @@ CASES = {
         {},
     ),
     "pull by fisher": ({"pull": Pull(40.0, fisher="fisher")}, {}),
+    # Each optimizer beside a frozen region and a pull, which goes by each group's learning rate.
+    **{
+        f"{name}, region, pull": (
+            {"optimization": {"optimizer": name}, "region": "entries", "pull": Pull(40.0)},
+            {"optimizer": name},
+        )
+        for name in NAMED
+    },
+    "learning rates, region, pull": (
+        {
+            "optimization": {
+                "learning_rate_factors": {"*.0.*q_proj*": 3.0, "*q_proj*": 0.5, "lm_head*": 0.25},
+                "layer_decay": 0.5,
+            },
+            "region": "vocabulary",
+            "pull": Pull(40.0),
+        },
+        {"factor": factor},
+    ),
     "EMA": ({"optimization": {"ema_decay": 0.8}}, {"ema": 0.8}),
     "averaged": ({"average_with_base": 0.4}, {"share": 0.4}),
     "averaged, region": ({"average_with_base": 0.4, "region": "entries"}, {"share": 0.4}),
@@ -269,6 +299,8 @@ def test_trains_as_a_plain_loop(
         )  # as in the folder: the base's own KL is zero at first
         monkeypatch.setattr("freezetrain.training.train.teacher_of", lambda _: other)
         variant.teacher = other.state_dict()
+    if variant.optimizer == "muon":  # whose products are in bfloat16, which rounds much
+        monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())
     run(recipe, tmp_path / "run", table=False, progress=False)
     actual, expected = (
         exported(tmp_path / "run"),
@@ -278,6 +310,11 @@ def test_trains_as_a_plain_loop(
     # AdamW makes much of what rounds in a small gradient, of which each case has one or a few.
     close = 5e-5 if case == "rehearse, whole" else 2e-5
     for name, value in expected.items():
+        if variant.optimizer == "adamw-8bit":
+            # The moments of both large matrices are rounded, which the others feel.
+            off, moved = (actual[name] - value).norm(), (value - parameters[name]).norm()
+            assert (0.01 if value.numel() >= 4096 else 0) * moved < off < 0.1 * moved, name
+            continue
         torch.testing.assert_close(
             actual[name], value, atol=close, rtol=1e-5, msg=lambda m, n=name: n + m
         )
@@ -298,6 +335,10 @@ def test_trains_as_a_plain_loop(
         "averaged",
         "rehearse",
         pytest.param("LoRA", marks=pytest.mark.exhaustive),  # peft's imports take long
+        *(
+            pytest.param(f"{name}, region, pull", marks=pytest.mark.exhaustive)
+            for name in (*NAMED, "learning rates")
+        ),
     ],
 )
 def test_resumes_exactly(case, filled, tmp_path, monkeypatch):
