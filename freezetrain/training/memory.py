@@ -20,6 +20,7 @@ from freezetrain.freezing.pulled_parts import AT_ONCE
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.regions import Region, decoder_blocks
 from freezetrain.training.batch_memory import batch_parts, rehearsal_parts
+from freezetrain.training.groups import parameter_groups
 from freezetrain.training.memory_parts import ALWAYS, PASS, TRAINING, Part, Shapes
 from freezetrain.training.optimizer_kinds import state_bytes
 from freezetrain.training.recipe import Pull, TrainRecipe
@@ -30,6 +31,9 @@ _ZERO_DEFAULTS = {
     "stage3_max_live_parameters": 1e9,
     "sub_group_size": 1e9,
 }
+
+
+_ARITHMETIC = "arithmetic of the optimizer"
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,11 @@ def estimate(
     their own. ``stored``: type of the base's files, in which a pull keeps it; None: float32.
     """
     shapes = Shapes(model, recipe, world)
-    parts = [*_state(shapes, model, recipe), *batch_parts(shapes, model, recipe, on_gpu)]
+    parts = [
+        *_state(shapes, model, recipe),
+        _arithmetic(shapes, model, recipe, on_gpu),
+        *batch_parts(shapes, model, recipe, on_gpu),
+    ]
     if recipe.rehearse is not None and recipe.rehearse.loss == "kl":
         parts += rehearsal_parts(shapes, model, recipe, on_gpu)
     if shapes.zero:
@@ -166,6 +174,32 @@ def _state(shapes: Shapes, model: PreTrainedModel, recipe: TrainRecipe) -> list[
         during = ("load",) if recipe.average_with_base is None else ALWAYS
         parts.append(Part("copy of the base", 0, during, host=shapes.loaded * shapes.weights))
     return parts
+
+
+def _arithmetic(shapes: Shapes, model: PreTrainedModel, recipe: TrainRecipe, on_gpu: bool) -> Part:
+    """What a step takes on the way, of one tensor after another; AdamW's fused kernel nothing.
+
+    Lion and Adafactor hold two tensors of its size, bitsandbytes five on a CPU and none on a GPU,
+    Muon one beside eight in 16 bits, of matrices of the decoder blocks. Of a class that is given
+    by its path it is not known.
+    """
+    settings = recipe.optimization
+    size = 4 if shapes.zero else shapes.held
+    largest = shapes.largest_step / size
+    match settings.optimizer:
+        case "lion":
+            bytes_of_it = 2 * size * largest
+        case "adafactor":
+            bytes_of_it = 2 * 4 * largest
+        case "adamw-8bit":
+            bytes_of_it = 0 if on_gpu and recipe.engine.offload == "none" else 5 * 4 * largest
+        case "muon":
+            groups = [group for group in parameter_groups(model, settings) if group.inner]
+            inner = [p.numel() for group in groups for p in group.parameters]
+            bytes_of_it = (size + 8 * 2) * max(inner, default=0)
+        case _:
+            bytes_of_it = 0
+    return Part(_ARITHMETIC, bytes_of_it, ("step",))
 
 
 def state_name(optimizer: str) -> str:
@@ -267,7 +301,7 @@ def _pull(
 
 def _offloaded(part: Part, what: str, state: str) -> Part:
     """In CPU memory instead, if that is what ``engine.offload`` moves there."""
-    moved = {"fp32 masters", state, "fp32 copy of the gradients"}
+    moved = {"fp32 masters", state, _ARITHMETIC, "fp32 copy of the gradients"}
     if part.name.startswith("pull: "):  # it is where the masters are
         return replace(part, device=0, host=part.device + part.host)
     if what == "all":

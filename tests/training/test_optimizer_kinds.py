@@ -1,10 +1,14 @@
 """Optimizers by name and by path: what they are made of, refused for, keep and go on with."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.device_mesh import init_device_mesh
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from freezetrain.errors import UserError
 from freezetrain.ranks import Launch
@@ -12,10 +16,11 @@ from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.optimizers import OPTIMIZERS
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.training import dry_run
+from freezetrain.training.memory import estimate
 from freezetrain.training.muon import MuonWithAdamW
 from freezetrain.training.optimizer import build_optimizer
 from freezetrain.training.optimizer_kinds import require_optimizer, require_split, state_bytes
-from freezetrain.training.recipe import Pull, TrainRecipe
+from freezetrain.training.recipe import Pull, TrainRecipe, Watch
 
 
 def optimization(name, **settings):
@@ -73,6 +78,28 @@ def test_what_is_kept_is_what_is_estimated(name, make_model):
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(model.config)
     assert state_bytes(empty, settings, 4) == kept
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are told by Linux")
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "adamw-8bit"])
+def test_what_a_step_takes_on_the_way_is_what_is_estimated(name):
+    side = 4096  # 64 MiB, which the allocator gives back at once
+    config = LlamaConfig(
+        vocab_size=side, hidden_size=side, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    settings = Optimization(optimizer=name, precision="32-true")
+    recipe = TrainRecipe(ModelSource("x"), optimization=settings, watch=Watch(off=True))
+    parts = {part.name: part.device for part in estimate(model, recipe, 1, on_gpu=False).parts}
+    said = subprocess.run(
+        [sys.executable, Path(__file__).with_name("step_memory.py"), name, str(side)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    expected = parts.get("arithmetic of the optimizer", 0)
+    assert int(said.stdout) == pytest.approx(expected, rel=0.02, abs=2**20)
 
 
 @pytest.mark.parametrize(
