@@ -143,7 +143,7 @@ def score_languages(recipe: ScoreRecipe, folder: Path) -> dict[str, dict[str, Ma
 def _drawn(recipe: ScoreRecipe, language: str, tokenizer: PreTrainedTokenizerBase) -> Drawn | None:
     """The sequences to score; None if no method reads any."""
     if recipe.methods == ["magnitude"]:
-        read_languages(recipe.texts, [language])  # refuses what is not there
+        read_languages(recipe.texts, [language], conversations=True)  # refuses what is not there
         return None
     return Drawn(
         tokenize(recipe.texts, language, tokenizer, recipe.cache, recipe.workers),

@@ -228,7 +228,8 @@ def _metavar(hint: Any) -> str:
         return "{NAME: VALUE,...}"
     if is_dataclass(hint):
         return "{FIELD: VALUE,...}"
-    return {bool: "{true,false}", str: "TEXT"}.get(hint, hint.__name__.upper())
+    known = {bool: "{true,false}", str: "TEXT", str | list[str]: "{TEXT,[TEXT,...]}"}
+    return known.get(hint) or hint.__name__.upper()
 
 
 def _written(default: Any) -> str:
@@ -269,7 +270,9 @@ def _expanded(option: str, path: str) -> str:
 def _read_option(hint: Any, field: str, text: str) -> Any:
     """The value of an option: text as it is, all else as YAML, or the file of a group of fields."""
     inner = plain_type(hint)
-    if inner is str or get_origin(inner) is Literal:
+    several = inner == str | list[str] and text.startswith("[")
+    as_it_is = inner in (str, str | list[str]) and not several
+    if as_it_is or get_origin(inner) is Literal:
         return None if text == "null" and allows_none(hint) else text
     if is_dataclass(inner) and text.endswith((".yaml", ".yml")):
         return _read_recipe(f"--{field}", text)

@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import datasets
 
-from freezetrain.data.reading import AT_ONCE, FEATURES, document
+from freezetrain.data.reading import AT_ONCE
+from freezetrain.data.rows import FEATURES, document, missing_field
 from freezetrain.errors import UserError, near_misses
 from freezetrain.hub_network import offline_unless_reachable
 from freezetrain.places import require_data_set
@@ -79,43 +80,43 @@ def _downloaded(config: str, source: TextSource) -> datasets.Dataset:
             place, config, split=source.hub_split, revision=source.revision
         ),
     )
-    _require_fields(rows.column_names, config, source)
+    _require_fields(rows.features, config, source)
     if source.documents is not None:
         rows = rows.select(range(min(source.documents, len(rows))))
-    fields = list(dict.fromkeys([source.text_field, source.key_field or source.text_field]))
+    # Where texts are a column, they stay in the files that `datasets` has made of them.
+    column = source.text_field if source.messages_field is None else None
+    kept = isinstance(column, str) and isinstance(rows.features.get(column), datasets.Value)
+    made = [name for name in FEATURES if name != "text" or not kept]
+    paths = [*source.document_fields, *filter(None, [source.key_field])]
     fingerprint = _fingerprint(rows._fingerprint, config, source)
-    keys_and_kinds = rows.map(
-        _keys_and_kinds,
+    columns = [path if path in rows.features else path.split(".")[0] for path in paths]
+    read = rows.select_columns(list(dict.fromkeys(columns))).map(
+        _documents,
         batched=True,
         batch_size=AT_ONCE,
         with_indices=True,
-        input_columns=fields,
-        remove_columns=rows.column_names,
-        features=datasets.Features({name: FEATURES[name] for name in ("key", "kind")}),
-        fn_kwargs={"place": f"{source.hub} {config}", "source": source},
+        remove_columns=list(dict.fromkeys(columns)),
+        features=datasets.Features({name: FEATURES[name] for name in made}),
+        fn_kwargs={"place": f"{source.hub} {config}", "source": source, "made": made},
         new_fingerprint=fingerprint,
     )
-    texts = rows.select_columns(source.text_field).rename_column(source.text_field, "text")
-    # Side by side: the texts stay in the files that `datasets` has made of them.
-    joined = datasets.concatenate_datasets([texts, keys_and_kinds], axis=1)
-    joined._fingerprint = fingerprint
-    return joined
+    if kept:
+        texts = rows.select_columns(column).rename_column(column, "text")
+        read = datasets.concatenate_datasets([texts, read], axis=1)
+        read._fingerprint = fingerprint
+    return read
 
 
-def _keys_and_kinds(
-    texts: list, *keys_and_numbers: list, place: str, source: TextSource
-) -> dict[str, list[int]]:
-    """Of a batch of rows: texts, the values of a key field where it is another one, numbers."""
-    keys, numbers = keys_and_numbers[0], keys_and_numbers[-1]
-    if len(keys_and_numbers) == 1:
-        keys = texts
-    rows = []
-    for text, key, number in zip(texts, keys, numbers, strict=True):
-        item = {source.text_field: text}
-        if source.key_field is not None:
-            item[source.key_field] = key
-        rows.append(document(item, f"{place} row {number + 1}", source))
-    return {name: [row[name] for row in rows] for name in ("key", "kind")}
+def _documents(
+    batch: Mapping[str, list], numbers: Sequence[int], place: str, source: TextSource, made: list
+) -> dict[str, list]:
+    """The columns ``made`` of FEATURES, of a batch of rows."""
+    items = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    rows = [
+        document(item, f"{place} row {number + 1}", source)
+        for item, number in zip(items, numbers, strict=True)
+    ]
+    return {name: [row[name] for row in rows] for name in made}
 
 
 def _streamed(config: str, source: TextSource) -> datasets.Dataset:
@@ -133,7 +134,7 @@ def _streamed(config: str, source: TextSource) -> datasets.Dataset:
         stream = islice(builder.as_streaming_dataset(source.hub_split), source.documents)
         for number, item in enumerate(stream, 1):
             if number == 1:
-                _require_fields(list(item), config, source)
+                _require_fields(item, config, source)
             yield document(item, f"{source.hub} {config} row {number}", source)
 
     return _read(
@@ -146,7 +147,7 @@ def _streamed(config: str, source: TextSource) -> datasets.Dataset:
 
 def _fingerprint(rows: str, config: str, source: TextSource) -> str:
     content = [_VERSION, list(FEATURES), rows, source.hub, config, source.hub_split]
-    content += [source.text_field, source.key_field, source.bad_lines, source.documents]
+    content += source.read_as
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
@@ -196,10 +197,13 @@ def _require_split(config: str, source: TextSource) -> None:
         )
 
 
-def _require_fields(names: Sequence[str], config: str, source: TextSource) -> None:
-    for field in (source.text_field, source.key_field):
-        if field is not None and field not in names:
-            raise UserError(
-                f"the data set {source.hub} has no field {field!r} in {config!r}"
-                f"{near_misses(field, names)}; its fields are {' '.join(names)}"
-            )
+def _require_fields(fields: Mapping[str, Any], config: str, source: TextSource) -> None:
+    """``fields``: the data set's Features, or a document, which may have null on the way to one."""
+    for path in (*source.document_fields, *filter(None, [source.key_field])):
+        within: Any = fields
+        for name in [path] if path in fields else path.split("."):
+            if isinstance(within, Mapping) and name not in within:
+                raise UserError(
+                    f"the data set {source.hub} has no field {missing_field(path, fields, config)}"
+                )
+            within = within[name] if isinstance(within, Mapping) else None

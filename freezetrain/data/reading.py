@@ -1,8 +1,6 @@
 """Documents of one file, of any kind and compression; bad lines are named by file and number."""
 
-import bz2
 import codecs
-import gzip
 import io
 import itertools
 import json
@@ -11,8 +9,8 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from json import JSONDecodeError
 from pathlib import Path
 from typing import IO, Any, cast
@@ -20,15 +18,17 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Features, Value
+import zstandard
 
-from freezetrain.errors import UserError, near_misses
+from freezetrain.data.rows import BLANK, document
+from freezetrain.data.unpacking import COMPRESSIONS, EXPANDS, EXPANSION, Bounded, opened
+from freezetrain.errors import UserError
 from freezetrain.recipe.sources import TextSource
 from freezetrain.user_files import reason
 
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, RecursionError, MemoryError),
-    *(lzma.LZMAError, zlib.error, pa.ArrowException),
+    *(lzma.LZMAError, zlib.error, zstandard.ZstdError, pa.ArrowException),
 )
 
 AT_ONCE = 256  # documents in memory: one may be a whole book
@@ -38,28 +38,14 @@ SENTENCES = (".dev", ".devtest")
 
 KINDS = (".jsonl", ".ndjson", ".json", ".txt", ".parquet", *SENTENCES)
 
-_COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
-
 LONGEST = 64 * 2**20
 """Bytes of a line, or of a paragraph of a text file: the longest document."""
-
-EXPANSION = 250
-"""Times a file's size that its text may have, beyond the first ``LONGEST`` bytes. Text that people
-wrote shrinks to a third or a tenth."""
-
-_XZ_MEMORY = 512 * 2**20  # bytes; the strongest setting of xz asks for 65 MB
-
-FEATURES = Features({"text": Value("large_string"), "key": Value("uint32"), "kind": Value("uint8")})
-"""What is read of a document: its text, the CRC-32 of its key, which decides the split, and its
-kind: GOOD, BLANK (white space alone) or BAD (skipped, its text may be null)."""
-
-GOOD, BLANK, BAD = 0, 1, 2
 
 
 def kind_of(path: Path) -> str | None:
     """The ending that says how a file is read, whatever it is compressed with; None: no texts."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSIONS:
+    if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
     return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
 
@@ -76,8 +62,8 @@ def read_places(path: Path, source: TextSource) -> Iterator[tuple[str, dict[str,
     """As :func:`read_file`, each with its place in the file: ``line 7``.
 
     Raises UserError where the file cannot be read or holds more than the bounds here, and at the
-    first bad document unless ``source.bad_lines`` is skip. Bad is what is no JSON object, or has
-    no string (or no valid Unicode) in the text field, or nothing in the key field.
+    first bad document unless ``source.bad_lines`` is skip. Bad is what is no JSON object, or lacks
+    a field that ``source`` names, or has something else in it than that says, or no valid Unicode.
     """
     kind = cast(str, kind_of(path))
     text = _text_lines if source.txt_documents == "lines" else _paragraphs
@@ -88,101 +74,18 @@ def read_places(path: Path, source: TextSource) -> Iterator[tuple[str, dict[str,
         raise UserError(f"{path} is empty; give it some text or leave it out")
     most = max(LONGEST, EXPANSION * size)
     try:
-        with _open(path, most) as file:
+        with opened(path, most) as file:
             for place, item in readers[kind](file, source):
                 row = document(item, f"{path} {place}", source)
                 most -= len(row["text"] or "")
                 if most < 0:  # of Parquet, which repeats a text without storing it again
-                    raise ValueError(_EXPANDS)
+                    raise ValueError(EXPANDS)
                 if row["kind"] != BLANK:
                     yield place, row
     except _UNREADABLE as error:
         raise UserError(
             f"cannot read {path} as {kind.removeprefix('.')}: {reason(error)}; repair or replace it"
         ) from error
-
-
-_EXPANDS = f"it expands to more than {EXPANSION} times its size, which no text does"
-
-
-def document(item: Any, place: str, source: TextSource) -> dict[str, Any]:
-    """The row (FEATURES) of ``item``: a mapping of fields, or the Exception that parsing it gave.
-
-    Raises UserError, with ``place``, where it is bad and ``source.bad_lines`` is stop.
-    """
-    fault = _fault(item, source)
-    if fault is not None:
-        if source.bad_lines == "stop":
-            raise UserError(f"{place} {fault}; repair it, or skip such lines with bad_lines: skip")
-        return {"text": None, "key": 0, "kind": BAD}
-    text = item[source.text_field]
-    key = text if source.key_field is None else str(item[source.key_field])
-    kind = GOOD if text.strip() else BLANK
-    return {"text": text, "key": zlib.crc32(key.encode()), "kind": kind}
-
-
-def _fault(item: Any, source: TextSource) -> str | None:
-    if isinstance(item, Exception):
-        return f"is no JSON: {item}"
-    if not isinstance(item, dict):
-        return f"is no JSON object but has type {type(item).__name__}"
-    for field in (source.text_field, source.key_field):
-        if field is not None and field not in item:
-            return (
-                f"has no field {field!r}{near_misses(field, item)}; its fields are {' '.join(item)}"
-            )
-    text = item[source.text_field]
-    if not isinstance(text, str):
-        return (
-            f"is bad: expected a string in field {source.text_field!r}, got {type(text).__name__}"
-        )
-    if source.key_field is not None and item[source.key_field] is None:
-        return f"is bad: expected a key in field {source.key_field!r}, got null"
-    for name in (source.text_field, source.key_field):
-        try:
-            str(item[name] if name else "").encode()
-        except UnicodeEncodeError as error:
-            return f"is bad: its field {name!r} is no valid Unicode: {error.reason}"
-    return None
-
-
-def _open(path: Path, most: int) -> IO[bytes]:
-    """The bytes of a file, of which at most ``most`` can be read."""
-    suffix = path.suffix.lower()
-    if suffix not in _COMPRESSIONS:
-        return path.open("rb")
-    if suffix == ".xz":
-        with path.open("rb") as head:  # the memory that it asks for stands at its beginning
-            lzma.LZMADecompressor(memlimit=_XZ_MEMORY).decompress(head.read(2**16), 1)
-    # Arrow's reader, as zstandard's own takes a file that was cut off for a whole one.
-    zstd = partial(pa.input_stream, compression="zstd")
-    openers: dict[str, Any] = {
-        ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": zstd
-    }  # fmt: skip
-    return io.BufferedReader(_Bounded(openers[suffix](str(path)), most), 2**20)
-
-
-class _Bounded(io.RawIOBase):
-    """What a compressed file holds, up to a number of bytes; ValueError beyond it."""
-
-    def __init__(self, opened: Any, most: int) -> None:
-        self._opened = opened
-        self._left = most
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        read = self._opened.read(len(buffer))
-        buffer[: len(read)] = read
-        self._left -= len(read)
-        if self._left < 0:
-            raise ValueError(_EXPANDS)
-        return len(read)
-
-    def close(self) -> None:
-        self._opened.close()
-        super().close()
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
@@ -229,7 +132,7 @@ def _json(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
         yield from _array(file)
     elif first:
         lines = enumerate(_lines(file), number + 1)
-        yield from _items(itertools.chain([(number, first + file.readline(LONGEST))], lines))
+        yield from _items(chain([(number, first + file.readline(LONGEST))], lines))
 
 
 def _array(file: IO[bytes]) -> Iterator[tuple[str, Any]]:
@@ -321,7 +224,7 @@ def _paragraphs(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]
     """A document is a paragraph: lines up to a blank one."""
     paragraph: list[str] = []
     size = 0
-    for number, line in enumerate(itertools.chain(_decoded(file), [""]), 1):
+    for number, line in enumerate(chain(_decoded(file), [""]), 1):
         if line.strip():
             paragraph.append(line)
             size += len(line)
@@ -337,37 +240,53 @@ def _paragraphs(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]
 
 def _text_document(line: int, text: str, source: TextSource) -> tuple[str, dict[str, Any]]:
     """Place and fields of a document of a text file; ``line`` is its first one's number."""
-    return f"line {line}", {"line": line, source.text_field: text.removesuffix("\n")}
+    name = source.text_field if isinstance(source.text_field, str) else "text"
+    return f"line {line}", {"line": line, name: text.removesuffix("\n")}
 
 
 def _parquet(file: IO[bytes], source: TextSource) -> Iterator[tuple[str, Any]]:
     with tempfile.TemporaryFile() as unpacked:
-        if isinstance(getattr(file, "raw", None), _Bounded):
+        if isinstance(getattr(file, "raw", None), Bounded):
             shutil.copyfileobj(file, unpacked)  # compressed again: Parquet is read from its end
             file = cast(IO[bytes], unpacked)
         table = pq.ParquetFile(file)
         names = table.schema_arrow.names
-        fields = {source.text_field, source.key_field or source.text_field}
-        columns = sorted(fields) if fields <= set(names) else names  # all are named in the error
-        flat = {table.schema.column(place).path for place in range(len(table.schema.names))}
-        encoded = pq.ParquetFile(file, read_dictionary=sorted({source.text_field} & flat))
+        leaves = [table.schema.column(place).path for place in range(len(table.schema.names))]
+
+        def below(field: str) -> list[str]:
+            return [leaf for leaf in leaves if f"{leaf}.".startswith(f"{field}.")]
+
+        texts = source.document_fields
+        fields = sorted({*texts, source.key_field or texts[0]})
+        columns = fields if all(map(below, fields)) else names  # all are named in the error
+        encoded = pq.ParquetFile(file, read_dictionary=[*chain.from_iterable(map(below, texts))])
         numbers = itertools.count(1)
         for group in range(table.num_row_groups):
-            size = _rows_at_once(encoded, group, source.text_field)
+            size = _rows_at_once(encoded, group, texts)
             for batch in table.iter_batches(size, row_groups=[group], columns=columns):
                 for item in batch.to_pylist():
                     yield f"row {next(numbers)}", item
 
 
-def _rows_at_once(table: pq.ParquetFile, group: int, field: str) -> int:
+def _rows_at_once(table: pq.ParquetFile, group: int, fields: Sequence[str]) -> int:
     """How many rows of a group to take into memory; ``table`` gives texts as a dictionary.
 
     A text that repeats is stored once: a small file may hold many rows of the longest text. Its
     dictionary is read with the first row.
     """
-    for batch in table.iter_batches(1, row_groups=[group], columns=[field]):
-        for column in batch.columns:
-            if pa.types.is_dictionary(column.type):
-                longest = pc.max(pc.binary_length(column.dictionary)).as_py() or 1
-                return int(min(AT_ONCE, max(1, LONGEST // longest)))
+    for batch in table.iter_batches(1, row_groups=[group], columns=fields):
+        texts = [text for column in batch.columns for text in _dictionaries(column)]
+        longest = sum(pc.max(pc.binary_length(text)).as_py() or 0 for text in texts)
+        return int(min(AT_ONCE, max(1, LONGEST // max(1, longest))))
     return AT_ONCE
+
+
+def _dictionaries(column: pa.Array) -> Iterator[pa.Array]:
+    """The texts that a column refers to, also within structs and lists."""
+    if pa.types.is_dictionary(column.type):
+        yield column.dictionary
+    elif pa.types.is_struct(column.type):
+        for inner in column.flatten():
+            yield from _dictionaries(inner)
+    elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        yield from _dictionaries(column.values)

@@ -17,7 +17,8 @@ from datasets.exceptions import DatasetGenerationError
 
 from freezetrain.data.hub import configurations, hub_rows
 from freezetrain.data.language_files import LanguageFiles, language_files
-from freezetrain.data.reading import AT_ONCE, BAD, FEATURES, GOOD, read_file, read_places
+from freezetrain.data.reading import AT_ONCE, read_file, read_places
+from freezetrain.data.rows import BAD, FEATURES, GOOD
 from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe.sources import TextSource
 from freezetrain.recipe.text_types import check_name
@@ -65,6 +66,18 @@ class Texts(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         for first in range(0, len(self), AT_ONCE):
             yield from self[first : first + AT_ONCE]
+
+    def written(self, write: Callable[[str], str]) -> Iterator[str]:
+        """Each text as ``write`` gives it; what it complains of bears the document's place."""
+        for number, text in enumerate(self):
+            try:
+                yield write(text)
+            except UserError as error:
+                raise UserError(f"{self.places([number])[0]}: {error}") from error
+
+    def part(self, first: int, last: int, step: int = 1) -> "Texts":
+        """The documents ``first`` to ``last``, the last excluded, or each ``step``-th of them."""
+        return Texts(self.rows, self.numbers[first:last:step], self._places)
 
     def sample(self, documents: int) -> "Texts":
         """At most so many of the documents, chosen by a hash of their keys, in the same order.
@@ -130,7 +143,9 @@ def _checked_names(names: Iterable[str], source: TextSource) -> list[str]:
     return sorted(names)
 
 
-def read_languages(source: TextSource, languages: Sequence[str] = ()) -> dict[str, Language]:
+def read_languages(
+    source: TextSource, languages: Sequence[str] = (), conversations: bool = False
+) -> dict[str, Language]:
     """Read ``languages`` (all of the source when empty) and split each by document.
 
     A document is a line of a JSONL file, an item of a JSON array, a row of a Parquet file, or a
@@ -140,9 +155,18 @@ def read_languages(source: TextSource, languages: Sequence[str] = ()) -> dict[st
     fall on the same side in every language, or the text itself where that is None. Documents of
     white space alone are left out.
 
+    Of a conversation the text is its messages as JSON, to be put through
+    :func:`freezetrain.data.chat.written`; who does so says ``conversations``.
+
     What was read is kept in the cache of `datasets`, as Arrow files, and mapped into memory.
-    Raises UserError for a language without a file or without text, and for unreadable files.
+    Raises UserError for a language without a file or without text, for unreadable files, and for
+    conversations where plain texts are needed.
     """
+    if source.messages_field is not None and not conversations:
+        raise UserError(
+            f"messages_field is {source.messages_field!r}, and what is read here must be plain "
+            "text; give texts with a text_field"
+        )
     if source.hub is not None:
         configs = configurations(source, languages)
         read = {name: partial(hub_rows, config, source) for name, config in configs.items()}
@@ -217,8 +241,8 @@ def _folder_rows(files: Sequence[Path], source: TextSource) -> datasets.Dataset:
     Raises UserError as :func:`read_file` does.
     """
     known = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    how = [source.text_field, source.key_field, source.bad_lines, source.documents]
-    how.append(source.txt_documents)
+    # In the order that caches were made by.
+    how = [*source.read_as[:4], source.txt_documents, *source.read_as[4:]]
     content = json.dumps([_VERSION, list(FEATURES), known, how])
     large = sum(size for _, size, _ in known) >= _LARGE
     divided = large and len(files) > 1 and source.documents is None

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
+from freezetrain.data.chat import chat_template, conversation_ids, without_cuts, written
 from freezetrain.data.texts import Language, Texts, progress_bars, read_languages
 from freezetrain.errors import UserError
 from freezetrain.files import remove_unfinished, require_space, whole
@@ -110,28 +111,33 @@ def tokenize(
 
     Raises UserError as :func:`read_languages` does, where there is no training document or none
     with a token, where the tokenizer has no EOS, where the disk has too little room and where
-    ``cache`` cannot be written to.
+    ``cache`` cannot be written to; for conversations where the tokenizer has no chat template, or
+    one that refuses one of them.
     """
-    texts = read_languages(source, [language])[language]
+    chats = source.messages_field is not None
+    template = chat_template(tokenizer) if chats else None
+    texts = read_languages(source, [language], conversations=True)[language]
     texts.to_train()  # refuses a language without a training document
     cache = Path(cache) if cache else _default_cache()
     try:
         content = _content(texts.train.rows, cache)
         key = [_VERSION, content, source.test_one_in, tokenizer_digest(tokenizer)]
+        key += [] if template is None else [template]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         folder = cache / "tokens" / digest[:32]
         if not (folder / "facts.json").exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_suffix(".lock")):
                 if not (folder / "facts.json").exists():
-                    _prepare(folder, texts, tokenizer, workers or _usable_cores(), digest)
+                    _prepare(folder, texts, source, tokenizer, workers or _usable_cores(), digest)
         store = TokenStore(folder, language)
     except OSError as error:
         raise UserError(
             f"cannot keep the tokens of language {language!r} in {cache}: {error}; give cache, or "
             "FREEZETRAIN_CACHE, a folder that can be written to"
         ) from error
-    if len(store) == store.facts["documents"] * (len(document_start(tokenizer)) + 1):
+    alone = len(document_start(tokenizer)) + 1
+    if not chats and len(store) == store.facts["documents"] * alone:
         raise UserError(
             f"the tokenizer makes no token of any training document of language {language!r}, so "
             "that there is nothing to learn; give other texts, or the tokenizer that the model was "
@@ -185,6 +191,7 @@ def _content(rows: datasets.Dataset, cache: Path) -> str:
 def _prepare(
     folder: Path,
     language: Language,
+    source: TextSource,
     tokenizer: PreTrainedTokenizerBase,
     workers: int,
     digest: str,
@@ -201,14 +208,14 @@ def _prepare(
     piece_of_document = (np.cumsum(lengths, dtype=np.int64) - lengths) // size
     bounds = [*np.unique(piece_of_document, return_index=True)[1].tolist(), len(texts)]
     missing = [n for n in range(len(bounds) - 1) if not _piece(folder, n).exists()]
-    expected = _tokens_expected(texts, total, tokenizer) * dtype.itemsize
+    expected = _tokens_expected(texts, total, source, tokenizer) * dtype.itemsize
     needed = expected * len(missing) // (len(bounds) - 1) + 16 * len(texts)
     require_space(folder, needed, f"the tokens of language {language.name!r}")
 
     folder.mkdir(exist_ok=True)
     remove_unfinished(folder / "*")
     if missing:
-        write = partial(_write_piece, texts, tokenizer, folder, bounds, dtype, os.getpid())
+        write = partial(_write_piece, texts, source, tokenizer, folder, bounds, dtype, os.getpid())
         with progress_bars(shown=total >= _LARGEST_PIECE), _tokenizers_alone(workers > 1):
             datasets.Dataset.from_dict({"piece": missing}).map(
                 write,
@@ -222,6 +229,7 @@ def _prepare(
 
 def _write_piece(
     texts: Texts,
+    source: TextSource,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     bounds: Sequence[int],
@@ -235,13 +243,17 @@ def _write_piece(
     facts = dict.fromkeys(("documents", "tokens", "bytes", "words"), 0)
 
     def counted() -> Iterator[str]:
-        for text in Texts(texts.rows, texts.numbers[bounds[number] : bounds[number + 1]]):
+        part = texts.part(bounds[number], bounds[number + 1])
+        for text in part.written(written(source, tokenizer)):
+            plain = without_cuts(text) if chats else text
             facts["documents"] += 1
-            facts["bytes"] += len(text.encode())
-            facts["words"] += len(text.split())
+            facts["bytes"] += len(plain.encode())
+            facts["words"] += len(plain.split())
             yield text
 
-    encoded: list[np.ndarray] = [np.array(ids, dtype=dtype) for ids in encode(counted(), tokenizer)]
+    chats = source.messages_field is not None
+    ids_of_each = encode(counted(), tokenizer, chats)
+    encoded: list[np.ndarray] = [np.array(ids, dtype=dtype) for ids in ids_of_each]
     facts["tokens"] = sum(map(len, encoded))
     starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)[:-1]
     piece = _piece(folder, number)
@@ -273,11 +285,21 @@ def _finish(folder: Path, language: Language, pieces: int, digest: str) -> None:
         new.write_text(json.dumps(kept, indent=1), encoding="utf-8")
 
 
-def _tokens_expected(texts: Texts, total: int, tokenizer: PreTrainedTokenizerBase) -> int:
+def _tokens_expected(
+    texts: Texts, total: int, source: TextSource, tokenizer: PreTrainedTokenizerBase
+) -> int:
     """About how many tokens ``total`` bytes of text have, from documents all over them."""
-    sample = [text[:2000] for text in texts[:: max(1, len(texts) // _SAMPLED)][:_SAMPLED]]
-    tokens = sum(len(ids) for ids in encode(sample, tokenizer))
-    return round(1.2 * total * tokens / sum(len(text.encode()) for text in sample))
+    step = max(1, len(texts) // _SAMPLED)
+    sample = texts.part(0, step * _SAMPLED, step)
+    chats = source.messages_field is not None
+    whole = sample.written(written(source, tokenizer))
+    tokens = sum(map(len, encode(whole if chats else _beginnings(sample), tokenizer, chats)))
+    size = sum(len(text.encode()) for text in (sample if chats else _beginnings(sample)))
+    return round(1.2 * total * tokens / size)
+
+
+def _beginnings(texts: Iterable[str]) -> Iterator[str]:
+    return (text[:2000] for text in texts)
 
 
 @contextmanager
@@ -295,11 +317,14 @@ def _tokenizers_alone(forked: bool) -> Iterator[None]:
             del os.environ["TOKENIZERS_PARALLELISM"]
 
 
-def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+def encode(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, conversations: bool = False
+) -> Iterator[list[int]]:
     """Token ids of each document: `[BOS] tokens EOS`.
 
     BOS only where the tokenizer has one that is not its EOS. A text that spells a special token
-    gets the tokens of the spelling. Raises UserError for a tokenizer without an EOS.
+    gets the tokens of the spelling. Of ``conversations`` that :func:`written` wrote, a BOS or an
+    EOS that the template wrote is the document's. Raises UserError for a tokenizer without an EOS.
     """
     eos = tokenizer.eos_token_id
     if eos is None:
@@ -308,6 +333,11 @@ def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator
             "eos_token and save it again"
         )
     start = document_start(tokenizer)
+    if conversations:
+        for ids in conversation_ids(texts, tokenizer):
+            begun = ids[: len(start)] == start
+            yield [*([] if begun else start), *ids, *([] if ids[-1:] == [eos] else [eos])]
+        return
     for batch in _batches(texts):
         # verbose=False: a document longer than the model's context is fine, it is cut later
         encoded = tokenizer(

@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from freezetrain.data.chat import chat_template, conversation_ids, without_cuts, written
 from freezetrain.data.texts import Texts, files_not_read, read_languages
+from freezetrain.data.tokens import document_start
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Document, DocumentSums, encode_documents, evaluate_documents
 from freezetrain.evaluation.documents import Documents
 from freezetrain.evaluation.texts import left_out, not_read_note, text_facts
 from freezetrain.forward import context_length
 from freezetrain.progress import progress_bar
-from freezetrain.recipe.sources import EvaluationTexts
+from freezetrain.recipe.sources import EvaluationTexts, TextSource
 
 _NAMED = 3  # documents that are left out
 
@@ -28,7 +30,7 @@ def held_out_documents(
     ``others``: tokenizers of the models that this one is compared with; a document of which one of
     them leaves nothing to predict is left out for all.
     """
-    languages = read_languages(evaluation.texts, evaluation.languages)
+    languages = read_languages(evaluation.texts, evaluation.languages, conversations=True)
     for name, language in languages.items():
         if not language.test:
             raise UserError(
@@ -40,15 +42,20 @@ def held_out_documents(
     for name, language in languages.items():
         texts = language.test if few is None else language.test.sample(few)
         try:
-            documents[name] = _encoded(texts, tokenizer, others)
+            documents[name] = _encoded(texts, evaluation.texts, tokenizer, others)
         except UserError as error:
             raise UserError(f"language {name!r}: {error}") from error
     return documents
 
 
 def _encoded(
-    texts: Texts, tokenizer: PreTrainedTokenizerBase, others: Sequence[PreTrainedTokenizerBase]
+    texts: Texts,
+    source: TextSource,
+    tokenizer: PreTrainedTokenizerBase,
+    others: Sequence[PreTrainedTokenizerBase],
 ) -> Documents:
+    if source.messages_field is not None:
+        return _conversations(texts, source, tokenizer, others)
     documents = encode_documents(texts, tokenizer)
     missing = {*documents.left_out}
     missing |= {n for other in others for n in encode_documents(texts, other).left_out}
@@ -58,6 +65,28 @@ def _encoded(
         documents = Documents(document for n, document in kept if n not in missing)
     documents.left_out = sorted(missing)
     documents.left_out_first = texts.places(documents.left_out[:_NAMED])
+    return documents
+
+
+def _conversations(
+    texts: Texts,
+    source: TextSource,
+    tokenizer: PreTrainedTokenizerBase,
+    others: Sequence[PreTrainedTokenizerBase],
+) -> Documents:
+    """As the chat template writes them; each begins with BOS, as in training."""
+    if any(chat_template(other) != chat_template(tokenizer) for other in others):
+        raise UserError(
+            "texts.messages_field gives conversations, which the tokenizers of the models write by "
+            "other chat templates; compare models with the same one, or give texts with a "
+            "text_field"
+        )
+    conversations = list(texts.written(written(source, tokenizer)))
+    start = document_start(tokenizer)
+    documents = Documents()
+    for text, ids in zip(conversations, conversation_ids(conversations, tokenizer), strict=True):
+        begun = ids if ids[: len(start)] == start else [*start, *ids]
+        documents.append(Document(begun, len(without_cuts(text).encode())))
     return documents
 
 

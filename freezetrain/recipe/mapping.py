@@ -10,7 +10,14 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe.check import shown
-from freezetrain.recipe.text_types import FieldsOf, NameText, PathText, check_text, expanded
+from freezetrain.recipe.text_types import (
+    FieldsOf,
+    NameText,
+    OneOrMore,
+    PathText,
+    check_text,
+    expanded,
+)
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -76,10 +83,12 @@ def check_types(
 
 def check_type(hint: Any, value: Any, name: str, where: str = "", expand: bool = False) -> Any:
     """``value`` of the field ``name``, whose type is ``hint``, as :func:`check_types`."""
-    inner = plain_type(hint)
     if value is None and allows_none(hint):
         return None
     mark = _mark(hint)
+    if isinstance(mark, OneOrMore):
+        hint, mark = (list[str] if isinstance(value, list) else str), None
+    inner = plain_type(hint)
     if isinstance(mark, FieldsOf) and isinstance(value, Mapping):
         return check_types(mark.kind, value, where, f"{name}.", expand)
     kind, arguments = get_origin(inner) or inner, get_args(inner)
@@ -220,7 +229,7 @@ def field_types(kind: type) -> dict[str, Any]:
 
 def plain_type(hint: Any) -> Any:
     """``X`` of ``X | None`` and of ``Annotated[X, ...]``; another type as it is."""
-    if get_origin(hint) in (Union, UnionType):
+    if allows_none(hint):
         (hint,) = (part for part in get_args(hint) if part is not NoneType)
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
@@ -233,7 +242,7 @@ def fields_type(hint: Any) -> Any:
 
 def allows_none(hint: Any) -> bool:
     """Whether it is ``X | None``."""
-    return get_origin(hint) in (Union, UnionType)
+    return get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint)
 
 
 def _mark(hint: Any) -> Any:

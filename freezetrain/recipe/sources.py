@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from freezetrain.errors import UserError
 from freezetrain.recipe.check import check
-from freezetrain.recipe.text_types import LocalPath, Name
+from freezetrain.recipe.text_types import Fields, LocalPath, Name
 
 Dtype = Literal["float32", "bfloat16", "float16", "stored"]
 
@@ -66,8 +66,17 @@ class TextSource:
     """Read the data set over the network as far as documents says, rather than download it."""
     names: dict[Name, str] = field(default_factory=dict)
     """What the folder or data set calls a language, where it is not the language's name here."""
-    text_field: str = "text"
-    """Field of the text in JSONL and Parquet files and in data sets."""
+    text_field: Fields = "text"
+    """Field of the text in JSONL and Parquet files and in data sets: a name, or the names on the
+    way to it with dots between them (meta.text). It holds a text, or a list of texts that are
+    joined. [title, body]: several, joined; of these one may be null."""
+    text_separator: str | None = None
+    """What stands between texts that are joined; those of white space alone are left out. None: an
+    empty line."""
+    messages_field: str | None = None
+    """Field of a conversation, instead of text_field: a list of {role, content}, or of {from,
+    value} as ShareGPT has it. Its text is what the tokenizer's chat template makes of it; all of
+    its tokens are trained on, and evaluated."""
     key_field: str | None = None
     """Field that names a document, the same in parallel languages; decides the split into train
     and test. None: the text itself."""
@@ -85,6 +94,14 @@ class TextSource:
 
     def __post_init__(self) -> None:
         check(self.test_one_in >= 0, "test_one_in", "0 or more", self.test_one_in)
+        if self.messages_field is not None:
+            check(self.messages_field != "", "messages_field", "the name of a field", "")
+            expected = "left out where messages_field is given"
+            check(self.text_field == "text", "text_field", expected, self.text_field)
+        names = self.document_fields
+        expected = "the name of a field, or a list of different ones"
+        valid = names and all(names) and len(set(names)) == len(names)
+        check(bool(valid), "text_field", expected, self.text_field)
         few = self.documents is None or self.documents >= 1
         check(few, "documents", "1 or more", self.documents)
         expected = "left out where hub names a data set"
@@ -103,9 +120,29 @@ class TextSource:
         return Path(self.folder).resolve() == Path(other.folder).resolve()
 
     @property
-    def split(self) -> tuple[str, str | None, int, str]:
+    def document_fields(self) -> tuple[str, ...]:
+        """The fields that a document is made of."""
+        if self.messages_field is not None:
+            return (self.messages_field,)
+        return (self.text_field,) if isinstance(self.text_field, str) else (*self.text_field,)
+
+    @property
+    def read_as(self) -> list[Any]:
+        """What decides which documents a file or a data set holds, JSON-able.
+
+        Fields that came later are in it where they are given, so that what was kept by it before
+        is found.
+        """
+        how = [self.text_field, self.key_field, self.bad_lines, self.documents]
+        later = {name: getattr(self, name) for name in ("text_separator", "messages_field")}
+        given = {name: value for name, value in later.items() if value is not None}
+        return [*how, given] if given else how
+
+    @property
+    def split(self) -> dict[str, Any]:
         """What decides which documents are held out."""
-        return self.text_field, self.key_field, self.test_one_in, self.txt_documents
+        names = "text_field text_separator messages_field key_field test_one_in txt_documents"
+        return {name: getattr(self, name) for name in names.split()}
 
 
 @dataclass
@@ -140,9 +177,16 @@ class EvaluationTexts:
 
 def check_held_out(trained: TextSource, watched: TextSource, name: str, other: str) -> None:
     """UserError if held-out documents of ``watched`` would be trained on."""
-    if trained.same_place(watched) and trained.split != watched.split:
+    if not trained.same_place(watched):
+        return
+    others = [
+        f"{field} ({how!r} and {watched.split[field]!r})"
+        for field, how in trained.split.items()
+        if how != watched.split[field]
+    ]
+    if others:
         raise UserError(
-            f"{name} and {other} read the same texts but split them by {trained.split} and "
-            f"{watched.split} (text_field, key_field, test_one_in, txt_documents), so that "
-            "held-out documents would be trained on; give both the same"
+            f"{name} and {other} read the same texts but split them by another "
+            f"{', '.join(others)}, so that held-out documents would be trained on; give both the "
+            "same"
         )

@@ -41,11 +41,19 @@ class FieldsOf:
     kind: type
 
 
+@dataclass(frozen=True)
+class OneOrMore:
+    """Marks the type of a text that may also be a list of texts."""
+
+
 LocalPath = Annotated[str, PathText()]
 """A file or a folder; or an id on the hub, where the field says so."""
 
 Name = Annotated[str, NameText()]
 """A language, a region or a variant."""
+
+Fields = Annotated[str | list[str], OneOrMore()]
+"""A field of a data set, or several."""
 
 
 def check_text(text: str, lines: bool = True) -> None:

@@ -157,7 +157,7 @@ PARQUET = {
     "another column": parquet(body=["a"]),
     "numbers": parquet(text=[1, 2]),
     "null": parquet(text=pa.array([None], pa.string())),
-    "lists": parquet(text=[["a"]]),
+    "lists": parquet(text=[[1]]),
     "bytes": parquet(text=[b"\xff"]),
 }
 

@@ -12,7 +12,8 @@ import pytest
 import zstandard
 
 from freezetrain.data import reading as module
-from freezetrain.data.reading import BAD, GOOD, read_file
+from freezetrain.data.reading import read_file
+from freezetrain.data.rows import BAD, GOOD
 from freezetrain.data.texts import read_languages
 from freezetrain.errors import UserError
 from freezetrain.recipe.sources import TextSource
@@ -86,6 +87,21 @@ def test_several_zst_frames_are_one_file(tmp_path):
     compress = COMPRESS[".zst"]
     path.write_bytes(compress(b'{"text": "a"}\n{"te') + compress(b'xt": "b"}\n'))
     assert texts(path) == ["a", "b"]
+
+
+def test_zst_with_the_longest_window(tmp_path):
+    """As `zstd --long=31` writes it; Arrow takes 128 MiB at most."""
+    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=31)
+    frame = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    content = frame.compress(JSONL) + frame.flush()
+    assert zstandard.get_frame_parameters(content).window_size == 2**31
+    path = tmp_path / "en.jsonl.zst"
+    skipped = b"\x50\x2a\x4d\x18\x03\x00\x00\x00abc"  # a frame that holds no text
+    path.write_bytes(skipped + content + content)
+    assert texts(path) == TEXTS * 2
+    path.write_bytes(content + content[:7])
+    with pytest.raises(UserError, match=r"cannot read .*en.jsonl.zst as jsonl: it was cut off"):
+        texts(path)
 
 
 @pytest.mark.parametrize("ending", [ending for ending in COMPRESS if ending])
@@ -209,7 +225,7 @@ def test_parquet_of_a_text_that_repeats_is_taken_in_few_rows(tmp_path, monkeypat
     column = pa.DictionaryArray.from_arrays(pa.array([1, 0, 0], pa.int32()), ["a" * 2**15, "b"])
     pq.write_table(pa.table({"text": column}), tmp_path / "en.parquet")
     encoded = pq.ParquetFile(tmp_path / "en.parquet", read_dictionary=["text"])
-    assert module._rows_at_once(encoded, 0, "text") == 2
+    assert module._rows_at_once(encoded, 0, ["text"]) == 2
     assert texts(tmp_path / "en.parquet") == ["b", "a" * 2**15, "a" * 2**15]
 
 

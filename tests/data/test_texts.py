@@ -277,12 +277,22 @@ def test_all_files_are_read_or_named(tmp_path):
     (tmp_path / "sw" / "e.jsonl").symlink_to("/nowhere/e.jsonl")
     (tmp_path / "sw" / "f.csv").write_text("text\nfour\n")
     (tmp_path / "sw" / ".g.jsonl").write_text("hidden")
+    (tmp_path / "sw" / "._a.jsonl").write_text("of a Mac")
+    (tmp_path / "._sw.jsonl").write_text("of a Mac")
+    for place in (tmp_path, tmp_path / "sw"):
+        (place / ".ipynb_checkpoints").mkdir()
+        (place / ".ipynb_checkpoints" / "a-checkpoint.jsonl").write_text("an old copy")
     os.mkfifo(tmp_path / "sw" / "h.jsonl")
     write(tmp_path / "es.JSONL", ["uno"])
+    (tmp_path / "pt.Txt.GZ").write_bytes(gzip.compress(b"\xef\xbb\xbfum\r\n\r\ndois\r\n"))
     (tmp_path / "fr.csv").write_text("text\nun\n")
     source = TextSource(folder=str(tmp_path))
-    assert read(tmp_path) == {"es": ["uno"], "sw": ["zero", "one", "two", "three"]}
-    assert languages_in(source) == ["es", "sw"]
+    assert read(tmp_path) == {
+        "es": ["uno"],
+        "pt": ["um", "dois"],
+        "sw": ["zero", "one", "two", "three"],
+    }
+    assert languages_in(source) == ["es", "pt", "sw"]
     left = [
         "fr.csv (its name ends in none of .jsonl .ndjson .json .txt .parquet .dev .devtest)",
         "sw/e.jsonl (a link to nothing)",

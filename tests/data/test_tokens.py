@@ -125,11 +125,11 @@ from freezetrain.data import tokens
 tokens._SMALLEST_PIECE = 2000
 cache, folder, tokenizer, slow = Path(sys.argv[1]), sys.argv[2], sys.argv[3], len(sys.argv) > 4
 encode = tokens.encode
-def slowly(texts, tokenizer):
+def slowly(texts, tokenizer, *more):
     (cache / f"worker-{os.getpid()}").touch()
     if slow and len(list(cache.glob("tokens/*/0*/facts.json"))) >= 3:
         time.sleep(60)
-    yield from encode(texts, tokenizer)
+    yield from encode(texts, tokenizer, *more)
 tokens.encode = slowly
 store = tokens.tokenize(TextSource(folder=folder), "en", AutoTokenizer.from_pretrained(tokenizer),
                         cache, 2)
@@ -203,7 +203,7 @@ def test_too_little_disk_is_told_before_anything_is_written(
 def test_the_room_that_is_asked_for_is_about_what_is_taken(source, tokenizer, tmp_path):
     train = read_languages(source, ["en"])["en"].train
     stream, _, count = by_hand(source, tokenizer)
-    expected = tokens._tokens_expected(train, count["bytes"], tokenizer)
+    expected = tokens._tokens_expected(train, count["bytes"], source, tokenizer)
     assert len(stream) <= expected < 1.6 * len(stream)
 
 

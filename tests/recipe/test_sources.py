@@ -12,6 +12,11 @@ from freezetrain.recipe.sources import TextSource, check_held_out
         ({"folder": "a", "hub": "b"}, "folder must be left out where hub"),
         ({"hub": "b", "streaming": True}, "documents must be given"),
         ({"streaming": True}, "hub must be given"),
+        ({"text_field": []}, "text_field must be the name of a field, or a list of different"),
+        ({"text_field": ["a", ""]}, "text_field must be the name of a field, or a list of differ"),
+        ({"text_field": ["a", "a"]}, "text_field must be the name of a field, or a list of differ"),
+        ({"messages_field": ""}, "messages_field must be the name of a field"),
+        ({"messages_field": "m", "text_field": "t"}, "text_field must be left out where messages"),
     ],
 )
 def test_refused(fields, complaint):
@@ -24,3 +29,6 @@ def test_held_out_documents_may_be_another_split_of_the_data_set():
     check_held_out(trained, TextSource(hub="set", hub_split="validation"), "texts", "watch.texts")
     with pytest.raises(UserError, match=r"texts and watch\.texts read the same texts"):
         check_held_out(trained, TextSource(hub="set"), "texts", "watch.texts")
+    trained = TextSource(folder="a", text_field="b", text_separator=" ")
+    with pytest.raises(UserError, match=r"another text_field \('b' and 'c'\), text_separator \("):
+        check_held_out(trained, TextSource(folder="a", text_field="c"), "texts", "watch.texts")
