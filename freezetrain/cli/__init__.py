@@ -125,7 +125,7 @@ def _run(arguments: Sequence[str], command: Command, launch: Launch) -> int:
             from freezetrain.training import dry_run
 
             folder = command.out or default_folder(command.verb)
-            _print(dry_run.run(command.recipe, launch, folder).display)
+            _print(dry_run.run(command.recipe, launch, folder, command.show).display)
         return 0
     folder = shared_folder(launch, command.out, default_folder(command.verb))
     if launch.rank == 0:

@@ -43,6 +43,8 @@ class Command:
     out: Path | None
     print_config: bool
     dry_run: bool
+    show: int
+    """Sequences that a dry run shows."""
     verbose: bool
 
 
@@ -65,13 +67,19 @@ def parse(arguments: Sequence[str]) -> Command:
         if (hint := _type_of(kind, field)) is not None:
             value = check_type(hint, _read_option(hint, field, text), field, expand=True)
             _assign(values, kind, field, value)
-    out = options["out"]
+    out, show = options["out"], options.get("show")
+    if show is not None and (show < 1 or not options["dry_run"]):
+        raise UserError(
+            f"--show must be 1 or more and stand beside --dry_run, got {show}; give both, or "
+            "leave it out"
+        )
     return Command(
         name,
         construct(kind, values),
         None if out is None else Path(_expanded("--out", out)),
         options["print_config"],
         options.get("dry_run", False),
+        show or 0,
         options["verbose"],
     )
 
@@ -172,6 +180,12 @@ def _add_options(parser: argparse.ArgumentParser, verb: Verb, kind: type) -> Non
             "--dry-run",
             action="store_true",
             help="Print what would run, with the memory it takes, and do nothing else.",
+        )
+        parser.add_argument(
+            "--show",
+            type=int,
+            metavar="N",
+            help="With --dry_run: read the texts too, and print N sequences of the run as text.",
         )
     _add_fields(parser, kind, "", "Fields of the recipe, which may also be given as options.")
 

@@ -94,6 +94,13 @@ class Rehearsed:
             row |= {name: np.concatenate([part[name] for part in stored]) for name in STORED}
         return row
 
+    def borders(self, number: int) -> tuple[list[int], int]:
+        """Places of row ``number`` at which a sequence begins, and how many are filled."""
+        first, last = np.append(self._starts, len(self.rehearsal))[number : number + 2].tolist()
+        cut = np.minimum(self.rehearsal.lengths[first:last], self.sequence_length)
+        ends = np.cumsum(cut).tolist()
+        return [0, *ends[:-1]], ends[-1]
+
     def nothing(self) -> dict[str, np.ndarray]:
         """What a batch without rehearsed places holds of them: 0 of each."""
         if self.loss != "kl":

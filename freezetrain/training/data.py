@@ -69,14 +69,15 @@ class TextData(L.LightningDataModule):
         self.order  # noqa: B018  refuses bad weights at once
 
     @property
-    def _every(self) -> dict[str, Packed | Rehearsed]:
+    def sources(self) -> dict[str, Packed | Rehearsed]:
+        """All that sequences come from, by the names that the order has."""
         every: dict[str, Packed | Rehearsed] = {**self.packed, **self.replayed}
         return every if self.rehearsed is None else {**every, _REHEARSAL: self.rehearsed}
 
     @cached_property
     def order(self) -> Order:
         """Which sequence stands at each place of the run."""
-        sizes = {name: len(packed) for name, packed in self._every.items()}
+        sizes = {name: len(packed) for name, packed in self.sources.items()}
         step, seed = self.settings.step_sequences, self.settings.seed
         mixed = []
         if replay := self._replay:
@@ -95,7 +96,7 @@ class TextData(L.LightningDataModule):
         rank, world = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
-        return SequenceLoader(self._every, self.order, self.settings, rank, world)
+        return SequenceLoader(self.sources, self.order, self.settings, rank, world)
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """What is read of each language, and how much of the run it is.

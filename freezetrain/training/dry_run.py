@@ -2,17 +2,21 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from freezetrain.data.tokens import tokenizer_digest
 from freezetrain.files import readable
-from freezetrain.models import stored_dtype
+from freezetrain.models import check_fit, load_tokenizer, stored_dtype
 from freezetrain.ranks import Launch
 from freezetrain.run_folder import Outcome
 from freezetrain.tables import Column, Table, facts_table
+from freezetrain.training.data import read_data
 from freezetrain.training.engines import precision
 from freezetrain.training.memory import ALWAYS, MemoryEstimate, Part, estimate
 from freezetrain.training.plan import Plan, make_plan
+from freezetrain.training.preview import preview
 from freezetrain.training.recipe import Pull, TrainRecipe
 
 _WHEN = {
@@ -25,13 +29,21 @@ _WHEN = {
 }
 
 
-def run(recipe: TrainRecipe, launch: Launch, folder: Path) -> Outcome:
+def run(recipe: TrainRecipe, launch: Launch, folder: Path, show: int = 0) -> Outcome:
     """Say what ``recipe`` would run. Needs the model's configuration, and no tokenizer or texts.
 
-    Raises UserError for what would be refused before the texts are read.
+    ``show``: so many sequences of the run as text; for these the texts are read and tokenized as
+    for the run itself, which then finds them in the cache.
+
+    Raises UserError for what would be refused before the texts are read, or, with ``show``, when
+    they are.
     """
     settings = recipe.optimization
-    plan = make_plan(recipe, launch)
+    tokenizer = load_tokenizer(recipe.model) if show else None
+    digest = None
+    if tokenizer is not None and recipe.rehearse is not None:
+        digest = tokenizer_digest(tokenizer)
+    plan = make_plan(recipe, launch, digest)
     recipe = plan.recipe
     on_gpu = torch.cuda.is_available() or settings.precision.startswith("bf16")
     memory = estimate(
@@ -47,6 +59,13 @@ def run(recipe: TrainRecipe, launch: Launch, folder: Path) -> Outcome:
     if settings.max_steps is not None or settings.max_tokens is not None:
         steps = settings.steps(0)
         recipe.freeze.check_steps(steps)
+    shown: list[Any] = []
+    if tokenizer is not None:
+        check_fit(plan.model, tokenizer, settings.sequence_length)
+        data = read_data(recipe, tokenizer, plan.world, plan.rehearsal)
+        steps = data.steps
+        recipe.freeze.check_steps(steps)
+        shown = [data.table(), *preview(data, tokenizer, show)]
     results = {
         "engine": plan.engine,
         "devices": plan.world,
@@ -65,11 +84,13 @@ def run(recipe: TrainRecipe, launch: Launch, folder: Path) -> Outcome:
         "host_bytes": memory.host,
         "region_bytes": memory.region,
     }
-    tables = [_plan_table(plan, launch, steps, folder), _memory_table(memory, on_gpu)]
-    return Outcome(results, tables)
+    tables = [_plan_table(plan, launch, steps, folder, bool(shown)), _memory_table(memory, on_gpu)]
+    return Outcome(results, [*tables, *shown])
 
 
-def _plan_table(plan: Plan, launch: Launch, steps: int | None, folder: Path) -> Table:
+def _plan_table(
+    plan: Plan, launch: Launch, steps: int | None, folder: Path, tokenized: bool
+) -> Table:
     recipe, settings = plan.recipe, plan.recipe.optimization
     facts = {"model": f"{recipe.model.path}, {plan.weights:,} weights"}
     if recipe.lora is not None:
@@ -109,6 +130,8 @@ def _plan_table(plan: Plan, launch: Launch, steps: int | None, folder: Path) -> 
         place = place.parent
     facts["free disk"] = f"{readable(shutil.disk_usage(place).free)} at {place}"
     title = "dry run: nothing was started, nothing is written"
+    if tokenized:
+        title += " but the cache of tokens"
     return facts_table(title, facts, heads=("what", "would run"))
 
 
