@@ -145,6 +145,39 @@ def _streamed(config: str, source: TextSource) -> datasets.Dataset:
     )
 
 
+class HubRows:
+    """Rows (FEATURES) of one configuration, each with its place, read as a stream from ``at`` on.
+
+    ``at``: where the stream is, as `datasets` says it (None: at the beginning). ``identity``: what
+    `datasets` knows the data set by, which changes when it does.
+    """
+
+    def __init__(self, config: str, source: TextSource, at: Any = None) -> None:
+        self.at = at
+        self._config = config
+        self._source = source
+        self._builder = _read(
+            source,
+            lambda place: datasets.load_dataset_builder(place, config, revision=source.revision),
+        )
+        _require_split(config, source)
+        self.identity: str = self._builder.config_id
+
+    def __iter__(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        source, place = self._source, f"{self._source.hub} {self._config}"
+        stream = self._builder.as_streaming_dataset(source.hub_split)
+        if self.at is not None:
+            stream.load_state_dict(self.at)
+        items = ((item, stream.state_dict()) for item in stream)
+        while some := _read(source, lambda _: list(islice(items, AT_ONCE))):
+            for item, at in some:
+                if self.at is None:
+                    _require_fields(item, self._config, source)
+                row = document(item, f"{place}, a row", source)
+                self.at = at
+                yield place, row
+
+
 def _fingerprint(rows: str, config: str, source: TextSource) -> str:
     content = [_VERSION, list(FEATURES), rows, source.hub, config, source.hub_split]
     content += source.read_as

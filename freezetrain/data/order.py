@@ -70,24 +70,31 @@ class Mixed:
     """Place from which on there are none."""
 
 
+BLOCK = 1024
+"""Sequences of a stream, whose number is not known, that are shuffled among each other."""
+
+
 class Order:
     """Which sequence of which language stands at each of ``length`` places.
 
-    ``sizes`` are the sequences of each language. Of the places, each of ``mixed`` gets its share
-    for as long as it lasts, and ``target`` pools the rest. Each pool goes through shuffled epochs
-    of its own. Nothing is laid out in advance: a place is computed from the seed when it is asked
-    for.
+    ``sizes`` are the sequences of each language; None: a stream, which has no end and is a pool by
+    itself. Of the places, each of ``mixed`` gets its share for as long as it lasts, and ``target``
+    pools the rest. Each pool goes through shuffled epochs of its own, a stream through its
+    sequences in their order, shuffled within each ``block`` of them. Nothing is laid out in
+    advance: a place is computed from the seed when it is asked for.
     """
 
     def __init__(
         self,
-        sizes: Mapping[str, int],
+        sizes: Mapping[str, int | None],
         target: Sequence[Pool],
         length: int,
         seed: int,
         mixed: Sequence[Mixed] = (),
+        block: int = BLOCK,
     ) -> None:
         self.languages = list(sizes)
+        self.block = block
         self.length = length
         self._pools = [*target, *(pool for group in mixed for pool in group.pools)]
         self._seed = seed
@@ -95,7 +102,7 @@ class Order:
             np.array([self.languages.index(name) for name in pool.languages])
             for pool in self._pools
         ]
-        self._ends = [np.cumsum([sizes[name] for name in pool.languages]) for pool in self._pools]
+        self._ends = [_ends([sizes[name] for name in pool.languages]) for pool in self._pools]
         self._parts = [
             (first, Mixture(_shares(target, mixed, first), last - first, seed))
             for first, last in pairwise(sorted({0, length, *(min(m.until, length) for m in mixed)}))
@@ -125,12 +132,14 @@ class Order:
 
     def _draw(self, pool: int, nth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ends = self._ends[pool]
-        size = int(ends[-1])
+        size = self.block if ends is None else int(ends[-1])
         epochs, places = np.divmod(nth, size)
         items = np.empty_like(places)
         for epoch in np.unique(epochs).tolist():
             mine = epochs == epoch
             items[mine] = permuted(places[mine], size, (self._seed, 2, pool, epoch))
+        if ends is None:
+            return np.full_like(items, self._numbers[pool][0]), epochs * size + items
         which = np.searchsorted(ends, items, side="right")
         starts = np.concatenate([[0], ends[:-1]])
         return self._numbers[pool][which], items - starts[which]
@@ -138,12 +147,27 @@ class Order:
     @cached_property
     def epochs(self) -> dict[str, float]:
         """How often the run goes through each language's sequences; where several are one pool,
-        through all of that pool's."""
+        through all of that pool's. Streams are not in it."""
         return {
             name: float(count / ends[-1])
             for pool, count, ends in zip(self._pools, self._before[-1], self._ends, strict=True)
             for name in pool.languages
+            if ends is not None
         }
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Share of the run's places that each stream has."""
+        return {
+            pool.languages[0]: float(count / self.length)
+            for pool, count, ends in zip(self._pools, self._before[-1], self._ends, strict=True)
+            if ends is None
+        }
+
+
+def _ends(sizes: Sequence[int | None]) -> np.ndarray | None:
+    known = [size for size in sizes if size is not None]
+    return None if len(known) < len(sizes) else np.cumsum(known)
 
 
 def _shares(target: Sequence[Pool], mixed: Sequence[Mixed], place: int) -> np.ndarray:

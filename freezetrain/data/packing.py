@@ -12,6 +12,7 @@ from torch import Tensor
 
 from freezetrain.data.order import Order
 from freezetrain.data.rehearsed import Rehearsed
+from freezetrain.data.streamed import Ahead, Streamed
 from freezetrain.data.tokens import TokenStore
 from freezetrain.errors import UserError
 from freezetrain.nll import NO_LABEL
@@ -148,17 +149,21 @@ class SequenceLoader:
     on depends neither on the number of ranks nor on the size of their micro-batches.
 
     Lightning saves and restores the position through ``state_dict``; it is counted in sequences
-    over all ranks. Iteration starts at the restored position, ``len`` stays the whole.
+    over all ranks. Iteration starts at the restored position, ``len`` stays the whole. Of streams
+    it says from where their texts are read again.
     """
 
     def __init__(
         self,
-        packed: Mapping[str, Packed | Rehearsed],
+        packed: Mapping[str, Packed | Streamed | Rehearsed],
         order: Order,
         settings: Optimization,
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        streamed = {name: part for name, part in packed.items() if isinstance(part, Streamed)}
+        self._ahead = Ahead(streamed, order, settings.step_sequences)
+        self._streams = bool(streamed)
         self._packed = [packed[language] for language in order.languages]
         rehearsed = [source for source in self._packed if isinstance(source, Rehearsed)]
         self._nothing = rehearsed[0].nothing() if rehearsed else {}
@@ -179,6 +184,7 @@ class SequenceLoader:
             step, micro = divmod(self._next, self._accumulate)
             if step != current:
                 current = step
+                self._ahead.hold(step)
                 languages, sequences = self._order.places(
                     step * self._step, (step + 1) * self._step
                 )
@@ -225,7 +231,8 @@ class SequenceLoader:
 
     def state_dict(self) -> dict[str, Any]:
         consumed = self._next * self._micro_batch * self._world
-        return {"sequences": consumed, "digest": self.digest}
+        state = {"sequences": consumed, "digest": self.digest}
+        return state | ({"streams": self._ahead.state_dict()} if self._streams else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["digest"] != self.digest:
@@ -241,3 +248,5 @@ class SequenceLoader:
                 "devices as before"
             )
         self._next = state["sequences"] // at_once
+        if self._streams:
+            self._ahead.load_state_dict(state["streams"])

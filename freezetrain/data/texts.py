@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -162,6 +162,12 @@ def read_languages(
     Raises UserError for a language without a file or without text, for unreadable files, and for
     conversations where plain texts are needed.
     """
+    if source.endless:
+        raise UserError(
+            "streaming without documents reads texts without an end, which only training does "
+            "(texts and replay.texts of `freezetrain train`); give documents, or leave streaming "
+            "out"
+        )
     if source.messages_field is not None and not conversations:
         raise UserError(
             f"messages_field is {source.messages_field!r}, and what is read here must be plain "
@@ -179,16 +185,22 @@ def read_languages(
         places = {name: partial(_places_of, paths, source) for name, paths in files.items()}
     where = source.hub or source.folder or "the built-in texts"
     for language in languages:
-        if language not in read:
-            left = "".join(f" but {name}" for name in files_not_read(source, [language])[:1])
-            raise UserError(
-                f"no texts for language {language!r} in {where}{left}"
-                f"{near_misses(language, read)}; it holds {' '.join(sorted(read))}"
-            )
+        require_language(language, read, source)
     return {
         name: _split(read[name](), name, where, source, places.get(name, _rows_of))
         for name in languages or _checked_names(read, source)
     }
+
+
+def require_language(language: str, known: Collection[str], source: TextSource) -> None:
+    """UserError unless ``language`` is one of those ``known`` of the source."""
+    if language not in known:
+        where = source.hub or source.folder or "the built-in texts"
+        left = "".join(f" but {name}" for name in files_not_read(source, [language])[:1])
+        raise UserError(
+            f"no texts for language {language!r} in {where}{left}{near_misses(language, known)}; "
+            f"it holds {' '.join(sorted(known))}"
+        )
 
 
 def _split(

@@ -63,7 +63,9 @@ class TextSource:
     revision: str | None = None
     """Branch, tag or commit of the data set."""
     streaming: bool = False
-    """Read the data set over the network as far as documents says, rather than download it."""
+    """Read a data set over the network as far as documents says, rather than download it. Without
+    documents, which `train` alone takes: read and tokenize while training, without an end; where
+    the texts end, they begin again. Files of a folder too."""
     names: dict[Name, str] = field(default_factory=dict)
     """What the folder or data set calls a language, where it is not the language's name here."""
     text_field: Fields = "text"
@@ -107,9 +109,11 @@ class TextSource:
         expected = "left out where hub names a data set"
         check(self.hub is None or self.folder is None, "folder", expected, self.folder)
         if self.streaming:
-            check(self.hub is not None, "hub", "given to read a data set by streaming", self.hub)
-            expected = "given to say how far a data set is read by streaming"
-            check(self.documents is not None, "documents", expected, self.documents)
+            expected = "given, or folder, to read texts by streaming"
+            check(self.hub is not None or self.folder is not None, "hub", expected, self.hub)
+            expected = "left out where a folder is read by streaming"
+            few = self.documents is None or self.hub is not None
+            check(few, "documents", expected, self.documents)
 
     def same_place(self, other: "TextSource") -> bool:
         """Whether both read the same files, or the same split of a data set."""
@@ -118,6 +122,11 @@ class TextSource:
         if self.folder is None or other.folder is None:
             return self.folder == other.folder
         return Path(self.folder).resolve() == Path(other.folder).resolve()
+
+    @property
+    def endless(self) -> bool:
+        """Whether texts are read while training, without an end."""
+        return self.streaming and self.documents is None
 
     @property
     def document_fields(self) -> tuple[str, ...]:

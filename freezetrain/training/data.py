@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from freezetrain.data.order import Mixed, Order, Pool, check_weights, pools
 from freezetrain.data.packing import Packed, SequenceLoader
 from freezetrain.data.rehearsed import Rehearsed
+from freezetrain.data.streamed import Streamed
+from freezetrain.data.streams import COUNTED, Stream
 from freezetrain.data.texts import files_not_read, languages_in
 from freezetrain.data.tokens import tokenize
 from freezetrain.errors import UserError
@@ -42,11 +44,11 @@ class TextData(L.LightningDataModule):
 
     def __init__(
         self,
-        packed: Mapping[str, Packed],
+        packed: Mapping[str, Packed | Streamed],
         settings: Optimization,
         weights: Mapping[str, float] | None = None,
         temperature: float = 1.0,
-        replayed: Mapping[str, Packed] | None = None,
+        replayed: Mapping[str, Packed | Streamed] | None = None,
         replay: Replay | None = None,
         not_read: Sequence[str] = (),
         rehearsed: Rehearsed | None = None,
@@ -61,7 +63,8 @@ class TextData(L.LightningDataModule):
         self._replay = (replay or Replay()) if self.replayed else None
         self._rehearse = rehearse if rehearsed is not None else None
         self._pools = pools(_tokens(self.packed), weights or {}, temperature)
-        once = sum(map(len, self.packed.values()))
+        # Where there is a stream, which has no end, the settings say how many steps there are.
+        once = sum(len(part) for part in self.packed.values() if isinstance(part, Packed))
         mixed_in = [part for part in (self._replay, self._rehearse) if part is not None]
         if mixed_in:
             once = math.ceil(once / (1 - sum(part.share * part.until for part in mixed_in)))
@@ -69,15 +72,18 @@ class TextData(L.LightningDataModule):
         self.order  # noqa: B018  refuses bad weights at once
 
     @property
-    def sources(self) -> dict[str, Packed | Rehearsed]:
+    def sources(self) -> dict[str, Packed | Streamed | Rehearsed]:
         """All that sequences come from, by the names that the order has."""
-        every: dict[str, Packed | Rehearsed] = {**self.packed, **self.replayed}
+        every: dict[str, Packed | Streamed | Rehearsed] = {**self.packed, **self.replayed}
         return every if self.rehearsed is None else {**every, _REHEARSAL: self.rehearsed}
 
     @cached_property
     def order(self) -> Order:
         """Which sequence stands at each place of the run."""
-        sizes = {name: len(packed) for name, packed in self.sources.items()}
+        sizes = {
+            name: None if isinstance(part, Streamed) else len(part)
+            for name, part in self.sources.items()
+        }
         step, seed = self.settings.step_sequences, self.settings.seed
         mixed = []
         if replay := self._replay:
@@ -87,7 +93,8 @@ class TextData(L.LightningDataModule):
         if rehearse := self._rehearse:
             until = self._places_until(rehearse.until)
             mixed.append(Mixed([Pool((_REHEARSAL,), 1.0)], rehearse.share, until))
-        return Order(sizes, self._pools, self.steps * step, seed, mixed)
+        blocks = [part.block for part in self.sources.values() if isinstance(part, Streamed)]
+        return Order(sizes, self._pools, self.steps * step, seed, mixed, *blocks[:1])
 
     def _places_until(self, share: float) -> int:
         return max(1, round(share * self.steps)) * self.settings.step_sequences
@@ -104,18 +111,37 @@ class TextData(L.LightningDataModule):
         Counts of documents, held-out documents, tokens (BOS and EOS included), bytes of UTF-8,
         words (between white space), sequences and skipped lines; tokens_per_word and
         bytes_per_token; ``share`` of the run's sequences and ``epochs`` of the language's in it.
+        Of a stream the counts are what was read of it so far, None at first; ``sequences`` and
+        ``epochs`` are None, ``rounds`` is how often its texts have ended.
         """
         return {
-            name: packed.store.facts
-            | {
-                "tokens_per_word": packed.store.facts["tokens"] / packed.store.facts["words"],
-                "bytes_per_token": packed.store.facts["bytes"] / packed.store.facts["tokens"],
-                "sequences": len(packed),
-                "replayed": name in self.replayed,
-                "share": self.order.epochs[name] * len(packed) / self.order.length,
-                "epochs": self.order.epochs[name],
-            }
-            for name, packed in {**self.packed, **self.replayed}.items()
+            name: self._facts_of_stream(name, part)
+            if isinstance(part, Streamed)
+            else self._facts_of(name, part)
+            for name, part in {**self.packed, **self.replayed}.items()
+        }
+
+    def _facts_of(self, name: str, packed: Packed) -> dict[str, Any]:
+        return packed.store.facts | {
+            "tokens_per_word": packed.store.facts["tokens"] / packed.store.facts["words"],
+            "bytes_per_token": packed.store.facts["bytes"] / packed.store.facts["tokens"],
+            "sequences": len(packed),
+            "replayed": name in self.replayed,
+            "share": self.order.epochs[name] * len(packed) / self.order.length,
+            "epochs": self.order.epochs[name],
+        }
+
+    def _facts_of_stream(self, name: str, streamed: Streamed) -> dict[str, Any]:
+        read: Mapping[str, int | None] = streamed.facts or dict.fromkeys(COUNTED)
+        words, tokens, size = (read[count] for count in ("words", "tokens", "bytes"))
+        return {
+            **read,
+            "tokens_per_word": tokens / words if tokens and words else None,
+            "bytes_per_token": size / tokens if tokens and size else None,
+            "sequences": None,
+            "replayed": name in self.replayed,
+            "share": self.order.shares[name],
+            "epochs": None,
         }
 
     def rehearsal_facts(self) -> dict[str, Any] | None:
@@ -176,8 +202,9 @@ class TextData(L.LightningDataModule):
         return Table("texts trained on", columns, rows, note="; ".join(notes))
 
 
-def _tokens(packed: Mapping[str, Packed]) -> dict[str, int]:
-    return {name: len(sequences.store) for name, sequences in packed.items()}
+def _tokens(packed: Mapping[str, Packed | Streamed]) -> dict[str, int]:
+    """Of a stream none: where there is one, shares do not go by them."""
+    return {name: len(p.store) if isinstance(p, Packed) else 0 for name, p in packed.items()}
 
 
 def read_data(
@@ -216,7 +243,14 @@ def read_data(
     if recipe.replay is not None:
         check_weights(replayed, recipe.replay.weights, "replay.weights")
 
-    def packed(source: TextSource, language: str) -> Packed:
+    _require_weights(recipe.texts, trained, recipe.weights, "weights")
+    if recipe.replay is not None:
+        _require_weights(recipe.replay.texts, replayed, recipe.replay.weights, "replay.weights")
+
+    def packed(source: TextSource, language: str) -> Packed | Streamed:
+        if source.endless:
+            stream = Stream(source, language, tokenizer)
+            return Streamed(stream, settings.sequence_length, settings.document_mask)
         store = tokenize(source, language, tokenizer, recipe.cache, recipe.workers)
         return Packed(store, settings.sequence_length, settings.document_mask)
 
@@ -231,6 +265,16 @@ def read_data(
         _rehearsed(recipe, rehearsal),
         recipe.rehearse,
     )
+
+
+def _require_weights(
+    source: TextSource, languages: Sequence[str], weights: Mapping[str, float], name: str
+) -> None:
+    if source.endless and len(languages) > 1 and not weights:
+        raise UserError(
+            f"the texts of {len(languages)} languages are streamed, so that their sizes are not "
+            f"known; give {name}, a share for each of {' '.join(languages)}"
+        )
 
 
 def _rehearsed(recipe: TrainRecipe, rehearsal: Rehearsal | None) -> Rehearsed | None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from freezetrain.data.packing import Packed
 from freezetrain.data.rehearsed import Rehearsed
+from freezetrain.data.streamed import Ahead, Streamed
 from freezetrain.escaping import visible
 from freezetrain.training.data import TextData
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _LOOKED_THROUGH = 2**14  # places, for one of each kind
 
 _ENDS = 600, 200  # characters shown of the beginning and the end of what is longer
+
+_NEW, _GOES_ON = "a document", "goes on from an earlier sequence"
 
 _TEXT, _MARK = "| ", "-- "
 
@@ -68,18 +71,28 @@ def preview(data: TextData, tokenizer: PreTrainedTokenizerBase, count: int) -> l
     kinds = [_kind(data, name) for name in order.languages]
     first = {kinds[number]: place for place, number in reversed([*enumerate(languages.tolist())])}
     chosen = list(dict.fromkeys([*sorted(first.values()), *range(len(languages))]))[:count]
+    streamed = {name: part for name, part in sources.items() if isinstance(part, Streamed)}
+    ahead, held = Ahead(streamed, order, data.settings.step_sequences), 0
+    ahead.apart = False
     shown = []
     for place in sorted(chosen):
+        for step in range(held, place // data.settings.step_sequences + 1):
+            ahead.hold(step)
+            held = step + 1
         name, number = order.languages[languages[place]], int(sequences[place])
         source = sources[name]
-        what = f"{name}, {_kind(data, name)}"
+        what, of = f"{name}, {_kind(data, name)}", ""
         if isinstance(source, Rehearsed):
             what = f"{_kind(data, name)}: drawn by {source.rehearsal.made.base.name or 'the base'}"
             parts = _of_rehearsed(source, number, tokenizer)
+        elif isinstance(source, Streamed):
+            parts = _of_streamed(source, number, tokenizer)
         else:
             parts = _of_packed(source, number, tokenizer)
+        if not isinstance(source, Streamed):
+            of = f" of {len(source):,}"
         heading = f"place {place + 1:,} of {order.length:,}: {what}"
-        shown.append(Shown(f"{heading}; sequence {number + 1:,} of {len(source):,}", parts))
+        shown.append(Shown(f"{heading}; sequence {number + 1:,}{of}", parts))
     return shown
 
 
@@ -94,12 +107,18 @@ def _of_packed(packed: Packed, number: int, tokenizer: PreTrainedTokenizerBase) 
     length, store = packed.sequence_length, packed.store
     first = number * length
     end = min(length, len(store) - first)  # of the texts, which the last sequence may reach
-    marks = {0: "goes on from an earlier sequence"}
-    marks |= dict.fromkeys((store.starts(first, first + end) - first).tolist(), "a document")
+    marks = {0: _GOES_ON}
+    marks |= dict.fromkeys((store.starts(first, first + end) - first).tolist(), _NEW)
     if end < length:
-        marks |= dict.fromkeys((store.starts(0, length - end) + end).tolist(), "a document")
+        marks |= dict.fromkeys((store.starts(0, length - end) + end).tolist(), _NEW)
         marks[end] = "the texts' beginning again: fills the sequence up, and is not learned"
     return _parts(ids, marks, tokenizer)
+
+
+def _of_streamed(streamed: Streamed, number: int, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
+    starts = streamed.starts(number)
+    marks = {0: _GOES_ON} | dict.fromkeys(starts[starts < streamed.sequence_length].tolist(), _NEW)
+    return _parts(streamed.sequence(number)["input_ids"], marks, tokenizer)
 
 
 def _of_rehearsed(rows: Rehearsed, number: int, tokenizer: PreTrainedTokenizerBase) -> list[Part]:

@@ -299,6 +299,7 @@ class TrainRecipe:
         check_shares("weights", self.weights)
         expected = "float32, bfloat16 or stored: float16 overflows in training"
         check(self.model.dtype != "float16", "model.dtype", expected, self.model.dtype)
+        self._check_streams()
         if not self.watch.off:
             check_held_out(self.texts, self.watch.texts, "texts", "watch.texts")
             if self.replay is not None:
@@ -320,6 +321,20 @@ class TrainRecipe:
             self._check_brake(self.brake)
         self._check_engine()
         self._check_base()
+
+    def _check_streams(self) -> None:
+        """What needs the size of texts, which is not known of those that have no end."""
+        settings = self.optimization
+        limited = settings.max_steps is not None or settings.max_tokens is not None
+        expected = "given, or max_tokens, where texts are streamed: they have no end"
+        check(not self.texts.endless or limited, "optimization.max_steps", expected, None)
+        for name, part in (("", self), ("replay.", self.replay)):
+            expected = f"left out where texts are streamed: give {name}weights"
+            even = part is None or part.temperature == 1 or not part.texts.endless
+            check(even, f"{name}temperature", expected, getattr(part, "temperature", 1.0))
+        expected = "given where watch.texts are streamed: held-out documents are a whole"
+        endless = self.watch.texts.endless and not self.watch.off
+        check(not endless, "watch.texts.documents", expected, None)
 
     def _check_rehearse(self, rehearse: Rehearse) -> None:
         expected = "left out when from_scratch is set: there is no base"

@@ -81,14 +81,17 @@ tokens | tokens | zeros
 
 OPTIONS = """
 score | --texts.hub x/y | folder
-score | --texts.streaming true | hub
+score | --texts.streaming true | streaming without documents
+train | --texts.streaming true --optimization.max_steps null | max_tokens
+train | --texts.streaming true --texts.documents 5 | documents must be left out
 score | --texts.txt_documents pages | txt_documents
 score | --texts.text_field body | 'body'
 score | --texts.names '{zh: xx}' | 'xx'
 score | --texts.names '{zh: ../texts/zh}' | ../texts/zh
 score | --texts null --texts.hub nobody-here/nothing | nobody-here/nothing
 score | --texts null --texts.hub @here/no | @here/no
-score | --texts null --texts.hub x/y --texts.streaming true | documents
+train | --texts null --texts.streaming true | hub must be given, or folder
+train | --texts null --texts.hub x/y --texts.streaming true --temperature 2 | temperature
 """
 
 MORE = """

@@ -10,8 +10,8 @@ from freezetrain.recipe.sources import TextSource, check_held_out
     ("fields", "complaint"),
     [
         ({"folder": "a", "hub": "b"}, "folder must be left out where hub"),
-        ({"hub": "b", "streaming": True}, "documents must be given"),
-        ({"streaming": True}, "hub must be given"),
+        ({"folder": "a", "streaming": True, "documents": 5}, "documents must be left out where a"),
+        ({"streaming": True}, "hub must be given, or folder, to read texts by streaming"),
         ({"text_field": []}, "text_field must be the name of a field, or a list of different"),
         ({"text_field": ["a", ""]}, "text_field must be the name of a field, or a list of differ"),
         ({"text_field": ["a", "a"]}, "text_field must be the name of a field, or a list of differ"),

@@ -18,6 +18,8 @@ from freezetrain.training.recipe import (
 )
 
 MODEL = ModelSource("model")
+STREAM = TextSource("t", streaming=True)
+LIMITED = Optimization(max_steps=5)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,22 @@ MODEL = ModelSource("model")
                 MODEL, rehearse=Rehearse("f", teacher="model"), engine=Engine(kind="zero-2")
             ),
             r"rehearse\.teacher must be stored under zero-2",
+        ),
+        (
+            lambda: TrainRecipe(MODEL, STREAM, watch=Watch(off=True)),
+            r"optimization\.max_steps must be given, or max_tokens, where texts are streamed",
+        ),
+        (
+            lambda: TrainRecipe(MODEL, STREAM, temperature=2.0, optimization=LIMITED),
+            "^temperature must be left out where texts are streamed: give weights",
+        ),
+        (
+            lambda: TrainRecipe(MODEL, replay=Replay(STREAM, temperature=2.0)),
+            r"replay\.temperature must be left out where texts are streamed: give replay\.weights",
+        ),
+        (
+            lambda: TrainRecipe(MODEL, STREAM, optimization=LIMITED, watch=Watch(STREAM)),
+            r"watch\.texts\.documents must be given where watch\.texts are streamed",
         ),
         (lambda: Watch(every_n_tokens=0), "every_n_tokens must be 1 or more, got 0"),
         (lambda: Watch(at_samples=[5, 2]), "at_samples must be ascending, the last above 0"),
