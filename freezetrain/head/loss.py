@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from freezetrain.head.chunks import computed_dtype, linear, parts_of, places_at_once
 from freezetrain.head.find import Head
+from freezetrain.head.tied import Shared
 from freezetrain.nll import NO_LABEL
 
 _ROWS_AT_ONCE = 1 << 14  # of the weights' gradient, where a product is not added in place
@@ -56,20 +57,23 @@ class LabelLoss:
         return losses
 
 
-def head_loss(hidden: Tensor, head: Head, terms: Sequence[Term]) -> tuple[Tensor, list[Tensor]]:
+def head_loss(
+    hidden: Tensor, head: Head, terms: Sequence[Term], shared: Shared | None = None
+) -> tuple[Tensor, list[Tensor]]:
     """The sum of all losses of ``terms``, and for each of them its losses [n] without gradients.
 
     ``hidden`` [..., H] is what the head is given, of P places; losses are in fp32 (fp64 where the
     weights are). At most a few hundred megabytes of logits are held at a time
     (:func:`~freezetrain.head.chunks.places_at_once`), and from here to the backward pass the
-    gradients of the head's weights, in fp32. Backward once.
+    gradients of the head's weights, in fp32. Backward once. ``shared``: of an embedding that the
+    head is tied to.
     """
     apply: Callable[..., Tensor] = _HeadLoss.apply
     losses: list[Tensor] = []
     given: list[Tensor | None] = [hidden, head.module.weight, head.module.bias]
     if not torch.is_grad_enabled():  # of which a Function's own forward knows nothing
         given = [None if tensor is None else tensor.detach() for tensor in given]
-    return apply(*given, head, terms, losses), losses
+    return apply(*given, head, terms, losses, shared), losses
 
 
 def label_loss(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
@@ -91,12 +95,14 @@ class _HeadLoss(torch.autograd.Function):
         head: Head,
         terms: Sequence[Term],
         losses: list[Tensor],
+        shared: Shared | None,
     ) -> Tensor:
         needs = ctx.needs_input_grad[:3]
         sums = _Sums(hidden, weight, bias, needs)
         for term in terms:
             losses.append(sums.add(head, term))
         ctx.gradients = sums.gradients
+        ctx.shared = shared if shared is not None and shared.lookups else None
         ctx.like = [(hidden.shape, hidden.dtype), (weight.shape, weight.dtype)]
         ctx.like.append(None if bias is None else (bias.shape, bias.dtype))
         return torch.stack([values.sum() for values in losses]).sum()
@@ -112,11 +118,13 @@ class _HeadLoss(torch.autograd.Function):
             gradient, gradients[number] = gradients[number], None
             if gradient is not None:
                 gradient = gradient.mul_(output).to(like[1])
-                # A view would keep autograd from adding an embedding's gradient to it in place.
+                # A view would keep autograd from adding another gradient to it in place.
                 if gradient.shape != like[0]:
                     gradient = gradient.view(like[0])
             given.append(gradient)
-        return (*given, None, None, None)
+        if ctx.shared is not None:
+            ctx.shared.gradient, given[1] = given[1], None
+        return (*given, None, None, None, None)
 
 
 class _Sums:

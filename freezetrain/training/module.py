@@ -21,7 +21,7 @@ from freezetrain.forward import eval_mode, reshard
 from freezetrain.head.find import Head, find_head
 from freezetrain.head.inside import inside, joined
 from freezetrain.head.loss import head_loss
-from freezetrain.head.tied import sparse_lookups
+from freezetrain.head.tied import Shared, shared_gradient
 from freezetrain.nll import next_token_nll
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.training.engines import optimizer_device
@@ -70,6 +70,7 @@ class CausalLM(L.LightningModule):
         self.compared = Compared(teacher)
         self._sums = torch.zeros(2)  # NLL and KL since the last step, on this rank
         self._head: Head | None = None
+        self._shared: Shared | None = None
 
     def configure_model(self) -> None:
         if self.load is not None:
@@ -134,17 +135,23 @@ class CausalLM(L.LightningModule):
         )
         losses: list[Tensor] = []
 
-        def compute(hidden: Tensor) -> Tensor:
-            total, each = head_loss(hidden, head, terms)
-            losses.extend(each)
-            return total
-
         alone = isinstance(self.trainer.strategy, SingleDeviceStrategy)
-        lookups = sparse_lookups(self.model, head) if alone else nullcontext()
-        with inside(head, compute) as totals, lookups:
-            output = self._output(*inputs)
+        with shared_gradient(self.model, head) if alone else nullcontext() as shared:
+
+            def compute(hidden: Tensor) -> Tensor:
+                total, each = head_loss(hidden, head, terms, shared)
+                losses.extend(each)
+                return total
+
+            with inside(head, compute) as totals:
+                output = self._output(*inputs)
+        self._shared = shared
         sums = [values.sum() for values in losses]
         return joined(totals[0], output), torch.stack([sums[0], sum(sums[1:], 0 * sums[0])])
+
+    def on_after_backward(self) -> None:
+        if self._shared is not None and self._shared.gradient is not None:
+            raise RuntimeError("the head's gradient was handed to an embedding and not taken")
 
     def on_train_end(self) -> None:
         self.compared.take(self.global_step)  # of steps after the last that was logged
