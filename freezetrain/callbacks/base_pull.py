@@ -7,6 +7,7 @@ import lightning as L
 from lightning.pytorch.strategies import DDPStrategy
 
 from freezetrain.callbacks.region_freeze import refuse_strategy
+from freezetrain.callbacks.tracker import log_now
 from freezetrain.freezing import Pull, PullOptions
 from freezetrain.freezing.base_pull import in_words_of_a_pull
 from freezetrain.freezing.engines import refuse_unsupported
@@ -20,7 +21,7 @@ class BasePull(PullOptions, L.Callback):
     beside a RegionFreeze in either order. The base is read from its files at each start, so that
     a run that goes on from a checkpoint is pulled to where it began. The distance to the base,
     ‖θ − θ₀‖ / ‖θ₀‖, goes to the loggers for each kind of parameter as
-    ``pull/model.layers.*.mlp.up_proj.weight``.
+    ``pull/model.layers.N.mlp.up_proj.weight``.
 
     Raises UserError, before training starts, for what ``freezetrain.pull`` refuses and for any
     other strategy.
@@ -76,9 +77,7 @@ class BasePull(PullOptions, L.Callback):
             return
         self._logged = trainer.global_step
         self.distances = self.handle.distances()
-        scalars = self.handle.scalars(self.distances)
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.global_step)
+        log_now(trainer, self.handle.scalars(self.distances), trainer.global_step)
 
     def _end(self) -> None:
         if self.handle is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, float32, nn, promote_types
 
 from freezetrain.callbacks.region_freeze import RegionFreeze, require_whole
+from freezetrain.callbacks.tracker import log_now
 from freezetrain.errors import UserError
 from freezetrain.freezing.layout import Shard
 from freezetrain.regions import fingerprint
@@ -157,7 +158,10 @@ class BasePenalty(L.Callback):
                 parameter.grad = pull.to(parameter.dtype)
             else:
                 parameter.grad.add_(pull)
-        pl_module.log("train/penalty", total)
+        pl_module.log("train/penalty", total, logger=False)
+        step, every = trainer.global_step + 1, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and step % every == 0:
+            log_now(trainer, {"train/penalty": total}, step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._base, self._factors = {}, {}

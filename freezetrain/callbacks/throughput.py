@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from freezetrain.callbacks.base_pull import BasePull
 from freezetrain.callbacks.region_freeze import RegionFreeze
-from freezetrain.callbacks.tracker import ForgettingTracker
+from freezetrain.callbacks.tracker import ForgettingTracker, log_now
 from freezetrain.regions.parameters import full_shape
 
 # How configurations say that only some of a layer's weights act on each token.
@@ -138,9 +138,10 @@ class Throughput(L.Callback):
                 if remaining is not None:
                     left.append(remaining)
             values["hours_left"] = max(0.0, min(left)) / 3600
-        pl_module.log("train/tokens_per_second", values.pop("tokens_per_second"), prog_bar=True)
-        pl_module.log_dict({f"train/{name}": value for name, value in values.items()})
-        pl_module.log_dict(self._shares(trainer))
+        named = {f"train/{name}": value for name, value in values.items()} | self._shares(trainer)
+        for name, value in named.items():
+            pl_module.log(name, value, prog_bar=name == "train/tokens_per_second", logger=False)
+        log_now(trainer, named, self._step)
 
     def _speed(self, since: _Moment, world: int) -> dict[str, float]:
         """Tokens per second, and MFU where it is known, from ``since`` to the last step."""

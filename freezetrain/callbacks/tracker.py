@@ -114,8 +114,7 @@ class ForgettingTracker(ForgettingWatch, L.Callback):
 
     def _log(self, trainer: L.Trainer, evaluation: Evaluation | None) -> None:
         if evaluation is not None:
-            for logger in trainer.loggers:
-                logger.log_metrics(self.history.scalars(), step=evaluation.step)
+            log_now(trainer, self.history.scalars(), evaluation.step)
 
     def _model(self, pl_module: L.LightningModule) -> nn.Module:
         names = [name for name, _ in pl_module.named_modules()]
@@ -127,6 +126,17 @@ class ForgettingTracker(ForgettingWatch, L.Callback):
                 f"returns logits (its children: {children})"
             )
         return pl_module.get_submodule(self.module)
+
+
+def log_now(trainer: L.Trainer, values: Mapping[str, Any], step: int) -> None:
+    """Give all loggers of ``trainer`` the ``values`` after ``step`` optimizer steps.
+
+    What a module logs by ``self.log`` they get after the step's checkpoint was written, under the
+    step before, and again at later steps that have no such value.
+    """
+    scalars = {name: float(value) for name, value in values.items()} if trainer.loggers else {}
+    for logger in trainer.loggers:
+        logger.log_metrics(scalars, step=step)
 
 
 def require_before(trainer: L.Trainer, callback: L.Callback, *needed: L.Callback | None) -> None:

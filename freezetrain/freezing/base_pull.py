@@ -227,10 +227,15 @@ class Pull:
         }
 
     def scalars(self, distances: Mapping[str, float] | None = None) -> dict[str, float]:
-        """:meth:`distances`, or those given, as trainers log them, under ``pull/``; finite ones."""
+        """:meth:`distances`, or those given, as trainers log them; finite ones.
+
+        Under names that every logger takes: ``pull/model.layers.N.mlp.up_proj.weight``.
+        """
         distances = self.distances() if distances is None else distances
         return {
-            f"pull/{visible(kind)}": value for kind, value in distances.items() if isfinite(value)
+            f"pull/{visible(kind).replace('*', 'N')}": value
+            for kind, value in distances.items()
+            if isfinite(value)
         }
 
     def remove(self) -> None:

@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from freezetrain.callbacks.tracker import log_now
 from freezetrain.errors import UserError
 from freezetrain.forward import eval_mode, reshard
 from freezetrain.head.find import Head, find_head
@@ -40,10 +41,10 @@ class CausalLM(L.LightningModule):
 
     The loss of an optimizer step is the sum of NLL, computed in fp32, of all labels that its
     micro-batches have on all ranks, divided by their number: each token weighs the same, however
-    many of them a sequence, a micro-batch or a rank has. Logs it for each step (nats per token),
-    and, at the trainer's log interval, the gradient norm before clipping, the learning rate and
-    the tokens seen. What is not finite is found on all ranks alike, before it reaches a
-    checkpoint, see BadSteps.
+    many of them a sequence, a micro-batch or a rank has. It goes to the progress bar after each
+    step (nats per token), and to the loggers at the trainer's log interval, with the gradient norm
+    before clipping, the learning rate and the tokens seen. What is not finite is found on all ranks
+    alike, before it reaches a checkpoint, see BadSteps.
 
     Where sequences of the base are rehearsed by KL, the sum of KL(base ‖ model) at their places is
     added to that of NLL, and the places count as labels do. The loss that is logged stays the mean
@@ -251,20 +252,25 @@ class CausalLM(L.LightningModule):
         return self.bad_steps.is_bad(loss, None if norm is None else norm.item(), step)
 
     def _log_step(self, optimizer: Optimizer, sums: Tensor, norm: Tensor) -> None:
-        places = int(self._places)
+        places, values = int(self._places), {}
         if not places or self._labels > places:
-            self.log("train/loss", sums[0] / (self._labels - places), prog_bar=True)
+            values["train/loss"] = sums[0] / (self._labels - places)
+            self.log("train/loss", values["train/loss"], prog_bar=True, logger=False)
         if places:
             self.compared.add(sums[1].item(), places)
         self._sums = torch.zeros_like(self._sums)
         step, every = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or step % every:
-            return  # nobody would read them, and Lightning takes its time for each
+            return  # nobody would read them, and they take their time
+        others: dict[str, Any] = {
+            "train/gradient_norm": norm,
+            "train/learning_rate": optimizer.param_groups[0]["lr"],
+            "train/tokens": float(step * self.settings.step_tokens),
+        }
         if (kl := self.compared.take(step)) is not None:
-            self.log("train/rehearsal_kl", kl)
-        self.log("train/gradient_norm", norm)
-        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
-        self.log("train/tokens", float(step * self.settings.step_tokens))
+            others["train/rehearsal_kl"] = kl
+        self.log_dict(others, logger=False)
+        log_now(self.trainer, values | others, step)
 
 
 _LENGTH = 8  # tokens of each of the two documents that are tried

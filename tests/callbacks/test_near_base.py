@@ -168,12 +168,12 @@ def test_pulls_what_the_loss_does_not_reach():
     module = Module(torch.bfloat16)
     module.wrapped.up.weight.grad = None
     penalty, before = BasePenalty(2.0), module.weights()["up.weight"]
-    trainer = SimpleNamespace(strategy=fitted().strategy, callbacks=[])
+    trainer = fitted()
     penalty.setup(trainer, module, "fit")
     penalty.on_train_start(trainer, module)
     with torch.no_grad():
         module.wrapped.up.weight.add_(0.5)
-    module.log = lambda *_: None
+    module.log = lambda *_, **__: None
     # Each optimizer has its own turn, for what it holds.
     for held in (module.wrapped.up, module.wrapped.down):
         penalty.on_before_optimizer_step(trainer, module, torch.optim.SGD(held.parameters()))
