@@ -3,7 +3,8 @@
 Each border to a reader has one function that escapes what has a meaning there, and all of them
 begin with :func:`visible`: ``terminal.Terminal`` (rich), ``tables.to_html`` and
 ``report.page.write_page`` (HTML), ``tables.markdown`` (Markdown), ``tables.to_csv`` (CSV),
-``report.style.as_data`` (matplotlib), ``History.scalars`` and ``ForgettingBoard`` (TensorBoard).
+``report.style.as_data`` (matplotlib), ``History.scalars`` and ``ForgettingBoard`` (loggers), and
+:func:`for_mlflow`, which takes fewer signs than the other loggers.
 """
 
 import re
@@ -27,6 +28,15 @@ def visible(text: str) -> str:
 def visible_lines(text: str) -> str:
     """Text that may have several lines: as :func:`visible`, but line breaks stay."""
     return _TEXT.sub(_spelt, text)
+
+
+def for_mlflow(name: str) -> str:
+    """``name`` in letters and digits of any script and ``_ - . /`` and spaces, all MLflow takes.
+
+    Any other sign as its number in Unicode: ``a+b`` as ``a-2b-b``; ``..`` between two / as ``-``.
+    """
+    name = re.sub(r"[^\w\-./ ]", lambda sign: f"-{ord(sign.group()):x}-", visible(name))
+    return "/".join(part if part.strip(".") else "-" for part in name.split("/"))
 
 
 def shortened(text: str, longest: int) -> str:

@@ -47,9 +47,9 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> None:
 
     A folder that holds anything already is refused, except, where the job is ``resumable``, one
     that a run of the same recipe left. The recipe's type says which fields may be others then:
-    ``changeable``, dotted names, without consequence for what is computed; and ``grows``, names of
-    fields or groups with which the job does more than before. The recipe that the run began with
-    stays. Raises UserError, also where it cannot be written.
+    ``changeable``, dotted names of fields or groups, without consequence for what is computed; and
+    ``grows``, names of such with which the job does more than before. The recipe that the run
+    began with stays. Raises UserError, also where it cannot be written.
     """
     path = folder / _RECIPE
     if folder.exists() and not folder.is_dir():
@@ -177,8 +177,13 @@ def changed_fields(earlier: Any, recipe: Any) -> list[str]:
     written has its default. Fields that are ``changeable`` do not count.
     """
     changeable = getattr(recipe, "changeable", ())
+    whole = tuple(f"{name}." for name in changeable)  # of groups of fields
     known = _with_new_fields(earlier, recipe)
-    return [name for name in _differences(known, asdict(recipe)) if name not in changeable]
+    return [
+        name
+        for name in _differences(known, asdict(recipe))
+        if name not in changeable and not name.startswith(whole)
+    ]
 
 
 def _with_new_fields(earlier: Any, recipe: Any) -> Any:

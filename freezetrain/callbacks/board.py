@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from freezetrain.callbacks.brake import ForgettingBrake
 from freezetrain.callbacks.tracker import ForgettingTracker, require_before
 from freezetrain.escaping import visible
+from freezetrain.evaluation import Forgetting
 from freezetrain.evaluation.history import language_tag
 from freezetrain.report.run import Run
 from freezetrain.report.run_plots import plane_figure
@@ -25,8 +26,9 @@ class ForgettingBoard(L.Callback):
       worst, in one; with a target, its gain. They are drawn from what the tracker logs.
     - In *Images*, after each evaluation: ``forgetting/plane``, the target's gain against the mean
       loss of the held-out languages, from the base on, with the brake's limit of the mean.
-    - In *HParams*, at the end of training: ``settings`` beside ``final/mean``, ``final/worst`` and
-      ``final/target_gain`` (nats per byte) of the model that the run leaves.
+    - In *HParams*, at the end of training, where there are ``settings``: these beside
+      ``final/mean``, ``final/worst`` and ``final/target_gain`` (nats per byte) of the model that
+      the run leaves.
 
     It stands after its tracker and the brake. Other loggers are left alone.
     """
@@ -46,7 +48,7 @@ class ForgettingBoard(L.Callback):
         """
         self.tracker = tracker
         self.brake = brake
-        self.settings = dict(settings or {})
+        self.settings = None if settings is None else dict(settings)
         self._drawn = -1  # step of the last plane
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -63,14 +65,12 @@ class ForgettingBoard(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._draw(trainer)  # the tracker may have evaluated once more
-        history = self.tracker.history
-        model = history.last if self.brake is None else self.brake.model
-        forgetting = model.forgetting
-        final = {"final/mean": forgetting.mean, "final/worst": forgetting.worst[1]}
-        if forgetting.target_gain is not None:
-            final["final/target_gain"] = forgetting.target_gain
+        if self.settings is None:
+            return
+        model = self.tracker.history.last if self.brake is None else self.brake.model
+        final = final_figures(model.forgetting)
         for logger in _boards(trainer):
-            logger.log_hyperparams(_visible_settings(self.settings), final, step=model.step)
+            logger.log_hyperparams(visible_settings(self.settings), final, step=model.step)
 
     def _layout(self) -> dict[str, dict[str, list[Any]]]:
         """Category -> chart -> its kind and the tags in it, as regular expressions."""
@@ -107,11 +107,20 @@ class ForgettingBoard(L.Callback):
                 )
 
 
-def _visible_settings(settings: Any) -> Any:
+def final_figures(forgetting: Forgetting) -> dict[str, float]:
+    """Of the model that a run leaves, as loggers call them; nats per byte."""
+    final = {"final/mean": forgetting.mean, "final/worst": forgetting.worst[1]}
+    if forgetting.target_gain is not None:
+        final["final/target_gain"] = forgetting.target_gain
+    return final
+
+
+def visible_settings(settings: Any) -> Any:
+    """``settings``, nested as they may be, with all names and texts visible."""
     if isinstance(settings, Mapping):
-        return {visible(str(name)): _visible_settings(value) for name, value in settings.items()}
+        return {visible(str(name)): visible_settings(value) for name, value in settings.items()}
     if isinstance(settings, list | tuple):
-        return [_visible_settings(value) for value in settings]
+        return [visible_settings(value) for value in settings]
     return visible(settings) if isinstance(settings, str) else settings
 
 

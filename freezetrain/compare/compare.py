@@ -17,6 +17,7 @@ from freezetrain.compare.tables import csv_columns, terminal_table
 from freezetrain.errors import CheckError, UserError
 from freezetrain.escaping import visible
 from freezetrain.files import write_text
+from freezetrain.loggers.opening import require_loggers
 from freezetrain.progress import progress_bar
 from freezetrain.recipe import yaml12
 from freezetrain.report.pictures import FOLDER as PICTURES
@@ -34,6 +35,8 @@ def run(recipe: CompareRecipe, folder: Path) -> Outcome:
     Each run leaves its figures in a folder of its own as soon as it is done; where those are there
     already, it is not run again.
     """
+    train = recipe.train
+    require_loggers(train.logger, train.wandb, train.mlflow, connect=True)
     prepared = prepare(recipe, folder)
     runs = grid(recipe, folder / "runs")
     missing = missing_runs(recipe, runs)

@@ -65,7 +65,9 @@ class CompareRecipe:
     """Compare ways to train further at equal gain of the target language: does freezing help?"""
 
     # As in TrainRecipe: it does not change what is trained.
-    changeable: ClassVar = ("train.engine.gradient_checkpointing",)
+    changeable: ClassVar = (
+        *("train.engine.gradient_checkpointing", "train.logger", "train.wandb", "train.mlflow"),
+    )
 
     # May change when a comparison is repeated in its folder: what is missing is run.
     grows: ClassVar = (

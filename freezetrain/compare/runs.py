@@ -139,7 +139,7 @@ class Trials:
     def _trained(self, run: Run, training: Path) -> tuple[RunResult, Forgetting]:
         folder = self._prepared.folder
         recipe = self._recipe.training(run.variant, run.learning_rate, run.seed, folder)
-        outcome = train.run(recipe, training, table=False, progress=False)
+        outcome = train.run(recipe, training, table=False, progress=False, name=run.name)
         watch = self._recipe.train.watch
         source = replace(recipe.model, path=str(training / "model"), revision=None)
         model = on_gpu(load_model(source))

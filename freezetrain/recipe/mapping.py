@@ -15,6 +15,7 @@ from freezetrain.recipe.text_types import (
     NameText,
     OneOrMore,
     PathText,
+    WordOrList,
     check_text,
     expanded,
 )
@@ -98,6 +99,8 @@ def check_type(hint: Any, value: Any, name: str, where: str = "", expand: bool =
         return check_types(kind, value, where, f"{name}.", expand)  # type: ignore[arg-type]
     if kind is Literal and value in arguments:
         return value
+    if isinstance(mark, WordOrList) and isinstance(value, str):
+        return [check_type(arguments[0], value, name, where)]
     if kind is list and isinstance(value, list):
         items = [
             check_type(arguments[0], item, f"{name}[{place}]", where, expand)

@@ -46,6 +46,11 @@ class OneOrMore:
     """Marks the type of a text that may also be a list of texts."""
 
 
+@dataclass(frozen=True)
+class WordOrList:
+    """Marks a list of words, one of which may be given by itself, without brackets."""
+
+
 LocalPath = Annotated[str, PathText()]
 """A file or a folder; or an id on the hub, where the field says so."""
 

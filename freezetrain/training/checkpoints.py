@@ -15,6 +15,8 @@ from freezetrain.ranks import current_launch, on_first_rank
 
 _FOLDER = "checkpoints"  # in the run's folder
 
+_NAME = re.compile(r"step=(\d+)\.ckpt")
+
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the most steps in the run's folder, on every rank the same.
@@ -28,8 +30,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
 def _latest(folder: Path) -> Path | None:
     by_step = {}
     for path in (folder / _FOLDER).glob("*"):
-        if match := re.fullmatch(r"step=(\d+)\.ckpt", path.name):
-            by_step[int(match.group(1))] = path
+        if _NAME.fullmatch(path.name):
+            by_step[step_of(path)] = path
         elif path.suffix in LEFT_OVER and current_launch().rank == 0:
             checkpoint_files.delete(path)
     if not by_step:
@@ -41,6 +43,13 @@ def _latest(folder: Path) -> Path | None:
             "one, or from the start"
         )
     return latest
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps that were made before it."""
+    match = _NAME.fullmatch(checkpoint.name)
+    assert match is not None, checkpoint
+    return int(match[1])
 
 
 def resumable(

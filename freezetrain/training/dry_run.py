@@ -8,6 +8,7 @@ import torch
 
 from freezetrain.data.tokens import tokenizer_digest
 from freezetrain.files import readable
+from freezetrain.loggers.opening import require_loggers
 from freezetrain.models import check_fit, load_tokenizer, stored_dtype
 from freezetrain.ranks import Launch
 from freezetrain.run_folder import Outcome
@@ -39,6 +40,7 @@ def run(recipe: TrainRecipe, launch: Launch, folder: Path, show: int = 0) -> Out
     they are.
     """
     settings = recipe.optimization
+    require_loggers(recipe.logger, recipe.wandb, recipe.mlflow)
     tokenizer = load_tokenizer(recipe.model) if show else None
     digest = None
     if tokenizer is not None and recipe.rehearse is not None:

@@ -1,5 +1,6 @@
 """The callbacks of a run, from its recipe and in the order in which they have their turn."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -19,11 +20,12 @@ from freezetrain.callbacks import (
     Throughput,
     WeightAverage,
 )
-from freezetrain.evaluation import Evaluation
+from freezetrain.evaluation import Evaluation, Forgetting, forgetting
+from freezetrain.loggers.record import RunRecord
 from freezetrain.measuring.held_out import held_out_documents, window_length
 from freezetrain.models import local_folder, stored_dtype, stored_dtypes
 from freezetrain.regions import Region
-from freezetrain.report.run import FORGETTING
+from freezetrain.report.run import FORGETTING, RegionFacts
 from freezetrain.training.data import TextData
 from freezetrain.training.engines import trained_in_16_bits
 from freezetrain.training.export import Types
@@ -48,6 +50,8 @@ class Parts:
     export: Export
     throughput: Throughput
     board: ForgettingBoard | None
+    record: RunRecord
+    """Last: it says what became of the run."""
 
     def in_order(self) -> list[L.Callback]:
         """Those that the run has."""
@@ -61,11 +65,24 @@ class Parts:
             return self.brake.model
         return None if self.tracker is None else self.tracker.history.last
 
+    @property
+    def forgetting_of_average(self) -> Forgetting | None:
+        """None where no average of the weights was exported and evaluated."""
+        return _of_average(self.tracker, self.export)
+
 
 def make_parts(
-    plan: Plan, tokenizer: PreTrainedTokenizerBase, data: TextData, folder: Path, table: bool
+    plan: Plan,
+    tokenizer: PreTrainedTokenizerBase,
+    data: TextData,
+    folder: Path,
+    table: bool,
+    settings: Mapping[str, Any],
 ) -> Parts:
-    """The callbacks that ``plan`` asks for. UserError where a language has no held-out text."""
+    """The callbacks that ``plan`` asks for. UserError where a language has no held-out text.
+
+    ``settings``: what loggers are told of the run.
+    """
     recipe = plan.recipe
     tracker = brake = freeze = board = None
     if not recipe.watch.off:
@@ -82,7 +99,16 @@ def make_parts(
     elif recipe.optimization.ema_decay is not None:
         average = WeightAverage(recipe.optimization.ema_decay)
     if tracker is not None:
-        board = ForgettingBoard(tracker, brake, hyperparameters(recipe))
+        board = ForgettingBoard(tracker, brake)
+    types, tied = _export_dtype(recipe), recipe.export_tied_head
+    export = Export(tokenizer, folder / "model", types, average, tracker, tied)
+
+    def left() -> tuple[int, Forgetting] | None:
+        if tracker is None:
+            return None
+        model = tracker.history.last if brake is None else brake.model
+        return model.step, _of_average(tracker, export) or model.forgetting
+
     return Parts(
         tracker,
         brake,
@@ -90,17 +116,17 @@ def make_parts(
         plan.pull,
         plan.penalty,
         average,
-        Export(
-            tokenizer,
-            folder / "model",
-            _export_dtype(recipe),
-            average,
-            tracker,
-            recipe.export_tied_head,
-        ),
+        export,
         Throughput(torch.bfloat16 if trained_in_16_bits(recipe.optimization) else None),
         board,
+        RunRecord(settings, left),
     )
+
+
+def _of_average(tracker: ForgettingTracker | None, export: Export) -> Forgetting | None:
+    if tracker is None or export.figures is None:
+        return None
+    return forgetting(tracker.history.base.figures, export.figures, tracker.target)
 
 
 def _tracker(
@@ -140,8 +166,8 @@ def region_freeze(recipe: TrainRecipe, region: Region, engine: str) -> RegionFre
     return RegionFreeze(region, base=base, **asdict(recipe.freeze))
 
 
-def hyperparameters(recipe: TrainRecipe) -> dict[str, Any]:
-    """What tells runs apart beside each other in TensorBoard, by the recipe's names."""
+def hyperparameters(recipe: TrainRecipe, region: RegionFacts | None) -> dict[str, Any]:
+    """What tells runs apart in a logger, by the recipe's names, and what is frozen."""
     settings = asdict(recipe)
     names = [
         *("languages", "replay", "rehearse", "region", "freeze", "pull", "penalty"),
@@ -152,6 +178,8 @@ def hyperparameters(recipe: TrainRecipe) -> dict[str, Any]:
         "model": recipe.model.path,
         "engine": {"kind": recipe.engine.kind},
         **{name: settings[name] for name in names},
+        "frozen": region
+        and {"entries": region.entries, "share": region.share, "digest": region.digest},
     }
 
 

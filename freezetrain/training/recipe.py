@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from freezetrain.evaluation.brake import Brake
+from freezetrain.loggers.recipe import Kind, Mlflow, Wandb, check_loggers
 from freezetrain.recipe.check import check, check_shares, check_temperature
 from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.optimizers import check_engine
@@ -15,7 +16,7 @@ from freezetrain.recipe.sources import (
     TextSource,
     check_held_out,
 )
-from freezetrain.recipe.text_types import LocalPath, Name
+from freezetrain.recipe.text_types import LocalPath, Name, WordOrList
 
 
 @dataclass
@@ -266,6 +267,13 @@ class TrainRecipe:
     """What is watched for forgetting."""
     brake: Brake | None = None
     """How much may be forgotten, and what follows. None: any amount."""
+    logger: Annotated[list[Kind], WordOrList()] = field(default_factory=lambda: ["tensorboard"])
+    """Where the course of the run goes: one of these, as csv, or several, as [tensorboard, wandb].
+    wandb and mlflow are extras: pip install 'freezetrain[wandb]'."""
+    wandb: Wandb = field(default_factory=Wandb)
+    """Where in Weights & Biases."""
+    mlflow: Mlflow = field(default_factory=Mlflow)
+    """Where in MLflow."""
     checkpoint_every: int = 100
     """Optimizer steps between checkpoints; a run that was stopped resumes from the last one."""
     export_dtype: Dtype = "stored"
@@ -287,7 +295,10 @@ class TrainRecipe:
     @property
     def changeable(self) -> tuple[str, ...]:
         """Fields that may be others when a run is resumed: they do not change what is trained."""
-        names = ("engine.devices", "engine.gradient_checkpointing", "workers", "cache", "push")
+        names = (
+            *("engine.devices", "engine.gradient_checkpointing", "workers", "cache", "push"),
+            *("logger", "wandb", "mlflow"),
+        )
         if self.optimization.batch_tokens is None:  # the micro-batch is the optimizer step
             return names
         return (*names, "optimization.micro_batch")
@@ -297,6 +308,7 @@ class TrainRecipe:
         check(self.workers is None or self.workers >= 1, "workers", "1 or more", self.workers)
         check_temperature("temperature", self.temperature, self.weights)
         check_shares("weights", self.weights)
+        check_loggers(self.logger, self.wandb, self.mlflow)
         expected = "float32, bfloat16 or stored: float16 overflows in training"
         check(self.model.dtype != "float16", "model.dtype", expected, self.model.dtype)
         self._check_streams()

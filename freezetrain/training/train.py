@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from torch import nn
 
 from freezetrain.data.texts import progress_bars
 from freezetrain.data.tokens import tokenizer_digest
-from freezetrain.evaluation import Forgetting, forgetting, forgetting_table
+from freezetrain.evaluation import forgetting_table
 from freezetrain.evaluation.texts import TextFacts, text_facts, texts_table
 from freezetrain.files import require_space
+from freezetrain.loggers.opening import opened, require_loggers
 from freezetrain.models import check_fit, fetch, load_tokenizer, local_folder
 from freezetrain.ranks import current_launch
 from freezetrain.recipe import yaml12
@@ -27,13 +27,13 @@ from freezetrain.run_folder import Outcome
 from freezetrain.stored_model import say
 from freezetrain.tables import Column, Table
 from freezetrain.terminal import Terminal
-from freezetrain.training.checkpoints import latest_checkpoint
+from freezetrain.training.checkpoints import latest_checkpoint, step_of
 from freezetrain.training.data import TextData, read_data
 from freezetrain.training.engines import require_devices
 from freezetrain.training.memory import require_memory
 from freezetrain.training.model_card import CARD, model_card
 from freezetrain.training.module import CausalLM
-from freezetrain.training.parts import Parts, make_parts
+from freezetrain.training.parts import Parts, hyperparameters, make_parts
 from freezetrain.training.plan import Plan, make_plan
 from freezetrain.training.push import push, push_command, require_repository
 from freezetrain.training.recipe import Freezing, TrainRecipe
@@ -41,13 +41,21 @@ from freezetrain.training.sharded import loader, teacher_of
 from freezetrain.training.trainer import fit
 
 
-def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = True) -> Outcome:
+def run(
+    recipe: TrainRecipe,
+    folder: Path,
+    table: bool = True,
+    progress: bool = True,
+    name: str | None = None,
+) -> Outcome:
     """Train, or resume the run in ``folder``.
 
     ``table``: show the texts before training starts, and each evaluation as it is made, and leave a
-    report. ``progress``: show bars.
+    report. ``progress``: show bars. ``name``: what loggers call it; None: as the folder.
     """
     launch = current_launch()
+    logged = recipe.logger, recipe.wandb, recipe.mlflow
+    require_loggers(*logged, connect=launch.rank == 0)
     table = table and launch.rank == 0
     tokenizer = load_tokenizer(recipe.model)
     if not recipe.from_scratch:
@@ -72,7 +80,8 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = 
     recipe.freeze.check_steps(data.steps)
     if table:
         Terminal().print(data.table())
-    parts = make_parts(plan, tokenizer, data, folder, table)
+    region = _region(plan)
+    parts = make_parts(plan, tokenizer, data, folder, table, hyperparameters(recipe, region))
     texts: list[TextFacts] = []
     if parts.tracker is not None:
         texts = text_facts(parts.tracker.documents, tokenizer)
@@ -80,20 +89,24 @@ def run(recipe: TrainRecipe, folder: Path, table: bool = True, progress: bool = 
             Terminal().print(texts_table(texts, "held-out texts"))
     resumed_from = latest_checkpoint(folder)
     L.seed_everything(recipe.optimization.seed, verbose=False)
-    trainer = fit(
-        loader(recipe, plan.engine),
-        data,
-        folder,
-        parts.in_order(),
-        recipe.checkpoint_every,
-        progress,
-        recipe.engine,
-        teacher_of(recipe),
-    )
-    if parts.brake is not None:
-        parts.brake.ensure(trainer)
-    parts.export.ensure(trainer)
-    trained = Trained(plan, parts, data, texts, resumed_from, trainer)
+    step = -1 if resumed_from is None else step_of(resumed_from)
+    with opened(*logged, folder, name or folder.resolve().name, step) as loggers:
+        trainer = fit(
+            loader(recipe, plan.engine),
+            data,
+            folder,
+            parts.in_order(),
+            recipe.checkpoint_every,
+            progress,
+            recipe.engine,
+            teacher_of(recipe),
+            loggers,
+        )
+        if parts.brake is not None:
+            parts.brake.ensure(trainer)
+        parts.export.ensure(trainer)
+        parts.record.ensure(trainer)
+    trained = Trained(plan, parts, data, texts, region, resumed_from, trainer)
     results, display = trained.results(), [*trained.display(), f"model: {folder / 'model'}"]
     passed = True
     if launch.rank == 0:
@@ -121,16 +134,9 @@ class Trained:
     data: TextData
     texts: list[TextFacts]
     """Held-out; empty where nothing is watched."""
+    region: RegionFacts | None
     resumed_from: Path | None
     trainer: L.Trainer
-
-    @cached_property
-    def region(self) -> RegionFacts | None:
-        region, recipe = self.plan.region, self.plan.recipe
-        if region is None:
-            return None
-        frozen = frozen_how(recipe.freeze)
-        return region_facts(region, self.plan.model, file=str(recipe.region), frozen=frozen)
 
     @property
     def rehearsed(self) -> list[Rehearsed]:
@@ -138,14 +144,6 @@ class Trained:
         module = self.trainer.lightning_module
         assert isinstance(module, CausalLM)
         return [Rehearsed(*point) for point in module.compared.history]
-
-    @cached_property
-    def forgetting_of_average(self) -> Forgetting | None:
-        """None where no average of the weights was exported and evaluated."""
-        tracker, figures = self.parts.tracker, self.parts.export.figures
-        if tracker is None or figures is None:
-            return None
-        return forgetting(tracker.history.base.figures, figures, tracker.target)
 
     def results(self) -> dict[str, Any]:
         """What results.json holds; see docs/results.md."""
@@ -179,8 +177,8 @@ class Trained:
             results["pull"] = {"strength": pull.strength, "distances": pull.distances or None}
         if self.parts.model is not None:
             results["forgetting"] = self.parts.model.forgetting.to_dict()
-        if self.forgetting_of_average is not None:
-            results["forgetting_of_average"] = self.forgetting_of_average.to_dict()
+        if self.parts.forgetting_of_average is not None:
+            results["forgetting_of_average"] = self.parts.forgetting_of_average.to_dict()
         if self.parts.brake is not None:
             results["brake"] = self.parts.brake.results()
         return results
@@ -203,9 +201,9 @@ class Trained:
         if tracker is None or model is None:
             return None
         base, figures, compared = tracker.base_of(model), model.figures, model.forgetting
-        if self.forgetting_of_average is not None and self.parts.export.figures is not None:
+        if self.parts.forgetting_of_average is not None and self.parts.export.figures is not None:
             base = tracker.history.base.figures  # of all documents
-            figures, compared = self.parts.export.figures, self.forgetting_of_average
+            figures, compared = self.parts.export.figures, self.parts.forgetting_of_average
         return forgetting_table(base, figures, tracker.target, result=compared)
 
     def display(self) -> list[Any]:
@@ -238,7 +236,7 @@ class Trained:
             region=self.region,
             texts=self.texts,
             brake=None if self.parts.brake is None else self.parts.brake.brake,
-            average=self.forgetting_of_average,
+            average=self.parts.forgetting_of_average,
             rehearsed=self.rehearsed,
         )
 
@@ -250,6 +248,13 @@ def _pushed(folder: Path, name: str, failure: str | None) -> str:
         f"could not push to {name}: {failure}; the model is whole in {folder}, and this uploads "
         f"it: {push_command(folder, name)}"
     )
+
+
+def _region(plan: Plan) -> RegionFacts | None:
+    if plan.region is None:
+        return None
+    frozen = frozen_how(plan.recipe.freeze)
+    return region_facts(plan.region, plan.model, file=str(plan.recipe.region), frozen=frozen)
 
 
 def _distances_table(distances: Mapping[str, float]) -> Table:

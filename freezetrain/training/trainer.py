@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from freezetrain.callbacks import (
@@ -43,11 +43,12 @@ def fit(
     progress: bool = True,
     engine: Engine | None = None,
     teacher: PreTrainedModel | None = None,
+    loggers: Sequence[Logger] | None = None,
 ) -> L.Trainer:
     """Train ``model`` with logs and checkpoints in ``folder``; resume what is there.
 
     ``model`` and ``teacher`` as in CausalLM. ``engine`` says on what; None: one device, or DDP
-    where several processes were started.
+    where several processes were started. ``loggers`` of this rank; None: TensorBoard's.
 
     Resuming after a kill at any moment gives the weights of the uninterrupted run: data order and
     dropout depend on seed and position alone, and a checkpoint is written whole or not at all.
@@ -67,13 +68,15 @@ def fit(
             if isinstance(callback, ForgettingTracker):
                 callback.progress = bar.evaluating
         callbacks = [bar, *callbacks]  # first, so that it is there when the base is evaluated
+    if loggers is None:
+        loggers = [TensorBoardLogger(folder, name="tensorboard", version="")]
     limit = [] if settings.max_hours is None else [TimeLimit(settings.max_hours)]
     trainer = L.Trainer(
         **trainer_options(engine, settings, launch, deepspeed),
         max_steps=data.steps,
         max_epochs=1,  # the loader holds the whole run
         gradient_clip_val=settings.clip_norm,
-        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
+        logger=loggers,
         callbacks=[
             *callbacks,
             *limit,

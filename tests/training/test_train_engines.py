@@ -1,10 +1,14 @@
 """`freezetrain train` on two ranks under every engine: as on one, also stopped and resumed."""
 
+import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from command_runs import ENGINES, Run, start
+from logged import csv_points, tensorboard_points
 from made_rehearsal import rehearse
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -48,6 +52,7 @@ def recipe(tmp_path_factory, model_folder, make_model) -> dict:
             "clip_norm": 0.5,
         },
         "watch": {"languages": ["en", "zh", "ko"], "every_n_steps": 4, "max_length": 64},
+        "logger": ["tensorboard", "csv"],
         "checkpoint_every": 100,
         "workers": 1,
     }
@@ -96,6 +101,46 @@ def test_two_ranks_train_as_one_with_compiled_blocks(recipe, alone, tmp_path, ki
     start(run, world=2, timeout=400)  # the compiler of C++ takes its time
     assert_close(run.weights, alone.weights)
     assert run.results["frozen_entries"] > 0
+
+
+def test_what_is_logged_is_in_the_table_and_in_the_results(recipe, alone):
+    """Of every metric that docs/results.md names, but for those of GPUs and of penalties."""
+    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    table = page.partition("### What loggers get")[2].partition("###")[0]
+    rows = re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(.+?)`", row)}
+    points, drawn = csv_points(alone.folder), tensorboard_points(alone.folder)
+    used = set()
+    for name in points:
+        general = re.sub(r"^(forgetting)/[^/]+(/.+)", r"\1/LANGUAGE\2", name)
+        used.add(re.sub(r"^pull/.+", "pull/PARAMETER", general))
+    assert named - used == {"train/flops_utilization", "train/penalty"}
+    assert used <= named
+    assert points.keys() == drawn.keys()
+    for name, found in points.items():
+        assert drawn[name] == [(step, pytest.approx(value, rel=1e-6)) for step, value in found]
+
+    results, evaluations = alone.results, alone.evaluations
+    assert [step for step, _ in points["train/loss"]] == list(range(1, 9))
+    assert points["train/loss"][-1] == (8, pytest.approx(results["final_loss"]))
+    assert points["train/tokens"] == [(step, 256.0 * step) for step in range(1, 9)]
+    for name in ("mean", "target_gain"):
+        expected = [(each["step"], each["forgetting"][name]) for each in evaluations]
+        assert [step for step, _ in expected] == [0, 4, 8]
+        assert points[f"forgetting/{name}"] == expected
+        assert points[f"final/{name}"] == [(8, results["forgetting"][name])]
+    history = results["rehearsal"]["history"]
+    assert points["train/rehearsal_kl"] == [
+        (each["step"], pytest.approx(each["kl"], rel=1e-6)) for each in history
+    ]
+    for kind, distance in results["pull"]["distances"].items():
+        assert points[f"pull/{kind.replace('*', 'N')}"] == [(8, distance)]
+
+    told = yaml.safe_load((alone.folder / "csv" / "hparams.yaml").read_text())
+    region = Region.load(recipe["region"])
+    assert told["frozen"]["digest"] == region.digest
+    assert told["frozen"]["entries"] == region.count == results["frozen_entries"]
+    assert told["optimization"]["learning_rate"] == 0.01
 
 
 @pytest.mark.parametrize("kind", by_engine("zero-1"))  # which goes the way of zero-2
@@ -162,6 +207,15 @@ def test_stopped_and_resumed_by_other_numbers_of_ranks(recipe, alone, tmp_path, 
     assert run.sequences == alone.sequences
     assert run.results["resumed_from"] == "step=6.ckpt"
     assert_close(run.weights, alone.weights)
+    for read in (csv_points, tensorboard_points):  # each step once, those of the stops too
+        logged, expected = read(run.folder), read(alone.folder)
+        assert logged.keys() == expected.keys()
+        for name in logged.keys() - {"train/hours_left"}:  # from the second step of each start on
+            steps = [step for step, _ in expected[name]]
+            assert [step for step, _ in logged[name]] == steps, name
+        for name in ("train/loss", "forgetting/en/perplexity"):
+            near = [(step, pytest.approx(value, rel=1e-3)) for step, value in expected[name]]
+            assert logged[name] == near
 
 
 # Of an optimizer: the engines that it runs on, zero-2 with its state in CPU memory among them.
