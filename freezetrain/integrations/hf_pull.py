@@ -22,7 +22,7 @@ class BasePullCallback(PullOptions, TrainerCallback):
     began.
 
     The distance to the base, ‖θ − θ₀‖ / ‖θ₀‖, is in ``trainer.state.log_history`` for each kind of
-    parameter, as ``pull/model.layers.*.mlp.up_proj.weight``. A callback is not told of its Trainer,
+    parameter, as ``pull/model.layers.N.mlp.up_proj.weight``. A callback is not told of its Trainer,
     so for what ``report_to`` names, say how to log: ``trainer.add_callback(BasePullCallback(20.0,
     folder, log=trainer.log))``.
 
