@@ -44,10 +44,11 @@ class Shown:
     parts: list[Part]
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator[Text]:
-        yield Text(visible(self.heading), "bold")
+        # In one line each, however long names are.
+        yield Text(visible(self.heading), "bold", no_wrap=True, overflow="ignore")
         for part in self.parts:
             if part.mark:
-                yield Text(_MARK + part.mark, "cyan")
+                yield Text(_MARK + part.mark, "cyan", no_wrap=True, overflow="ignore")
             for line in _shortened(part.text):
                 width = max(1, options.max_width - len(_TEXT))
                 for row in Text(line).wrap(console, width, overflow="fold") or [Text()]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 import yaml
@@ -48,7 +49,9 @@ def show(recipe, count, capsys, *more):
 def test_the_first_of_each_kind_is_shown_and_no_text_can_look_like_a_border(
     recipe, model_folder, tokenizer, tmp_path, capsys
 ):
-    folder = rehearse(tmp_path / "drawn", model_folder, [20, 30])
+    drawn_by = tmp_path / ("a base with a long name " * 4) / "model"
+    shutil.copytree(model_folder, drawn_by)
+    folder = rehearse(tmp_path / "drawn", drawn_by, [20, 30])
     recipe["rehearse"] = {"folder": str(tmp_path / "drawn"), "share": 0.1}
     said = show(recipe, 8, capsys)
     assert "steps            20, 2,560 tokens" in said
