@@ -1,11 +1,11 @@
 """`freezetrain forgetting`: what models lost against their base, and what they gained."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from freezetrain.data.texts import files_not_read
 from freezetrain.data.tokens import tokenizer_digest
@@ -25,13 +25,29 @@ from freezetrain.measuring.harness import Harness
 from freezetrain.measuring.held_out import evaluate_with_bar, held_out_documents, window_length
 from freezetrain.measuring.recipe import ForgettingRecipe
 from freezetrain.models import check_fit, load_model, load_tokenizer, meta_model, on_gpu
+from freezetrain.places import require_model
 from freezetrain.recipe.sources import ModelSource
-from freezetrain.report.comparison import forgetting_csv, forgetting_markdown, language_rows
+from freezetrain.report.comparison import (
+    failed_table,
+    forgetting_csv,
+    forgetting_markdown,
+    language_rows,
+)
 from freezetrain.report.run import Run
 from freezetrain.report.runs import PAGE
 from freezetrain.report.runs_page import render_runs
 from freezetrain.run_folder import Outcome
 from freezetrain.tables import Column, markdown, to_csv, to_markdown
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model before its weights are loaded."""
+
+    source: ModelSource
+    tokenizer: PreTrainedTokenizerBase
+    shape: PreTrainedModel
+    """Without weights."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +62,35 @@ class _Measured:
 def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
     """Evaluate the base, then each model, one in memory at a time, on the same documents.
 
-    Leaves forgetting.csv, forgetting.md and report.html, and benchmarks.csv where there are tasks.
+    A model that cannot be loaded, or whose losses are not finite, gets no figures: the outcome says
+    why and has not passed, and the others go on. Leaves forgetting.csv, forgetting.md, report.html
+    (where a model has figures), and benchmarks.csv where there are tasks.
+
+    Raises UserError for what can be refused before any model is run, and for a base that cannot be
+    loaded; CheckError where the base's losses are not finite.
     """
-    sources = [recipe.base, *recipe.models]
-    base, *names = _names(sources)
+    base, *names = _names([recipe.base, *recipe.models])
     # What can be refused is, before any model is run.
-    max_length = _common_window(recipe, sources)
+    opened, failed = _opened(dict(zip(names, recipe.models, strict=True)))
+    opened = {base: _open(recipe.base), **opened}
+    max_length = _common_window(recipe, opened.values())
     harness = Harness(recipe.benchmarks) if recipe.benchmarks.tasks else None
-    every = [load_tokenizer(source) for source in sources]
-    distinct = {tokenizer_digest(tokenizer): tokenizer for tokenizer in every}
+    distinct = {tokenizer_digest(model.tokenizer): model.tokenizer for model in opened.values()}
     others = list(distinct.values()) if len(distinct) > 1 else []
-    before = _measured(recipe, recipe.base, base, max_length, harness, others)
+    try:
+        before = _measured(recipe, base, opened.pop(base), max_length, harness, others)
+    except CheckError as error:
+        raise CheckError(f"{base}: {error}") from error
     main_metrics(before.scores, recipe.benchmarks.metrics)
     not_read = files_not_read(recipe.evaluation.texts, recipe.evaluation.languages)
     tables = [texts_table(before.texts, f"texts, in tokens of {base}", not_read)]
     runs = []
-    for name, source in zip(names, recipe.models, strict=True):
-        after = _measured(recipe, source, name, max_length, harness, others)
+    for name, model in opened.items():
+        try:
+            after = _measured(recipe, name, model, max_length, harness, others)
+        except (UserError, CheckError) as error:
+            failed[name] = str(error)
+            continue
         if after.texts != before.texts:
             tables.append(texts_table(after.texts, f"texts, in tokens of {name}"))
         history = History(recipe.target)
@@ -75,7 +103,7 @@ def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
             Run(
                 name,
                 history,
-                settings=_settings(recipe.base, source),
+                settings=_settings(recipe.base, model.source),
                 texts=after.texts,
                 benchmarks=drops,
                 watch={"max_length": max_length, "overlap": recipe.evaluation.overlap},
@@ -90,8 +118,14 @@ def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
                 title=name,
             )
         )
-    results = {"base": base, "files_not_read": not_read, "runs": [run.to_dict() for run in runs]}
-    return Outcome(results, [*tables, *_written(runs, folder)])
+    failed = {name: failed[name] for name in names if name in failed}
+    results = {
+        "base": base,
+        "files_not_read": not_read,
+        "runs": [run.to_dict() for run in runs],
+        "failed": failed,
+    }
+    return Outcome(results, [*tables, *_written(runs, failed, folder)], passed=not failed)
 
 
 def _names(sources: Sequence[ModelSource]) -> list[str]:
@@ -110,39 +144,55 @@ def _names(sources: Sequence[ModelSource]) -> list[str]:
     return names
 
 
-def _common_window(recipe: ForgettingRecipe, sources: list[ModelSource]) -> int:
+def _open(source: ModelSource) -> _Opened:
+    return _Opened(source, load_tokenizer(source), meta_model(source, quantized=True))
+
+
+def _opened(sources: Mapping[str, ModelSource]) -> tuple[dict[str, _Opened], dict[str, str]]:
+    """What the files of each model say, and of those that cannot be loaded, why.
+
+    Raises UserError where there is no model at all: that is a name to correct.
+    """
+    opened: dict[str, _Opened] = {}
+    failed: dict[str, str] = {}
+    for source in sources.values():
+        require_model(source)
+    for name, source in sources.items():
+        try:
+            opened[name] = _open(source)
+        except UserError as error:
+            failed[name] = str(error)
+    return opened, failed
+
+
+def _common_window(recipe: ForgettingRecipe, models: Iterable[_Opened]) -> int:
     """Tokens of context that all models have: with more, a model would seem to forget less."""
     lengths = []
-    for source in sources:
-        shape = meta_model(source, quantized=True)
-        lengths.append(window_length(recipe.evaluation, shape))
-        check_fit(shape, load_tokenizer(source), lengths[-1])
+    for model in models:
+        lengths.append(window_length(recipe.evaluation, model.shape))
+        check_fit(model.shape, model.tokenizer, lengths[-1])
     return min(lengths)
 
 
 def _measured(
     recipe: ForgettingRecipe,
-    source: ModelSource,
     name: str,
+    opened: _Opened,
     max_length: int,
     harness: Harness | None,
     others: Sequence[PreTrainedTokenizerBase],
 ) -> _Measured:
     """``others``: the tokenizers of all models, where they differ."""
-    tokenizer = load_tokenizer(source)
-    documents = held_out_documents(recipe.evaluation, tokenizer, others)
+    documents = held_out_documents(recipe.evaluation, opened.tokenizer, others)
     if recipe.target is not None and recipe.target not in documents:
         raise UserError(
             f"the target {recipe.target!r} is not among the languages evaluated"
             f"{near_misses(recipe.target, documents)}; they are {' '.join(documents)}"
         )
-    model = on_gpu(load_model(source, quantized=True))
-    try:
-        sums = evaluate_with_bar(model, documents, recipe.evaluation, name, max_length)
-    except CheckError as error:
-        raise CheckError(f"{name}: {error}") from error
-    scores = {} if harness is None else harness.scores(model, tokenizer)
-    return _Measured(sums, text_facts(documents, tokenizer), scores)
+    model = on_gpu(load_model(opened.source, quantized=True))
+    sums = evaluate_with_bar(model, documents, recipe.evaluation, name, max_length)
+    scores = {} if harness is None else harness.scores(model, opened.tokenizer)
+    return _Measured(sums, text_facts(documents, opened.tokenizer), scores)
 
 
 def _settings(base: ModelSource, model: ModelSource) -> dict[str, Any]:
@@ -153,10 +203,10 @@ def _settings(base: ModelSource, model: ModelSource) -> dict[str, Any]:
     }
 
 
-def _written(runs: Sequence[Run], folder: Path) -> list[Any]:
+def _written(runs: Sequence[Run], failed: Mapping[str, str], folder: Path) -> list[Any]:
     """Write the files for people and for spreadsheets; what to show of them."""
     rows = language_rows(runs)
-    write_text(folder / "forgetting.csv", forgetting_csv(rows))
+    write_text(folder / "forgetting.csv", forgetting_csv(rows, failed))
     written, shown = forgetting_markdown(rows), []
     benchmarks = [run.benchmarks for run in runs if run.benchmarks is not None]
     if benchmarks:
@@ -166,6 +216,12 @@ def _written(runs: Sequence[Run], folder: Path) -> list[Any]:
         table = benchmarks_table(benchmarks)
         written += f"\n{markdown(table.title)}.\n\n{to_markdown(table)}"
         shown.append(table)
+    if failed:
+        table = failed_table(failed)
+        written += f"\n{markdown(table.title)}.\n\n{to_markdown(table)}"
+        shown.append(table)
     write_text(folder / "forgetting.md", written)
-    render_runs(runs, folder / PAGE)
+    if not runs:
+        return shown
+    render_runs(runs, folder / PAGE, failed)
     return [*shown, f"report: {folder / PAGE}"]

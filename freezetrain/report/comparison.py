@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal
 
 from freezetrain.evaluation import Figures
@@ -144,9 +145,26 @@ def _change(change: LanguageForgetting) -> dict[str, Any]:
     }
 
 
-def forgetting_csv(rows: Sequence[LanguageRow]) -> str:
-    """All figures of ``rows`` in full."""
-    return to_csv([Column(field.name, field.name) for field in fields(LanguageRow)], rows)
+def forgetting_csv(rows: Sequence[LanguageRow], failed: Mapping[str, str] | None = None) -> str:
+    """All figures of ``rows`` in full, and a line for each model that ``failed``, with the reason.
+
+    That line has no figure, so that no program takes one for it.
+    """
+    names = [field.name for field in fields(LanguageRow)]
+    without = [{"model": model, "failed": why} for model, why in (failed or {}).items()]
+    lines = [{name: getattr(row, name) for name in names} for row in rows]
+    columns = [Column(name, partial(_held, name)) for name in (*names, "failed")]
+    return to_csv(columns, [*lines, *without])
+
+
+def _held(name: str, line: Mapping[str, Any]) -> Any:
+    return line.get(name)
+
+
+def failed_table(failed: Mapping[str, str]) -> Table:
+    """Models without figures, and why."""
+    columns = [Column("model", 0, text=True), Column("why", 1, text=True)]
+    return Table("Models that could not be measured", columns, list(failed.items()))
 
 
 def forgetting_markdown(rows: Sequence[LanguageRow]) -> str:

@@ -22,7 +22,12 @@ from freezetrain.formats import (
     signed,
     signed_percent,
 )
-from freezetrain.report.comparison import beyond_noise, language_rows, languages_table
+from freezetrain.report.comparison import (
+    beyond_noise,
+    failed_table,
+    language_rows,
+    languages_table,
+)
 from freezetrain.report.page import drawn, settings_text, write_page
 from freezetrain.report.run import UNITS, RegionFacts, Run, have_courses, shared_measure
 from freezetrain.report.run_plots import (
@@ -41,8 +46,14 @@ from freezetrain.tables import Column, Table, facts_table
 OPEN = 24  # languages whose panels are shown at once; the others unfold
 
 
-def render_runs(runs: Sequence[Run], path: str | os.PathLike[str]) -> None:
+def render_runs(
+    runs: Sequence[Run],
+    path: str | os.PathLike[str],
+    failed: Mapping[str, str] | None = None,
+) -> None:
     """Write the page of ``runs`` to ``path``, whole or not at all; an older one is replaced.
+
+    ``failed``: model without figures → why, which the page says too.
 
     The page loads nothing. The same runs give the same bytes. Raises ``UserError`` for no run, more
     runs than can be told apart, two of one name, a run without an evaluation after its base's, or a
@@ -65,6 +76,7 @@ def render_runs(runs: Sequence[Run], path: str | os.PathLike[str]) -> None:
         unit=UNITS[shared_measure(runs)],
         key=_key(runs),
         tables=_tables(runs),
+        failed=failed_table(failed) if failed else None,
     )
 
 

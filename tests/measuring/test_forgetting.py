@@ -3,9 +3,11 @@
 import csv
 import json
 import math
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -160,15 +162,78 @@ def test_revisions_of_one_model_are_told_apart(folders, tmp_path):
         assert {row["model"] for row in csv.DictReader(file)} == {*names}
 
 
-def test_a_loss_that_is_not_finite_names_the_model(folders, make_model, tokenizer, tmp_path):
+@pytest.fixture(scope="module")
+def damaged(folders, make_model, tokenizer, tmp_path_factory):
+    """nan, whose losses are no numbers; cut, a file that ends early; lacking, without a weight."""
+    root = tmp_path_factory.mktemp("damaged")
     broken = make_model()
     with torch.no_grad():
         next(broken.parameters()).fill_(math.nan)
     for part in (broken, tokenizer):
-        part.save_pretrained(tmp_path / "broken")
-    told = recipe(folders, "run/model", tmp_path / "broken")
-    with pytest.raises(CheckError, match=r"^broken: the summed NLL of language 'en' is nan"):
-        job.run(told, tmp_path / "out")
+        part.save_pretrained(root / "nan")
+    for name in ("cut", "lacking"):
+        shutil.copytree(folders / "base", root / name)
+    cut = root / "cut" / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    weights = load_file(root / "lacking" / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, root / "lacking" / "model.safetensors", {"format": "pt"})
+    return root
+
+
+def test_a_model_that_fails_is_recorded_and_the_others_go_on(
+    folders, compared, damaged, tmp_path, capsys
+):
+    broken = ["nan", "cut", "lacking"]
+    command = [
+        "forgetting", folders / "base", damaged / "nan", folders / "run/model", damaged / "cut",
+        damaged / "lacking", "--target", "zh", "--evaluation.languages", "[en, es, zh]",
+        "--evaluation.max_length", 64, "--out", tmp_path / "out",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in command])
+    assert stopped.value.code == 1
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["passed"] is False
+    alone = json.loads(json.dumps(compared[0].results["runs"][0]))
+    assert results["runs"] == [alone]  # as without the others
+    assert list(results["failed"]) == broken
+    assert results["failed"]["nan"].startswith("the summed NLL of language 'en' is nan, not a")
+    assert "model.safetensors" in results["failed"]["cut"]
+    assert "model.norm.weight" in results["failed"]["lacking"]
+    with (tmp_path / "out" / "forgetting.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    without = {row["model"]: row for row in rows if row["failed"]}
+    assert {name: row["failed"] for name, row in without.items()} == results["failed"]
+    for row in without.values():
+        assert {name for name, value in row.items() if value} == {"model", "failed"}
+    assert {row["model"] for row in rows} - {*without} == {"model"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    said = capsys.readouterr().out
+    for text in (page, said, (tmp_path / "out" / "forgetting.md").read_text()):
+        assert "Models that could not be measured" in text
+        assert all(name in text for name in broken)
+
+
+def test_all_models_failed(folders, damaged, tmp_path):
+    outcome = job.run(recipe(folders, damaged / "cut"), tmp_path)
+    assert not outcome.passed
+    assert outcome.results["runs"] == []
+    assert list(outcome.results["failed"]) == ["cut"]
+    assert not (tmp_path / "report.html").exists()
+    assert "cut" in (tmp_path / "forgetting.csv").read_text()
+
+
+def test_a_base_that_fails_leaves_nothing_to_compare(folders, damaged, tmp_path):
+    for name, error, said in (
+        ("nan", CheckError, "^nan: the summed NLL of language 'en' is nan"),
+        ("cut", UserError, "model.safetensors"),
+    ):
+        told = recipe(folders, "run/model")
+        told.base.path = str(damaged / name)
+        with pytest.raises(error, match=said):
+            job.run(told, tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 CHOICE = """
