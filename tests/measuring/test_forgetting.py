@@ -140,6 +140,39 @@ def test_names_texts_and_files(compared, folders):
     assert not (out / "benchmarks.csv").exists()
 
 
+def test_the_csv_holds_every_model_and_language(compared):
+    """As Python's csv module reads it, each number is that of results.json, in full."""
+    outcome, out = compared
+    with (out / "forgetting.csv").open(encoding="utf-8", newline="") as file:
+        rows = {(row["model"], row["language"]): row for row in csv.DictReader(file)}
+    assert rows.keys() == {(m, one) for m in ("model", "other") for one in (*WATCHED, "mean")}
+    roles = {key: row["role"] for key, row in rows.items()}
+    assert [roles["model", name] for name in (*WATCHED, "mean")] == [
+        "held-out", "held-out", "target", "mean"
+    ]  # fmt: skip
+    for run in outcome.results["runs"]:
+        before, after = (one["figures"] for one in run["history"]["evaluations"])
+        change = run["history"]["evaluations"][1]["forgetting"]
+        low, high = change["target_gain_interval"]
+        told = {
+            name: (one["delta_nll_per_byte"], *one["interval"])
+            for name, one in change["languages"].items()
+        }
+        told |= {
+            "zh": (-change["target_gain"], -high, -low),
+            "mean": (change["mean"], *change["mean_interval"]),
+        }
+        for name, numbers in told.items():
+            row = rows[run["name"], name]
+            found = [row[k] for k in ("delta_nll_per_byte", "interval_low", "interval_high")]
+            assert [float(text) for text in found] == list(numbers)
+            assert row["failed"] == ""
+            if name != "mean":
+                assert float(row["base_nll_per_byte"]) == before[name]["nll_per_byte"]
+                assert float(row["nll_per_byte"]) == after[name]["nll_per_byte"]
+                assert int(row["documents"]) == after[name]["documents"]
+
+
 def test_a_fixed_sample_of_documents(folders, tmp_path):
     texts = TextSource(key_field="section", test_one_in=1)
     told = EvaluationTexts(texts, languages=["en", "es"], documents=3)
