@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from freezetrain import __version__
 from freezetrain.errors import UserError
 from freezetrain.files import UNFINISHED, remove_unfinished, whole, write_json
 from freezetrain.recipe import yaml12
+from freezetrain.recipe.mapping import build
 from freezetrain.user_files import read_json
 
 _RECIPE = "recipe.yaml"
@@ -47,9 +48,10 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> None:
 
     A folder that holds anything already is refused, except, where the job is ``resumable``, one
     that a run of the same recipe left. The recipe's type says which fields may be others then:
-    ``changeable``, dotted names of fields or groups, without consequence for what is computed; and
-    ``grows``, names of such with which the job does more than before. The recipe that the run
-    began with stays. Raises UserError, also where it cannot be written.
+    ``changeable``, dotted names of fields or groups, without consequence for what is computed;
+    ``grows``, names of such with which the job does more than before; and ``collects``, those of
+    them that are lists whose earlier items stay. The recipe that the run began with stays. Raises
+    UserError, also where it cannot be written.
     """
     path = folder / _RECIPE
     if folder.exists() and not folder.is_dir():
@@ -80,11 +82,13 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> None:
 
 
 @contextmanager
-def claimed(folder: Path, recipe: Any, resumable: bool = False) -> Iterator[None]:
+def claimed(folder: Path, recipe: Any, resumable: bool = False) -> Iterator[Any]:
     """:func:`claim`, held against other processes, and undone if the job ends with nothing left.
 
-    By bad input, by Ctrl-C, or in any other way. Where the recipe has grown, it takes the place of
-    the earlier one, and results.json, which is to be made anew, goes; bad input brings both back.
+    By bad input, by Ctrl-C, or in any other way. Gives the recipe to run: ``recipe``, behind the
+    items of an earlier one where fields of it collect. Where the recipe has grown, it takes the
+    place of the earlier one, and results.json, which is to be made anew, goes; bad input brings
+    both back.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
@@ -93,8 +97,10 @@ def claimed(folder: Path, recipe: Any, resumable: bool = False) -> Iterator[None
         _undo(folder, made)
         raise
     try:
-        with _held(folder), _grown(folder, recipe):
-            yield
+        with _held(folder):
+            recipe = _collected(_read_recipe(folder / _RECIPE), recipe)
+            with _grown(folder, recipe):
+                yield recipe
     except InUseError:
         raise
     except BaseException:
@@ -161,6 +167,18 @@ def _grown(folder: Path, recipe: Any) -> Iterator[None]:
         raise
 
 
+def _collected(earlier: Any, recipe: Any) -> Any:
+    """``recipe`` with the items, groups of fields, that the ``earlier`` one has in addition."""
+    lists = {}
+    for name in getattr(recipe, "collects", ()):
+        now = getattr(recipe, name)
+        before = [
+            build(type(now[0]), item, f"{name} of the earlier recipe") for item in earlier[name]
+        ]
+        lists[name] = [*before, *(item for item in now if item not in before)]
+    return replace(recipe, **lists) if lists else recipe
+
+
 def _read_recipe(path: Path) -> Any:
     try:
         return yaml12.load(path.read_text(encoding="utf-8"))
@@ -218,7 +236,10 @@ def _grown_fields(changed: Sequence[str], recipe: Any) -> list[str]:
 
 
 def finished(folder: Path, verb: str) -> bool:
-    """Whether ``folder`` holds the results of ``verb``. UserError for a file that is none."""
+    """Whether ``folder`` holds the results of ``verb``, with every check passed.
+
+    UserError for a file that is none.
+    """
     path = folder / _RESULTS
     if not path.exists():
         return False
@@ -226,7 +247,7 @@ def finished(folder: Path, verb: str) -> bool:
     results = read_json(path, "the results", remedy)
     if not isinstance(results, dict) or results.get("verb") != verb:
         raise UserError(f"{path} does not hold the results of {verb}; {remedy}")
-    return True
+    return results.get("passed") is not False
 
 
 def write_outcome(folder: Path, verb: str, outcome: Outcome) -> None:

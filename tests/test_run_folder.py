@@ -129,6 +129,12 @@ def test_a_recipe_that_grows_takes_the_place_of_the_earlier_one(tmp_path):
     assert all(files()[name] != content for name, content in before.items())
 
 
+def test_a_run_of_which_a_check_failed_is_not_finished(tmp_path):
+    for passed in (False, True):
+        write_outcome(tmp_path, "forgetting", Outcome({}, passed=passed))
+        assert finished(tmp_path, "forgetting") is passed
+
+
 def test_a_start_that_was_killed_while_it_wrote_the_recipe_is_started_again(tmp_path, monkeypatch):
     def killed(*_, **__):
         raise KeyboardInterrupt

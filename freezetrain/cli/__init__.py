@@ -152,13 +152,13 @@ def _lead(command: Command, folder: Path, launch: Launch) -> int:
     from freezetrain.run_folder import claimed, finished, write_outcome
 
     verb = VERBS[command.verb]
-    with claimed(folder, command.recipe, verb.resumable):
+    with claimed(folder, command.recipe, verb.resumable) as recipe:
         if finished(folder, command.verb):
             _print([f"this run is finished; results: {folder / 'results.json'}"])
             return 0
         require_places(command.recipe)  # before the job imports torch
         with _announced(folder, verb.parallel and not launch.external):
-            outcome = import_module(f"freezetrain.{verb.job}").run(command.recipe, folder)
+            outcome = import_module(f"freezetrain.{verb.job}").run(recipe, folder)
     write_outcome(folder, command.verb, outcome)
     _print([*outcome.display, f"results: {folder / 'results.json'}"])
     return 0 if outcome.passed else 1

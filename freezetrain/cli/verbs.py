@@ -109,6 +109,7 @@ VERBS = {
         "measuring.forgetting",
         positional=("base.path",),
         trailing="models.path",
+        keeps="what was measured of the base and of models",
     ),
     "verify": Verb(
         "Check that every frozen entry of a region is bit-identical in two model folders.",

@@ -1,6 +1,6 @@
 """`freezetrain forgetting`: what models lost against their base, and what they gained."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,33 +10,45 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from freezetrain.data.texts import files_not_read
 from freezetrain.data.tokens import tokenizer_digest
 from freezetrain.errors import CheckError, UserError, near_misses
-from freezetrain.evaluation import DocumentSums, History, forgetting_table
+from freezetrain.evaluation import Document, History, forgetting_table
 from freezetrain.evaluation.benchmarks import (
     MetricDrop,
-    Scores,
     benchmarks_table,
     compare_scores,
     main_metrics,
 )
-from freezetrain.evaluation.texts import TextFacts, text_facts, texts_table
+from freezetrain.evaluation.documents import digests
+from freezetrain.evaluation.texts import text_facts, texts_table
 from freezetrain.files import write_text
 from freezetrain.formats import shortest_endings
 from freezetrain.measuring.harness import Harness
 from freezetrain.measuring.held_out import evaluate_with_bar, held_out_documents, window_length
+from freezetrain.measuring.kept import Ground, Kept, Measured
 from freezetrain.measuring.recipe import ForgettingRecipe
-from freezetrain.models import check_fit, load_model, load_tokenizer, meta_model, on_gpu
+from freezetrain.models import (
+    check_fit,
+    describe,
+    load_model,
+    load_tokenizer,
+    meta_model,
+    on_gpu,
+)
 from freezetrain.places import require_model
 from freezetrain.recipe.sources import ModelSource
+from freezetrain.regions.base import fingerprint
 from freezetrain.report.comparison import (
     failed_table,
     forgetting_csv,
     forgetting_markdown,
     language_rows,
+    summary_table,
 )
 from freezetrain.report.run import Run
 from freezetrain.report.runs import PAGE
 from freezetrain.report.runs_page import render_runs
+from freezetrain.report.style import MOST
 from freezetrain.run_folder import Outcome
+from freezetrain.stored_model import fingerprint_of_files
 from freezetrain.tables import Column, markdown, to_csv, to_markdown
 
 
@@ -50,74 +62,75 @@ class _Opened:
     """Without weights."""
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """What one model gave."""
-
-    sums: dict[str, DocumentSums]
-    texts: list[TextFacts]
-    scores: Scores
-
-
 def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
     """Evaluate the base, then each model, one in memory at a time, on the same documents.
 
     A model that cannot be loaded, or whose losses are not finite, gets no figures: the outcome says
-    why and has not passed, and the others go on. Leaves forgetting.csv, forgetting.md, report.html
-    (where a model has figures), and benchmarks.csv where there are tasks.
+    why and has not passed, and the others go on. What was measured is kept in ``folder``, and a
+    later start measures what is missing, on the same base, documents and windows. Leaves
+    forgetting.csv, forgetting.md, report.html (where a model has figures), and benchmarks.csv where
+    there are tasks.
 
-    Raises UserError for what can be refused before any model is run, and for a base that cannot be
-    loaded; CheckError where the base's losses are not finite.
+    Raises UserError for what can be refused before any model is run: also a base, documents or
+    windows other than those that were measured. CheckError where the base's losses are not finite.
     """
     base, *names = _names([recipe.base, *recipe.models])
+    sources = dict(zip(names, recipe.models, strict=True))
+    kept = Kept(folder / "measured")
+    known = kept.base()
+    measured: dict[str, Measured] = {}
+    for place, (name, source) in enumerate(sources.items()):
+        if known is not None and (found := kept.model(place, source, known[0])) is not None:
+            measured[name] = found
     # What can be refused is, before any model is run.
-    opened, failed = _opened(dict(zip(names, recipe.models, strict=True)))
-    opened = {base: _open(recipe.base), **opened}
-    max_length = _common_window(recipe, opened.values())
+    missing = {name: sources[name] for name in names if name not in measured}
+    new, failed = _opened(missing, first=known is None)
+    opened = {base: _open(recipe.base), **new}
+    max_length = _common_window(recipe, opened, None if known is None else known[0].max_length)
     harness = Harness(recipe.benchmarks) if recipe.benchmarks.tasks else None
     distinct = {tokenizer_digest(model.tokenizer): model.tokenizer for model in opened.values()}
     others = list(distinct.values()) if len(distinct) > 1 else []
-    try:
-        before = _measured(recipe, base, opened.pop(base), max_length, harness, others)
-    except CheckError as error:
-        raise CheckError(f"{base}: {error}") from error
-    main_metrics(before.scores, recipe.benchmarks.metrics)
-    not_read = files_not_read(recipe.evaluation.texts, recipe.evaluation.languages)
-    tables = [texts_table(before.texts, f"texts, in tokens of {base}", not_read)]
-    runs = []
-    for name, model in opened.items():
+    documents = _documents(recipe, opened[base], others)
+    ground = Ground(_fingerprint(opened[base]), digests(documents), max_length)
+    if known is not None:
+        known[0].require_same(ground, folder)
+        before = known[1]
+    else:
         try:
-            after = _measured(recipe, name, model, max_length, harness, others)
+            before = _measured(recipe, base, opened[base], documents, max_length, harness)
+        except CheckError as error:
+            raise CheckError(f"{base}: {error}") from error
+        main_metrics(before.scores, recipe.benchmarks.metrics)
+        kept.keep_base(ground, before)
+    for name, model in new.items():
+        documents = _documents(recipe, model, others)
+        try:
+            found = _measured(recipe, name, model, documents, max_length, harness)
         except (UserError, CheckError) as error:
             failed[name] = str(error)
             continue
-        if after.texts != before.texts:
+        kept.keep_model(names.index(name), model.source, ground, found)
+        measured[name] = found
+    not_read = files_not_read(recipe.evaluation.texts, recipe.evaluation.languages)
+    tables = [texts_table(before.texts, f"texts, in tokens of {base}", not_read)]
+    watch = {"max_length": max_length, "overlap": recipe.evaluation.overlap}
+    runs = []
+    for name in (name for name in names if name in measured):
+        after = measured[name]
+        if after.texts != before.texts and name in new:
             tables.append(texts_table(after.texts, f"texts, in tokens of {name}"))
-        history = History(recipe.target)
-        history.add(0, before.sums)
-        history.add(1, after.sums)
         drops = None
         if harness is not None:
             drops = compare_scores(before.scores, name, after.scores, recipe.benchmarks.metrics)
-        runs.append(
-            Run(
-                name,
-                history,
-                settings=_settings(recipe.base, model.source),
-                texts=after.texts,
-                benchmarks=drops,
-                watch={"max_length": max_length, "overlap": recipe.evaluation.overlap},
-            )
-        )
-        tables.append(
-            forgetting_table(
-                history.base.figures,
-                history.last.figures,
-                recipe.target,
-                result=history.last.forgetting,
-                title=name,
-            )
-        )
+        history = History(recipe.target)
+        history.add(0, before.sums)
+        history.add(1, after.sums)
+        settings = _settings(recipe.base, sources[name])
+        runs.append(Run(name, history, settings, texts=after.texts, benchmarks=drops, watch=watch))
+        if name in new:
+            figures = history.base.figures, history.last.figures
+            change = history.last.forgetting
+            tables.append(forgetting_table(*figures, recipe.target, result=change, title=name))
     failed = {name: failed[name] for name in names if name in failed}
     results = {
         "base": base,
@@ -148,15 +161,19 @@ def _open(source: ModelSource) -> _Opened:
     return _Opened(source, load_tokenizer(source), meta_model(source, quantized=True))
 
 
-def _opened(sources: Mapping[str, ModelSource]) -> tuple[dict[str, _Opened], dict[str, str]]:
+def _opened(
+    sources: Mapping[str, ModelSource], first: bool
+) -> tuple[dict[str, _Opened], dict[str, str]]:
     """What the files of each model say, and of those that cannot be loaded, why.
 
-    Raises UserError where there is no model at all: that is a name to correct.
+    Raises UserError on the ``first`` start where there is no model at all: a name to correct. Later
+    it may be one that failed before, and is gone.
     """
     opened: dict[str, _Opened] = {}
     failed: dict[str, str] = {}
-    for source in sources.values():
-        require_model(source)
+    if first:
+        for source in sources.values():
+            require_model(source)
     for name, source in sources.items():
         try:
             opened[name] = _open(source)
@@ -165,23 +182,35 @@ def _opened(sources: Mapping[str, ModelSource]) -> tuple[dict[str, _Opened], dic
     return opened, failed
 
 
-def _common_window(recipe: ForgettingRecipe, models: Iterable[_Opened]) -> int:
-    """Tokens of context that all models have: with more, a model would seem to forget less."""
-    lengths = []
-    for model in models:
-        lengths.append(window_length(recipe.evaluation, model.shape))
-        check_fit(model.shape, model.tokenizer, lengths[-1])
-    return min(lengths)
+def _common_window(
+    recipe: ForgettingRecipe, models: Mapping[str, _Opened], kept: int | None
+) -> int:
+    """Tokens of context that all models have: with more, a model would seem to forget less.
+
+    ``kept``: with which others were measured before. UserError for a model that has fewer.
+    """
+    lengths = {}
+    for name, model in models.items():
+        lengths[name] = window_length(recipe.evaluation, model.shape)
+        check_fit(model.shape, model.tokenizer, lengths[name])
+    shortest = min(lengths, key=lengths.__getitem__)
+    if kept is not None and kept > lengths[shortest]:
+        raise UserError(
+            f"the models in the folder were measured in windows of {kept} tokens, and {shortest} "
+            f"was built for {lengths[shortest]}; give --out a new folder, and all of them"
+        )
+    return lengths[shortest] if kept is None else kept
 
 
-def _measured(
-    recipe: ForgettingRecipe,
-    name: str,
-    opened: _Opened,
-    max_length: int,
-    harness: Harness | None,
-    others: Sequence[PreTrainedTokenizerBase],
-) -> _Measured:
+def _fingerprint(opened: _Opened) -> str:
+    files = describe(opened.source, quantized=True).files
+    found = None if files is None else fingerprint_of_files(opened.shape, files)
+    return found or fingerprint(load_model(opened.source, quantized=True))
+
+
+def _documents(
+    recipe: ForgettingRecipe, opened: _Opened, others: Sequence[PreTrainedTokenizerBase]
+) -> dict[str, list[Document]]:
     """``others``: the tokenizers of all models, where they differ."""
     documents = held_out_documents(recipe.evaluation, opened.tokenizer, others)
     if recipe.target is not None and recipe.target not in documents:
@@ -189,10 +218,21 @@ def _measured(
             f"the target {recipe.target!r} is not among the languages evaluated"
             f"{near_misses(recipe.target, documents)}; they are {' '.join(documents)}"
         )
+    return documents
+
+
+def _measured(
+    recipe: ForgettingRecipe,
+    name: str,
+    opened: _Opened,
+    documents: Mapping[str, Sequence[Document]],
+    max_length: int,
+    harness: Harness | None,
+) -> Measured:
     model = on_gpu(load_model(opened.source, quantized=True))
     sums = evaluate_with_bar(model, documents, recipe.evaluation, name, max_length)
     scores = {} if harness is None else harness.scores(model, opened.tokenizer)
-    return _Measured(sums, text_facts(documents, opened.tokenizer), scores)
+    return Measured(sums, text_facts(documents, opened.tokenizer), scores)
 
 
 def _settings(base: ModelSource, model: ModelSource) -> dict[str, Any]:
@@ -207,7 +247,8 @@ def _written(runs: Sequence[Run], failed: Mapping[str, str], folder: Path) -> li
     """Write the files for people and for spreadsheets; what to show of them."""
     rows = language_rows(runs)
     write_text(folder / "forgetting.csv", forgetting_csv(rows, failed))
-    written, shown = forgetting_markdown(rows), []
+    written = forgetting_markdown(rows)
+    shown: list[Any] = [summary_table(rows)] if len(runs) > 1 else []
     benchmarks = [run.benchmarks for run in runs if run.benchmarks is not None]
     if benchmarks:
         metrics = [metric for drops in benchmarks for metric in drops.metrics]
@@ -223,5 +264,6 @@ def _written(runs: Sequence[Run], failed: Mapping[str, str], folder: Path) -> li
     write_text(folder / "forgetting.md", written)
     if not runs:
         return shown
-    render_runs(runs, folder / PAGE, failed)
-    return [*shown, f"report: {folder / PAGE}"]
+    render_runs(runs[-MOST:], folder / PAGE, failed)
+    part = f", of the last {MOST} of {len(runs)} models" if len(runs) > MOST else ""
+    return [*shown, f"report: {folder / PAGE}{part}"]

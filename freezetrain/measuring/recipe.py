@@ -1,6 +1,7 @@
 """The recipe of `freezetrain forgetting`."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from freezetrain.recipe.check import check
 from freezetrain.recipe.sources import EvaluationTexts, ModelSource
@@ -46,10 +47,15 @@ class Benchmarks:
 class ForgettingRecipe:
     """Compare models with a base: what did each forget, and gain on the target language?"""
 
+    # Models given later, with the same base, texts and settings, stand beside the earlier ones.
+    grows: ClassVar = ("models",)
+    collects: ClassVar = ("models",)
+
     base: ModelSource
     """Model before further pre-training."""
     models: list[ModelSource]
-    """Models after it, each with its own tokenizer."""
+    """Models after it, each with its own tokenizer. In a folder that holds such a comparison, those
+    to add."""
     target: Name | None = None
     """Target language; all others are held out. None: all are held out."""
     evaluation: EvaluationTexts = field(default_factory=EvaluationTexts)

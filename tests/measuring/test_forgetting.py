@@ -248,6 +248,124 @@ def test_a_model_that_fails_is_recorded_and_the_others_go_on(
         assert all(name in text for name in broken)
 
 
+@pytest.fixture
+def texts(udhr, tmp_path):
+    """A folder of the first articles in two languages, all held out."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("en", "zh"):
+        few = [json.dumps({"text": text}) + "\n" for text in list(udhr[name].test)[:3]]
+        (folder / f"{name}.jsonl").write_text("".join(few))
+    return folder
+
+
+@pytest.fixture
+def measure(folders, texts, tmp_path, monkeypatch):
+    """The verb in the folder out: its status, and which models it evaluated."""
+    evaluated = []
+    real = job.evaluate_with_bar
+    monkeypatch.setattr(
+        job, "evaluate_with_bar", lambda *rest: evaluated.append(rest[3]) or real(*rest)
+    )
+
+    def measured(*words, base=folders / "base", out="out"):
+        evaluated.clear()
+        settings = ["--evaluation.texts.folder", texts, "--evaluation.texts.test_one_in", 1]
+        command = ["forgetting", base, *words, "--target", "zh", *settings, "--out", tmp_path / out]
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in command])
+        return stopped.value.code, [*evaluated]
+
+    return measured
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_models_added_later_stand_beside_the_earlier_ones(folders, measure, tmp_path, capsys):
+    first, out = tmp_path / "first", tmp_path / "out"
+    shutil.copytree(folders / "run/model", first)
+    shutil.copytree(folders / "base", tmp_path / "second")
+    assert measure(first) == (0, ["base", "first"])
+    shutil.move(first, tmp_path / "elsewhere")  # what was measured is no longer needed
+    capsys.readouterr()
+    assert measure(tmp_path / "second") == (0, ["second"])
+    said = capsys.readouterr().out
+    assert "first" in said
+    assert "second" in said
+    results = json.loads((out / "results.json").read_text())
+    shutil.move(tmp_path / "elsewhere", first)
+    assert measure(first, tmp_path / "second", out="together")[0] == 0
+    together = json.loads((tmp_path / "together" / "results.json").read_text())
+    assert results == together
+    for name in ("forgetting.csv", "forgetting.md", "report.html", "recipe.yaml"):
+        assert (out / name).read_text() == (tmp_path / "together" / name).read_text()
+    before = contents(out)
+    assert measure(first) == (0, [])  # nothing new: it is finished
+    assert contents(out) == before
+
+
+def test_the_page_has_the_last_models_that_can_be_told_apart(
+    compared, folders, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    shutil.copytree(compared[1], out)
+    monkeypatch.setattr(job, "MOST", 1)
+    monkeypatch.setattr(job, "evaluate_with_bar", None)  # all is kept
+    told = recipe(folders, "run/model", "other")
+    outcome = job.run(told, out)
+    assert outcome.results == compared[0].results
+    assert outcome.display[-1] == f"report: {out / 'report.html'}, of the last 1 of 2 models"
+    page = (out / "report.html").read_text()
+    assert "“other”" in page
+    assert "“model”" not in page
+    for name in ("base", "1"):
+        (out / "measured" / f"{name}.json").write_text("{}")
+        with pytest.raises(UserError, match=rf"measured/{name}\.json: .*; delete the file"):
+            job.run(told, out)
+        shutil.copy(compared[1] / "measured" / f"{name}.json", out / "measured")
+
+
+def test_a_model_that_failed_is_tried_again(folders, damaged, measure, tmp_path):
+    model = tmp_path / "adapted"
+    shutil.copytree(damaged / "cut", model)
+    assert measure(model, folders / "run/model") == (1, ["base", "model"])
+    shutil.rmtree(model)
+    shutil.copytree(folders / "run/model", model)
+    assert measure(model, folders / "run/model") == (0, ["adapted"])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [run["name"] for run in results["runs"]] == ["adapted", "model"]
+    assert results["failed"] == {}
+
+
+def test_another_base_other_texts_or_settings_are_refused(
+    folders, make_model, tokenizer, measure, texts, tmp_path, capsys
+):
+    base, new = tmp_path / "base", tmp_path / "new"
+    shutil.copytree(folders / "base", base)
+    shutil.copytree(folders / "base", new)
+    assert measure(folders / "run/model", base=base)[0] == 0
+    before = contents(tmp_path / "out")
+
+    def refused(*words, said, base=base):
+        capsys.readouterr()
+        assert measure(*words, base=base) == (2, [])
+        assert said in capsys.readouterr().err
+        assert contents(tmp_path / "out") == before
+
+    refused(new, base=folders / "base", said="with another base.path")
+    refused(new, "--evaluation.overlap", 2, said="with another evaluation.overlap")
+    refused(folders / "other", said="measured in windows of 128 tokens, and other was built for 64")
+    refused(tmp_path / "nwe", said="no such folder")
+    english = (texts / "en.jsonl").read_text()
+    (texts / "en.jsonl").write_text(english.replace("a", "e"))
+    refused(new, said="others of en (their texts changed")
+    (texts / "en.jsonl").write_text(english)
+    shutil.copy(folders / "run/model/model.safetensors", base)  # trained further in its place
+    refused(new, said="got other weights")
+
+
 def test_all_models_failed(folders, damaged, tmp_path):
     outcome = job.run(recipe(folders, damaged / "cut"), tmp_path)
     assert not outcome.passed
