@@ -1,19 +1,16 @@
 """The command line as a recipe: options are the fields of the verb's recipe, in dotted names."""
 
 import argparse
-import ast
-import inspect
 import json
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from functools import cache
-from itertools import pairwise, takewhile
+from dataclasses import dataclass, is_dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from freezetrain import __version__
+from freezetrain.cli.fields import SHORT, groups
 from freezetrain.cli.verbs import VERBS, Verb
 from freezetrain.errors import UserError, near_misses
 from freezetrain.recipe import yaml12
@@ -29,9 +26,6 @@ from freezetrain.recipe.mapping import (
     plain_type,
 )
 from freezetrain.recipe.text_types import expanded
-
-# `--model X` reads better than `--model.path X`; in a recipe both are groups of fields.
-SHORT = {"model": "path", "texts": "folder", "prompts": "folder"}
 
 
 @dataclass(frozen=True)
@@ -187,67 +181,22 @@ def _add_options(parser: argparse.ArgumentParser, verb: Verb, kind: type) -> Non
             metavar="N",
             help="With --dry_run: read the texts too, and print N sequences of the run as text.",
         )
-    _add_fields(parser, kind, "", "Fields of the recipe, which may also be given as options.")
-
-
-def _add_fields(parser: argparse.ArgumentParser, kind: type, prefix: str, heading: str) -> None:
-    """Options for the fields of ``kind``, then for those of its groups."""
-    docs, types = _field_docs(kind), field_types(kind)
-    section = parser.add_argument_group(prefix.rstrip(".") or "recipe", heading)
-    for item in fields(kind):
-        name, hint = f"{prefix}{item.name}", plain_type(types[item.name])
-        if is_dataclass(hint):
-            _add_fields(parser, hint, f"{name}.", docs[item.name])  # type: ignore[arg-type]
-            if name not in SHORT:  # the whole group, as YAML or as a file
-                parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-            continue
-        group, _, last = name.rpartition(".")
-        names = [f"--{name}"]
-        if SHORT.get(group) == last:
-            names.append(f"--{group}")
-        default = item.default_factory() if callable(item.default_factory) else item.default
-        said = "required" if default is MISSING else f"default: {_written(default)}"
-        section.add_argument(
-            *names,
-            dest=name,
-            metavar=_metavar(hint),
-            default=argparse.SUPPRESS,
-            help=f"{docs[item.name]} ({said})".replace("%", "%%"),
-        )
-
-
-@cache
-def _field_docs(kind: type) -> dict[str, str]:
-    """Name of each field → the text that stands below it in the source."""
-    docs: dict[str, str] = {}
-    for parent in reversed(kind.__mro__[:-1]):
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(parent))).body
-        assert isinstance(definition, ast.ClassDef)
-        for statement, text in pairwise(definition.body):
-            match statement, text:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
-                    ast.Constant(value=str(doc))
-                ):
-                    docs[name] = " ".join(doc.split())
-    return docs
-
-
-def _metavar(hint: Any) -> str:
-    hint = plain_type(hint)
-    if get_origin(hint) is Literal:
-        return f"{{{','.join(get_args(hint))}}}"
-    if get_origin(hint) is list:
-        return f"[{_metavar(get_args(hint)[0])},...]"
-    if get_origin(hint) is dict:
-        return "{NAME: VALUE,...}"
-    if is_dataclass(hint):
-        return "{FIELD: VALUE,...}"
-    known = {bool: "{true,false}", str: "TEXT", str | list[str]: "{TEXT,[TEXT,...]}"}
-    return known.get(hint) or hint.__name__.upper()
-
-
-def _written(default: Any) -> str:
-    return default if isinstance(default, str) else json.dumps(default, default=asdict)
+    for group in groups(kind):
+        said = group.doc or "Fields of the recipe, which may also be given as options."
+        section = parser.add_argument_group(group.name or "recipe", said)
+        for field in group.fields:
+            default = "required" if field.default is None else f"default: {field.default}"
+            section.add_argument(
+                f"--{field.name}",
+                *([f"--{field.short}"] if field.short else []),
+                dest=field.name,
+                metavar=field.type,
+                default=argparse.SUPPRESS,
+                help=f"{field.doc} ({default})".replace("%", "%%"),
+            )
+        if group.name and group.name not in SHORT:  # the whole group, as YAML or as a file
+            name = f"--{group.name}"
+            parser.add_argument(name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def _type_of(kind: type, field: str) -> Any:
