@@ -57,7 +57,12 @@ def test_constraints_pin_what_pyproject_requires():
     pinned = {normal(n) for n in re.findall(r"^([\w.-]+)==", constraints, re.MULTILINE)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    requirements = [*project["dependencies"], *extras["test"], *extras["deepspeed"]]
+    requirements = [
+        *project["dependencies"],
+        *extras["test"],
+        *extras["deepspeed"],
+        *extras["docs"],
+    ]
     names = {normal(re.match(r"[\w.-]+", requirement).group()) for requirement in requirements}
     names -= {"freezetrain"}  # the test extra names other extras of this package
     assert {"torch", "deepspeed", "accelerate"} <= names
