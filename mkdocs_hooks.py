@@ -1,4 +1,4 @@
-"""What mkdocs.yml cannot say: pages from outside docs/, and the recipes' fields as pages."""
+"""What mkdocs.yml cannot say: pages from outside docs/, and pages made of the source."""
 
 import re
 from html import escape
@@ -9,10 +9,12 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+import freezetrain
 from freezetrain.cli.fields import Field, groups
 from freezetrain.cli.verbs import VERBS
 
 ROOT = Path(__file__).parent
+ROLE = re.compile(r":(?:attr|class|func|meth|mod):<code>~?([^<]*)</code>")
 LINK = re.compile(r"(?<=\]\()[^()#:\s]+(?=[)#])")
 
 
@@ -30,6 +32,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
             linked = {_linked(path, link) for link in LINK.findall(text)} - found
             found |= linked
             todo += sorted(link for link in linked if (ROOT / link).is_file())
+    files.append(File.generated(config, "python.md", content=names_page()))
     for verb in VERBS:
         files.append(File.generated(config, f"fields/{verb}.md", content=fields_page(verb)))
     return files
@@ -57,6 +60,23 @@ def _linked(path: str, link: str) -> str:
 def _place(path: str) -> str:
     """Where a file of the repository is in the site."""
     return "index.md" if path == "README.md" else path.removeprefix("docs/")
+
+
+def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """What docstrings have of reStructuredText, :func:`name` and ::, and Markdown has not."""
+    if page.file.src_uri != "python.md":
+        return html
+    return ROLE.sub(r"<code>\1</code>", html).replace("::</p>", ":</p>")
+
+
+def names_page() -> str:
+    """Markdown: the public names of the package, from their docstrings."""
+    parts = [
+        "# Python names",
+        "What `import freezetrain` gives. [Trainers](trainers.md) has examples for each trainer.",
+        *(f"::: freezetrain.{name}" for name in sorted(freezetrain.__all__, key=str.lower)),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def fields_page(verb: str) -> str:

@@ -1,5 +1,6 @@
 """The documentation as a site: every page is in its navigation, every field in its reference."""
 
+import inspect
 import re
 import runpy
 from html.parser import HTMLParser
@@ -8,11 +9,13 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import freezetrain
 from freezetrain.cli.verbs import VERBS
 from freezetrain.recipe.mapping import field_names
 from freezetrain.training.recipe import TrainRecipe
 
 pytest.importorskip("material", reason="the extra docs is not installed")
+pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
@@ -95,3 +98,10 @@ def test_site_builds_strictly_and_its_links_lead_somewhere(tmp_path):
     assert checked > 1000
     reached = {"benchmarks/freezing_ways.py", "study/small_zh.json", "fields/train/index.html"}
     assert all((tmp_path / "site" / name).is_file() for name in reached)
+    names = pages[tmp_path / "site" / "python" / "index.html"]
+    assert {f"freezetrain.{name}" for name in freezetrain.__all__} <= names.anchors
+    text = (tmp_path / "site" / "python" / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r":(?:attr|class|func|meth|mod):", text)
+    freeze = re.sub(r"<[^>]+>", "", text.split('id="freezetrain.freeze"')[1].split("<h2 ")[0])
+    for argument in inspect.signature(freezetrain.freeze).parameters:
+        assert re.search(rf"\b{argument}: ", freeze), argument
