@@ -3,10 +3,11 @@
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +32,7 @@ from freezetrain.training.checkpoints import StepCheckpoint, latest_checkpoint, 
 from freezetrain.training.data import TextData
 from freezetrain.training.engines import trainer_options, world_size
 from freezetrain.training.export import Types, export
+from freezetrain.training.heap import given_back
 from freezetrain.training.module import CausalLM, Load
 
 
@@ -90,7 +92,9 @@ def fit(
     if isinstance(model, PreTrainedModel):
         model.train()
     module = CausalLM(model, settings, data.steps, teacher)
-    with _interrupts():
+    scarce = engine.gradient_checkpointing and not torch.cuda.is_available()
+    whole = scarce and isinstance(model, PreTrainedModel)
+    with _interrupts(), given_back(module.model) if whole else nullcontext():
         trainer.fit(module, datamodule=data, ckpt_path=latest, weights_only=True)
     module.model.eval()
     if trainer.global_step < data.steps and not trainer.should_stop:
