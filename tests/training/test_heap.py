@@ -29,10 +29,10 @@ def test_once_for_each_block_while_it_lasts(make_model, trims):
     model.requires_grad_(True)
     with given_back(model):
         backward(model)
-        assert trims == [0, 0], "of two blocks"
+        assert trims == [0, 0, 0], "the head, and two blocks"
         backward(model)
     backward(model)
-    assert len(trims) == 4
+    assert len(trims) == 6
 
 
 def test_blocks_without_trained_parameters_and_another_library(make_model, trims, monkeypatch):
@@ -40,7 +40,7 @@ def test_blocks_without_trained_parameters_and_another_library(make_model, trims
     model.model.layers[0].requires_grad_(False)
     with given_back(model):
         backward(model)
-    assert len(trims) == 1
+    assert len(trims) == 2, "the head, and one block"
     monkeypatch.setattr(heap, "_trim", lambda: None)
     with given_back(model):
         backward(model)

@@ -286,7 +286,13 @@ def exported(folder):
     return {name: held[name] for name in held}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [  # bitsandbytes comes along with the exhaustive tests alone
+        pytest.param(case, marks=pytest.mark.exhaustive) if "8bit" in case else case
+        for case in CASES
+    ],
+)
 def test_trains_as_a_plain_loop(
     case, filled, plain, parameters, make_model, model_folder, tokenizer, tmp_path, monkeypatch
 ):
