@@ -14,7 +14,7 @@ from freezetrain.regions import decoder_blocks
 
 @contextmanager
 def given_back(model: nn.Module) -> Iterator[None]:
-    """While this lasts, free memory goes back before the head, and after each block's backward pass.
+    """While this lasts, free memory goes back: before the head, after each block's backward pass.
 
     Gradients, which stay, are made between activations, which go: what the C library keeps of the
     gaps was a gigabyte for a model of 270 million weights. For a model on a CPU; nothing where the
