@@ -24,7 +24,7 @@ _ENDS = 600, 200  # characters shown of the beginning and the end of what is lon
 
 _NEW, _GOES_ON = "a document", "goes on from an earlier sequence"
 
-_TEXT, _MARK = "| ", "-- "
+_TEXT, _MARK, _MORE = "| ", "-- ", "      "
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,20 @@ class Part:
 @dataclass(frozen=True)
 class Shown:
     """A sequence for people. Each line of a text begins with a bar, and a border is a line of its
-    own with none: no text can look like one, nor turn one around by its direction of writing."""
+    own with none: no text can look like one, nor turn one around by its direction of writing. A
+    heading that is longer than a line goes on behind blanks."""
 
     heading: str
     parts: list[Part]
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator[Text]:
-        # In one line each, however long names are.
-        yield Text(visible(self.heading), "bold", no_wrap=True, overflow="ignore")
+        heading = Text(visible(self.heading), "bold")
+        width = max(1, options.max_width - len(_MORE))
+        for number, row in enumerate(heading.wrap(console, width, overflow="fold")):
+            yield Text(_MORE if number else "").append_text(row)
         for part in self.parts:
             if part.mark:
-                yield Text(_MARK + part.mark, "cyan", no_wrap=True, overflow="ignore")
+                yield Text(_MARK + part.mark, "cyan")
             for line in _shortened(part.text):
                 width = max(1, options.max_width - len(_TEXT))
                 for row in Text(line).wrap(console, width, overflow="fold") or [Text()]:
