@@ -13,7 +13,7 @@ from freezetrain.data.texts import progress_bars
 from freezetrain.data.tokens import tokenizer_digest
 from freezetrain.evaluation import forgetting_table
 from freezetrain.evaluation.texts import TextFacts, text_facts, texts_table
-from freezetrain.files import require_space
+from freezetrain.files import require_space, write_text
 from freezetrain.loggers.opening import opened, require_loggers
 from freezetrain.models import check_fit, fetch, load_tokenizer, local_folder
 from freezetrain.ranks import current_launch
@@ -110,7 +110,7 @@ def run(
     results, display = trained.results(), [*trained.display(), f"model: {folder / 'model'}"]
     passed = True
     if launch.rank == 0:
-        trained.card(folder).save(folder / "model" / CARD)
+        write_text(folder / "model" / CARD, str(trained.card()))
         if recipe.push is not None:
             failure = push(folder / "model", recipe.push)
             results["pushed"] = {"to": recipe.push, "failure": failure}
@@ -183,8 +183,8 @@ class Trained:
             results["brake"] = self.parts.brake.results()
         return results
 
-    def card(self, folder: Path) -> ModelCard:
-        """The model card of the run in ``folder``."""
+    def card(self) -> ModelCard:
+        """Of the model that the run leaves."""
         recipe = self.plan.recipe
         return model_card(
             recipe,
