@@ -29,6 +29,10 @@ from freezetrain.scoring.methods import (
 from freezetrain.scoring.partition import Partition
 from freezetrain.scoring.scores import Scores
 
+# Tokens that are run at once, since their activations are held: of 4,096 tokens they are 5 GB for
+# a model of 270 million weights. More are no faster on a CPU.
+_TOKENS_OF_A_PASS = {"cpu": 1024, "other": 4096}
+
 
 def compute_scores(
     model: nn.Module,
@@ -70,10 +74,14 @@ class Scoring:
 
     A context manager; the weights do not change. The loss is the mean next-token NLL of a batch,
     in eval mode. A batch of another size than the first (the last one, usually) counts by its share
-    of the first one's tokens. Memory beyond the weights: for each method that sums gradients one
-    fp32 copy of the scored parameters, and the gradient of one parameter at a time, since each is
-    added up and freed as soon as it is there. Modes, ``requires_grad`` flags and gradients that the
-    model had before are put back, also after an exception.
+    of the first one's tokens. Modes, ``requires_grad`` flags and gradients that the model had
+    before are put back, also after an exception.
+
+    Memory beyond the weights: for each method that sums gradients one fp32 copy of the scored
+    parameters; the gradient of one parameter at a time, since each is added up and freed as soon as
+    it is there; and the activations of one pass, which is some rows of a batch, of 1,024 tokens on
+    a CPU and of 4,096 elsewhere, but one row at least. A batch that takes several passes needs for
+    ``taylor-abs`` and ``fisher`` one more fp32 copy, in which its gradient is added up.
 
     Args:
         model: ``model(input_ids=...)`` returns an object with ``logits`` [B, L, V].
@@ -107,6 +115,9 @@ class Scoring:
                     f"expected a score method among {', '.join(METHODS)}, got {method!r}"
                     f"{near_misses(method, METHODS)}"
                 )
+        by_gradient = [method for method in self.methods if method in GRADIENT_METHODS]
+        self._linear = [method for method in by_gradient if GRADIENT_METHODS[method].linear]
+        self._others = [method for method in by_gradient if method not in self._linear]
         self.model = model
         self.parameters = {
             method: scored_parameters(model, method, parameters, embeddings)
@@ -121,6 +132,8 @@ class Scoring:
         self._share = 1.0  # tokens of the batch in hand over those of the first
         self._scale = 1.0  # from a gradient as it arrives to that of this batch's mean loss
         self._counts = True  # whether the rows in hand do
+        # Gradients of the batch in hand, where they are added up before a term is made of them.
+        self._pending: dict[str, Tensor] | None = None
         self._nll = 0.0  # of all ranks, in nats
         # The same of this rank's rows alone, of each batch since losses were last added up.
         self._recent = torch.zeros(
@@ -139,7 +152,7 @@ class Scoring:
         # Before anything looks at what passes through the model.
         self._head = find_head(self.model) if self.reads_text else None
         with ExitStack() as stack:
-            by_gradient = [method for method in self.methods if method in GRADIENT_METHODS]
+            by_gradient = [*self._linear, *self._others]
             trainable = self.parameters[by_gradient[0]] if by_gradient else {}
             stack.enter_context(_for_scoring(self.model, trainable))
             stack.enter_context(torch.set_grad_enabled(bool(by_gradient)))
@@ -149,7 +162,7 @@ class Scoring:
                     for name, parameter in trainable.items()
                 }
             for name, parameter in trainable.items():
-                hook = self._gradient_hook(name, by_gradient)
+                hook = self._gradient_hook(name)
                 stack.callback(parameter.register_post_accumulate_grad_hook(hook).remove)  # type: ignore[no-untyped-call]
             if "wanda" in self.methods:
                 self._sums["wanda"] = {}
@@ -182,10 +195,16 @@ class Scoring:
         self._first_tokens = self._first_tokens or tokens
         self._share = tokens / self._first_tokens
         self._scale = self._partition.loss_factor / tokens
-        own_rows = self._partition.rows(self._batches, batch)
-        if own_rows is not None:
-            rows, self._counts = own_rows
+        kind = "cpu" if self._device.type == "cpu" else "other"
+        at_once = max(1, _TOKENS_OF_A_PASS[kind] // batch.shape[1])
+        passes = self._partition.passes(self._batches, batch, at_once)
+        self._pending = {} if len(passes) > 1 else None
+        for rows, self._counts in passes:
             self._run(rows)
+        for name, gradient in (self._pending or {}).items():
+            parameter = self.parameters[self._others[0]][name]
+            self._add_terms(self._others, name, parameter, gradient)
+        self._pending = None
         self._batches += 1
         self.sequences += len(batch)
         self.tokens += tokens
@@ -235,14 +254,14 @@ class Scoring:
         }
 
     def _run(self, rows: Tensor) -> None:
-        """Run some rows of a batch.
+        """Run a pass over some rows of a batch.
 
         Backward from the sum of their NLL, not from the mean: gradients of that would be so small
         that float16 rounds many of them to zero.
         """
         input_ids = rows.to(self._device)
         nll = self._sum_of_nll(input_ids) * self._counts
-        self._recent[self._batches % self._partition.turns] = nll.detach()
+        self._recent[self._batches % self._partition.turns] += nll.detach()
         if nll.requires_grad:
             nll.backward()  # type: ignore[no-untyped-call]
 
@@ -269,18 +288,29 @@ class Scoring:
     def _device(self) -> torch.device:
         return self._partition.device(self.model)
 
-    def _gradient_hook(self, name: str, methods: Sequence[str]) -> Callable[[Tensor], None]:
-        """Add a term of a parameter's gradient to the sum of each method, and free it."""
+    def _gradient_hook(self, name: str) -> Callable[[Tensor], None]:
+        """Add what a pass's gradient of a parameter gives to the sums of methods, and free it."""
 
         def hook(parameter: Any) -> None:
-            gradient, weight = self._partition.gradient(parameter), self._partition.part(parameter)
+            gradient = self._partition.gradient(parameter)
             parameter.grad = None
             gradient *= self._scale
-            for method in methods:
-                term = GRADIENT_METHODS[method].term(weight, gradient)
-                self._sums[method][name].add_(term, alpha=self._share)
+            self._add_terms(self._linear, name, parameter, gradient)
+            if self._pending is None:
+                self._add_terms(self._others, name, parameter, gradient)
+            elif self._others:
+                held = self._pending.get(name)
+                self._pending[name] = gradient if held is None else held.add_(gradient)
 
         return hook
+
+    def _add_terms(
+        self, methods: Sequence[str], name: str, parameter: nn.Parameter, gradient: Tensor
+    ) -> None:
+        weight = self._partition.part(parameter)
+        for method in methods:
+            term = GRADIENT_METHODS[method].term(weight, gradient)
+            self._sums[method][name].add_(term, alpha=self._share)
 
     def _watch_inputs(self, name: str, parameter: nn.Parameter) -> Callable[[], None]:
         """Add up the squared inputs of a linear layer, and how often it was called, last: [in + 1].

@@ -64,10 +64,12 @@ class GradientMethod(NamedTuple):
 
     term: Callable[[Tensor, Tensor], Tensor]
     finish: Callable[[Tensor, Tensor], Tensor]
+    linear: bool = False
+    """Whether the term of a sum of gradients is the sum of their terms."""
 
 
 GRADIENT_METHODS = {
-    "taylor": GradientMethod(lambda weight, gradient: gradient, taylor),
+    "taylor": GradientMethod(lambda weight, gradient: gradient, taylor, linear=True),
     "taylor-abs": GradientMethod(taylor_abs, lambda weight, total: total),
     "fisher": GradientMethod(
         lambda weight, gradient: fisher(gradient), lambda weight, total: total

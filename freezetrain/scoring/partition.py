@@ -24,16 +24,19 @@ class Partition:
         """Where the model runs."""
         return next(model.parameters()).device
 
-    def rows(self, number: int, batch: Tensor) -> tuple[Tensor, bool] | None:
-        """Rows of batch ``number`` for this rank to run, and whether they count; None: no rows."""
-        return batch, True
+    def passes(self, number: int, batch: Tensor, at_once: int) -> list[tuple[Tensor, bool]]:
+        """Rows of batch ``number`` for this rank to run, and whether they count, pass by pass.
+
+        At most ``at_once`` rows a pass. Ranks that share the weights get the same number of passes.
+        """
+        return [(rows, True) for rows in batch.split(at_once)]
 
     def part(self, parameter: nn.Parameter) -> Tensor:
         """This rank's part of a weight, as it is held."""
         return parameter.detach()
 
     def gradient(self, parameter: nn.Parameter) -> Tensor:
-        """This rank's part of a batch's gradient, fp32; called as ``parameter.grad`` is there.
+        """This rank's part of a pass's gradient, fp32; called as ``parameter.grad`` is there.
 
         The caller may write into it, and drops ``parameter.grad``.
         """
@@ -76,8 +79,9 @@ class Replicated(Ranks):
         super().__init__()
         self.turns = self.world
 
-    def rows(self, number: int, batch: Tensor) -> tuple[Tensor, bool] | None:
-        return (batch, True) if number % self.turns == self.rank else None
+    def passes(self, number: int, batch: Tensor, at_once: int) -> list[tuple[Tensor, bool]]:
+        mine = number % self.turns == self.rank
+        return super().passes(number, batch, at_once) if mine else []
 
     def total(self, part: Tensor) -> Tensor:
         part = part.clone()
@@ -91,10 +95,13 @@ class Replicated(Ranks):
 class Split(Ranks):
     """Each rank holds a part of every weight, and runs some rows of every batch."""
 
-    def rows(self, number: int, batch: Tensor) -> tuple[Tensor, bool] | None:
-        mine = batch[self.rank :: self.world]
-        # The last batch may have fewer rows than there are ranks, which must all take part.
-        return (mine, True) if len(mine) else (batch[:1], False)
+    def passes(self, number: int, batch: Tensor, at_once: int) -> list[tuple[Tensor, bool]]:
+        # A rank that has fewer rows than others takes part in their passes, with one of no account.
+        passes = []
+        for rows in batch.split(at_once * self.world):
+            mine = rows[self.rank :: self.world]
+            passes.append((mine, True) if len(mine) else (rows[:1], False))
+        return passes
 
 
 class FullyShard(Split):

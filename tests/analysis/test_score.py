@@ -44,6 +44,7 @@ THREE = ["--languages", "[en,zh,es]"]
 def work(rank: int, world: int, words: list[str], fault: str | None) -> int:
     """A rank of the verb; its exit status. ``fault``: what goes wrong, "kill", "full" or "nan"."""
     folder = Path(words[-1])
+    compute._TOKENS_OF_A_PASS["cpu"] = 24  # a row at a time, where one process takes three at once
     count_languages(folder.with_name(f"{folder.name}-{rank}-languages"))
     if fault == "kill" and rank == 0:
         kill_in_the_third_language(folder)

@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from freezetrain.errors import CheckError, UserError
 from freezetrain.regions import Base, block_parameters, fingerprint
 from freezetrain.regions.blocks import outer_parameters
-from freezetrain.scoring import Scores, compute_scores, select
+from freezetrain.scoring import Scores, compute, compute_scores, select
 from freezetrain.scoring.compute import Scoring
 from freezetrain.scoring.methods import METHODS
 
@@ -75,6 +75,32 @@ def test_taylor_does_not_depend_on_how_the_text_is_batched() -> None:
         apart = compute_scores(model, rows.split(sizes))
         for name in together:  # in units of the first batch
             assert_scores_close(apart[name] * sizes[0] / 6, together[name].double())
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("name", ["llama", "mixtral"])  # not each pass calls each expert
+def test_a_batch_in_several_passes_is_one_batch(
+    name: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batches = build(name), text(5, 5, 3)
+    seen: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(len(given["input_ids"])), with_kwargs=True
+    )
+    monkeypatch.setitem(compute._TOKENS_OF_A_PASS, "cpu", rows * 7 + 6)
+    methods = ["taylor", "taylor-abs", "fisher", "wanda"]
+    with Scoring(model, methods) as scoring:
+        seen.clear()
+        for batch in batches:
+            scoring.add(batch)
+        found = {method: dict(scoring.tensors(method)) for method in methods}
+        made = scoring.made("fisher")
+    assert seen == ([1] * 13 if rows == 1 else [2, 2, 1, 2, 2, 1, 2, 1])
+    for method, expected in loops(model, batches).items():
+        for parameter, score in found.get(method, {}).items():
+            assert_scores_close(score, expected[parameter])
+    loss = mean_nll(reference_of(model), torch.cat(batches))
+    assert made["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def loop_wanda(model: nn.Module, batches: list[Tensor]) -> dict[str, Tensor]:
