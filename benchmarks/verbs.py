@@ -25,6 +25,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+import freezetrain
+
 Results = Mapping[str, Any]
 
 
@@ -154,7 +156,47 @@ def steps(model: str, other: str | None, out: Path) -> list[Step]:
              "--documents", 1],
             lambda r, _: f"{len(r['claims'])} claims",
         ),
+        Step(
+            "quickstart",
+            ["quickstart", "--model", model, "--minutes", 3],
+            lambda r, _: (
+                f"announced {r['expected_seconds'] / 60:.1f} minutes, took "
+                f"{r['seconds']['total'] / 60:.1f}"
+            ),
+        ),
+        # At default settings, where batches are as large as a user's: for their memory.
+        Step(
+            "default-score",
+            ["score", "--model", model, "--texts", _long_text(out), "--languages", "[mixed]",
+             "--sequences", 8],
+            lambda r, _: f"loss {_loss(r):.2f}",
+        ),
+        Step(
+            "default-train",
+            ["train", "--model", model, "--languages", "[zh]", "--region", core,
+             "--optimization.max_steps", 2, "--watch.languages", "[en,zh]",
+             "--watch.documents", 2, *saved],
+            _trained,
+        ),
+        Step(
+            "default-forgetting",
+            ["forgetting", "--base.path", model, "--models", json.dumps(others[:1]),
+             "--target", "zh", "--evaluation.languages", "[en,zh]"],
+            lambda r, _: f"{len(r['runs'])} models",
+        ),
     ]  # fmt: skip
+
+
+def _long_text(out: Path) -> Path:
+    """A folder of one language ``mixed``, long enough for a whole batch: several declarations."""
+    folder = out / "texts"
+    folder.mkdir(exist_ok=True)
+    declarations = Path(freezetrain.__file__).parent / "data" / "udhr"
+    parts = [
+        (declarations / f"{name}.jsonl").read_text() for name in ("en", "de", "es", "fr", "it")
+    ]
+    (folder / "mixed.jsonl").write_text("".join(parts))
+    return folder
 
 
 def _comparison(model: str, out: Path) -> Path:
@@ -285,7 +327,7 @@ def _held(pid: int) -> int:
     except OSError:
         return 0
     found = re.search(r"VmHWM:\s+(\d+)", status)
-    return 1000 * int(found[1]) if found else 0
+    return 1024 * int(found[1]) if found else 0
 
 
 def table(rows: list[Row]) -> str:
