@@ -43,7 +43,7 @@ class PaperRecipe:
     halves: bool = True
     """Score the second half of the sequences apart too, to see how stable regions are."""
     batch: int = 8
-    """Sequences in one forward and backward pass."""
+    """Sequences of a batch when scores are computed, as of `freezetrain score`."""
     engine: Engine = field(default_factory=Engine)
     """On what is scored; all else runs in one process."""
     ratios: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.05])
