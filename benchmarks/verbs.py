@@ -158,7 +158,7 @@ def steps(model: str, other: str | None, out: Path) -> list[Step]:
         ),
         Step(
             "quickstart",
-            ["quickstart", "--model", model, "--minutes", 3],
+            ["quickstart", "--model", model, "--minutes", 10],
             lambda r, _: (
                 f"announced {r['expected_seconds'] / 60:.1f} minutes, took "
                 f"{r['seconds']['total'] / 60:.1f}"
