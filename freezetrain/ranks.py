@@ -1,6 +1,7 @@
 """Processes that run together: how they were started, broadcasts, errors that all of them raise."""
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -197,6 +198,17 @@ def _several(group: "dist.ProcessGroup | None" = None) -> bool:
     import torch.distributed as dist
 
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
+# What gloo and NCCL say of a connection to a process that has ended.
+_LOST = re.compile(
+    r"gloo.*(by peer|remote worker)|ncclRemoteError|remote process exited", re.DOTALL
+)
+
+
+def of_lost_rank(error: BaseException) -> bool:
+    """Whether ``error``, which torch.distributed raised, says that another rank has ended."""
+    return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
 
 
 def own_rank() -> int:

@@ -3,10 +3,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
-from forked_ranks import run_ranks
+from forked_ranks import RanksError, run_ranks
 from lightning.fabric.plugins.environments import (
     LightningEnvironment,
     SLURMEnvironment,
@@ -19,6 +21,7 @@ from freezetrain.ranks import (
     current_launch,
     from_all_ranks,
     from_first_rank,
+    of_lost_rank,
     on_first_rank,
     together,
 )
@@ -182,3 +185,33 @@ def test_without_other_ranks_nothing_is_asked_of_them():
     assert from_all_ranks(3) == [3]
     with pytest.raises(OSError, match="full"), together():
         raise OSError("full")
+
+
+def meet_a_rank_that_ends(rank: int, world: int, said: Path) -> None:
+    dist.all_reduce(torch.ones(1))
+    if rank == 1:
+        os._exit(3)
+    try:
+        dist.all_reduce(torch.ones(1))
+    except RuntimeError as error:
+        said.write_text(f"{of_lost_rank(error)} {error}")
+
+
+def test_a_rank_that_has_ended_is_known_by_what_the_others_raise(tmp_path):
+    with pytest.raises(RanksError) as caught:
+        run_ranks(meet_a_rank_that_ends, tmp_path / "said")
+    assert caught.value.codes[1] == 3
+    assert (tmp_path / "said").read_text().startswith("True ")
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("NCCL error: remote process exited or there was a network error"), True),
+        (RuntimeError("NCCL Error 6: ncclRemoteError: a call failed"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ConnectionResetError("Connection reset by peer"), False),  # of a download
+    ],
+)
+def test_other_errors_are_not_of_a_lost_rank(error, lost):
+    assert of_lost_rank(error) is lost

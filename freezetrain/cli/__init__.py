@@ -1,7 +1,7 @@
 """`freezetrain`, the command. The command line alone parses, prints and exits.
 
-Status 0: done; 1: a check said no; 2: bad input; 70: a fault of freezetrain; 75: saved early, the
-same command goes on; 130: stopped by Ctrl-C.
+Status 0: done; 1: a check said no; 2: bad input; 70: a fault of freezetrain; 71: another process of
+the job is gone; 75: saved early, the same command goes on; 130: stopped by Ctrl-C.
 """
 
 import errno
@@ -22,7 +22,14 @@ from freezetrain.cli.stopped import BEFORE_A_FOLDER, interrupted, with_way_on
 from freezetrain.cli.verbs import VERBS
 from freezetrain.errors import CheckError, Interrupted, Preempted, UserError
 from freezetrain.escaping import visible, visible_lines
-from freezetrain.ranks import OUT, Launch, current_launch, end_with_parent, shared_folder
+from freezetrain.ranks import (
+    OUT,
+    Launch,
+    current_launch,
+    end_with_parent,
+    of_lost_rank,
+    shared_folder,
+)
 from freezetrain.recipe import yaml12
 from freezetrain.user_files import VERBOSE, verbose
 
@@ -67,8 +74,15 @@ def _status(arguments: Sequence[str], launch: Launch) -> int:
             return _print_error(Interrupted(BEFORE_A_FOLDER), launch, _CTRL_C)
         _leave_the_end_to_rank_0(launch)
         return _CTRL_C
-    except Exception:
-        return _print_fault(launch)
+    except Exception as error:
+        if not of_lost_rank(error):
+            return _print_fault(launch)
+        lost = UserError(
+            "another process of this job has ended, and this one cannot go on without it; where it "
+            "did not say why, the system ended it, mostly for want of memory: see what a process "
+            "takes (train --dry_run), then give the same command again"
+        )
+        return _print_error(lost.with_traceback(error.__traceback__), launch, os.EX_OSERR)
 
 
 def _print_fault(launch: Launch) -> int:

@@ -238,6 +238,15 @@ def test_a_fault_of_ours_has_a_status_of_its_own_and_a_traceback(
     assert "this is a fault of freezetrain" in said.splitlines()[-1]
 
 
+def test_a_process_that_is_gone_is_no_fault_of_ours(job, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    job.action = raising(RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"))
+    assert status(*TRAIN) == 71
+    said = capsys.readouterr().err
+    assert said.startswith("freezetrain: another process of this job has ended")
+    assert len(said.splitlines()) == 1
+
+
 @pytest.mark.parametrize("verbose", [[], ["--verbose"]])
 def test_the_traceback_of_bad_input_is_shown_on_demand(job, capsys, monkeypatch, tmp_path, verbose):
     monkeypatch.chdir(tmp_path)
