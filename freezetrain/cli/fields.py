@@ -105,7 +105,12 @@ def _type(hint: Any) -> str:
         return "{NAME: VALUE,...}"
     if is_dataclass(hint):
         return "{FIELD: VALUE,...}"
-    known = {bool: "{true,false}", str: "TEXT", str | list[str]: "{TEXT,[TEXT,...]}"}
+    known = {
+        bool: "{true,false}",
+        bool | int: "{true,false,INT}",
+        str: "TEXT",
+        str | list[str]: "{TEXT,[TEXT,...]}",
+    }
     return known.get(hint) or hint.__name__.upper()
 
 

@@ -4,7 +4,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -116,6 +117,8 @@ def check_type(hint: Any, value: Any, name: str, where: str = "", expand: bool =
             )
             for key, item in value.items()
         }
+    if kind in (Union, UnionType) and type(value) in arguments:
+        return _number(value, name, where)
     if kind is float and type(value) is int:
         return _number(float(_number(value, name, where)), name, where)
     if type(value) is kind:
@@ -178,6 +181,8 @@ def _expected(kind: Any, arguments: tuple[Any, ...]) -> str:
         return f"one of {', '.join(map(repr, arguments))}"
     if kind is list:
         return "a list, as [a, b]"
+    if kind in (Union, UnionType):
+        return " or ".join(argument.__name__ for argument in arguments)
     if kind is dict or is_dataclass(kind):
         return "a group of fields, as {name: value}"
     return kind.__name__
@@ -232,8 +237,7 @@ def field_types(kind: type) -> dict[str, Any]:
 
 def plain_type(hint: Any) -> Any:
     """``X`` of ``X | None`` and of ``Annotated[X, ...]``; another type as it is."""
-    if allows_none(hint):
-        (hint,) = (part for part in get_args(hint) if part is not NoneType)
+    hint = _without_none(hint)
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
@@ -248,10 +252,15 @@ def allows_none(hint: Any) -> bool:
     return get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint)
 
 
+def _without_none(hint: Any) -> Any:
+    if not allows_none(hint):
+        return hint
+    return reduce(or_, (part for part in get_args(hint) if part is not NoneType))
+
+
 def _mark(hint: Any) -> Any:
     """What a type is annotated with; None for a plain one."""
-    if allows_none(hint):
-        (hint,) = (part for part in get_args(hint) if part is not NoneType)
+    hint = _without_none(hint)
     return get_args(hint)[1] if get_origin(hint) is Annotated else None
 
 

@@ -191,10 +191,11 @@ class Engine:
     """Under fsdp2: groups of devices that weights are split over, each of which holds all of them
     (HSDP), as the GPUs of one machine; gradients are averaged over the groups. Divides the
     devices."""
-    gradient_checkpointing: bool | None = None
+    gradient_checkpointing: bool | int | None = None
     """Compute activations of the decoder blocks again in the backward pass: less memory, about a
-    third more time, the same bits. None: where, as ``--dry_run`` estimates, a device would
-    otherwise take more than nine tenths of a GPU's memory, or a third of a machine's without."""
+    third more time, the same bits. A number n: of every n-th block, so that both are a part of
+    that. None: of all where, as ``--dry_run`` estimates, a device would otherwise take more than
+    nine tenths of a GPU's memory, or a third of a machine's without."""
     compile: bool = False
     """Run the decoder blocks as torch.compile makes them, in training; compiling takes a while at
     the start. The same to rounding. Not under zero-3."""
@@ -203,6 +204,12 @@ class Engine:
 
     def __post_init__(self) -> None:
         check(self.devices is None or self.devices >= 1, "devices", "1 or more", self.devices)
+        every = self.gradient_checkpointing
+        expected = "true, false, or 1 or more: every how many blocks"
+        valid = every is None or isinstance(every, bool) or every >= 1
+        check(valid, "gradient_checkpointing", expected, every)
+        if every == 1:
+            self.gradient_checkpointing = True
         zero = self.kind.startswith("zero")
         check(zero or self.offload == "none", "offload", "none unless under zero", self.offload)
         deep = self.offload != "all" or self.kind == "zero-3"

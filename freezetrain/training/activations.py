@@ -21,24 +21,34 @@ from freezetrain.head.find import Head
 from freezetrain.head.inside import inside
 from freezetrain.nll import next_token_nll
 from freezetrain.regions import decoder_blocks
+from freezetrain.training.checkpointed import recomputed
 
 
 @dataclass(frozen=True)
 class Activations:
     """Bytes that one micro-batch keeps on one rank."""
 
-    block: int
-    """Of the largest decoder block."""
-    blocks: int
-    """Of all decoder blocks."""
-    inputs: int
-    """Inputs of all decoder blocks: what is kept of them with gradient checkpointing."""
+    blocks: tuple[int, ...]
+    """Of each decoder block; what several of them share is counted with the first."""
+    inputs: tuple[int, ...]
+    """Input of each decoder block: what is kept of one that is computed again."""
     outside: int
     """Outside of the blocks: embedding, last norm, head and loss."""
 
-    def kept(self, checkpointing: bool) -> int:
+    def of_inputs(self, every: bool | int | None) -> int:
+        """Inputs of the blocks that are computed again: ``every`` n-th, True for all."""
+        again = recomputed(len(self.blocks), every)
+        return sum(size for size, chosen in zip(self.inputs, again, strict=True) if chosen)
+
+    def of_blocks(self, every: bool | int | None) -> int:
+        """What all blocks keep for the backward pass, ``every`` n-th its input alone."""
+        again = recomputed(len(self.blocks), every)
+        rest = (size for size, chosen in zip(self.blocks, again, strict=True) if not chosen)
+        return self.of_inputs(every) + sum(rest)
+
+    def kept(self, every: bool | int | None) -> int:
         """What is alive when the backward pass begins, without the logits' gradients."""
-        return (self.inputs if checkpointing else self.blocks) + self.outside
+        return self.of_blocks(every) + self.outside
 
 
 def count_activations(
@@ -62,11 +72,10 @@ def count_activations(
         model.set_attn_implementation("sdpa")  # which keeps the same, and knows the device
     counter = _Counter(tensor for tensor in (*model.parameters(), *model.buffers()))
     marks: list[int] = []
-    inputs = 0
+    inputs: list[int] = []
 
     def before(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        nonlocal inputs
-        inputs += (args[0] if args else kwargs["hidden_states"]).nbytes
+        inputs.append((args[0] if args else kwargs["hidden_states"]).nbytes)
         marks.append(counter.total)
 
     blocks = [block for _, block in decoder_blocks(model)]
@@ -84,7 +93,7 @@ def count_activations(
     sizes = [after - start for start, after in zip(marks[::2], marks[1::2], strict=True)]
     total = counter.total
     del loss  # until here its graph keeps what was counted, so that no storage is counted twice
-    return Activations(max(sizes), sum(sizes), inputs, total - sum(sizes))
+    return Activations(tuple(sizes), tuple(inputs), total - sum(sizes))
 
 
 def _squared(hidden: Tensor) -> Tensor:

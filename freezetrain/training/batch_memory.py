@@ -19,7 +19,7 @@ def batch_parts(
     shapes: Shapes, model: PreTrainedModel, recipe: TrainRecipe, on_gpu: bool
 ) -> list[Part]:
     """What a micro-batch takes, and a batch of the evaluation."""
-    settings, checkpointing = recipe.optimization, bool(recipe.engine.gradient_checkpointing)
+    settings, every = recipe.optimization, recipe.engine.gradient_checkpointing
     layer = plain_head(model)
     whole = layer is None
     kept = count_activations(
@@ -30,10 +30,9 @@ def batch_parts(
         shapes.autocast,
         whole,
     )
-    blocks = kept.kept(checkpointing) - kept.outside
-    block = kept.block + (kept.inputs if checkpointing else 0)
+    block = max(kept.blocks) + kept.of_inputs(every)
     parts = [
-        Part("activations of the blocks", blocks, ("forward", "loss")),
+        Part("activations of the blocks", kept.of_blocks(every), ("forward", "loss")),
         Part("activations outside of them", kept.outside, ("forward", "loss")),
         *(_whole_logits(shapes, model, settings) if whole else ()),
         *(_chunks(shapes, layer, settings, on_gpu) if layer is not None and not whole else ()),

@@ -11,8 +11,10 @@ from freezetrain.files import readable
 from freezetrain.loggers.opening import require_loggers
 from freezetrain.models import check_fit, load_tokenizer, stored_dtype
 from freezetrain.ranks import Launch
+from freezetrain.regions import decoder_blocks
 from freezetrain.run_folder import Outcome
 from freezetrain.tables import Column, Table, facts_table
+from freezetrain.training.checkpointed import recomputed
 from freezetrain.training.data import read_data
 from freezetrain.training.engines import precision
 from freezetrain.training.memory import ALWAYS, MemoryEstimate, Part, estimate
@@ -117,6 +119,9 @@ def _plan_table(
     )
     if plan.recomputation is not None:
         facts["activations"] = f"gradient checkpointing {plan.recomputation.said()}"
+    elif every := recipe.engine.gradient_checkpointing:
+        again = recomputed(len(decoder_blocks(plan.model)), every)
+        facts["activations"] = f"computed again of {sum(again)} of {len(again)} decoder blocks"
     facts["optimizer step"] = (
         f"{settings.micro_batch} sequences x {plan.accumulate} accumulated x {plan.world} devices "
         f"x {settings.sequence_length} tokens = {settings.step_tokens:,} tokens"

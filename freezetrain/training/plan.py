@@ -28,6 +28,7 @@ from freezetrain.scoring import Scores
 from freezetrain.scoring.scores import language_scores
 from freezetrain.stored_model import fingerprint_of_files
 from freezetrain.training.adapters import add_adapters
+from freezetrain.training.checkpointed import require_checkpointing
 from freezetrain.training.engines import (
     deepspeed_config,
     kind_of,
@@ -135,6 +136,7 @@ def make_plan(recipe: TrainRecipe, launch: Launch, tokenizer: str | None = None)
     )
     model, region = shape_and_region(recipe)
     parameter_groups(model, recipe.optimization)  # patterns that fit nothing
+    require_checkpointing(model, recipe.engine.gradient_checkpointing)
     pull, penalty = pull_of(recipe, model), penalty_of(recipe, model)
     rehearsal = rehearsal_of(recipe, tokenizer)
     stored = None if pull is None else stored_dtype(recipe.model)

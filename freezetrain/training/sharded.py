@@ -20,6 +20,7 @@ from freezetrain.models import checked, load_model, meta_model
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions import decoder_blocks
 from freezetrain.training.adapters import add_adapters
+from freezetrain.training.checkpointed import checkpoint_blocks
 from freezetrain.training.compiled import compile_blocks
 from freezetrain.training.engines import policy, precision, trained_in_16_bits
 from freezetrain.training.module import Load
@@ -159,10 +160,7 @@ def loader(recipe: TrainRecipe, kind: str) -> PreTrainedModel | Load:
         if recipe.lora is not None:
             add_adapters(model, recipe.lora, recipe.optimization.seed)
         if recipe.engine.gradient_checkpointing:
-            # Another name since transformers 5.23, which warns of the older one.
-            name = "activation_checkpointing_enable"
-            enable = getattr(model, name, model.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
+            checkpoint_blocks(model, recipe.engine.gradient_checkpointing)
         if recipe.engine.compile:
             compile_blocks(model)
         return model

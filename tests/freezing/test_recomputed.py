@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from freezetrain.freezing import freeze
 from freezetrain.regions import Region
+from freezetrain.training.checkpointed import checkpoint_blocks
 
 pytest.importorskip("deepspeed")
 
@@ -37,12 +38,21 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
 
 
+def add_one(counts: list[int], place: int) -> None:
+    counts[place] += 1
+
+
 def losses_of(rank: int, world: int, engine: str, way: str) -> list[float]:
     import deepspeed
 
     model = tiny_llama()
     region = Region.random(model, RATIO, seed=0)
-    if "checkpointed" in way:
+    runs = [0] * len(model.model.layers)
+    if way == "checkpointed":
+        checkpoint_blocks(model, 2)
+        for place, block in enumerate(model.model.layers):
+            block.mlp.register_forward_pre_hook(lambda *_, place=place: add_one(runs, place))
+    elif "checkpointed" in way:
         model.gradient_checkpointing_enable({"use_reentrant": "reentrant" in way})
     optimizer = adamw(model)
     if engine == "fsdp2":
@@ -76,6 +86,8 @@ def losses_of(rank: int, world: int, engine: str, way: str) -> list[float]:
             else:
                 model.backward(loss)
                 model.step()
+    if way == "checkpointed":
+        assert runs == [2 * STEPS, STEPS], "the first of two blocks is computed again"
     return losses
 
 

@@ -30,6 +30,7 @@ class Whole:
     kind: Literal["top", "bottom"] = "top"
     count: int | None = None
     flag: bool = False
+    every: bool | int | None = None
     numbers: list[float] = field(default_factory=list)
     shares: dict[str, float] = field(default_factory=dict)
     anything: dict[str, Any] = field(default_factory=dict)
@@ -47,6 +48,7 @@ def test_values_of_every_type():
         "kind": "bottom",
         "count": 3,
         "flag": True,
+        "every": 2,
         "numbers": [1, 0.5],
         "shares": {"en": 1},
         "anything": {"deep": {"deeper": [1, None]}},
@@ -60,10 +62,12 @@ def test_values_of_every_type():
         "bottom",
         3,
         True,
+        2,
         [1.0, 0.5],
         {"en": 1.0},
         {"deep": {"deeper": [1, None]}},
     )
+    assert build(Whole, {"part": {"path": "a"}, "every": False}, "here").every is False
     assert [type(number) for number in (whole.part.share, *whole.numbers)] == [float] * 3
     assert build(Whole, {"part": {"path": "a"}, "maybe": None, "count": None}, "here") == Whole(
         Part("a")
@@ -95,6 +99,9 @@ def test_only_the_named_fields_change_also_inside_groups():
         ({"count": 2.0}, "here: count: expected int, got 2.0"),
         ({"count": True}, "here: count: expected int, got True"),
         ({"flag": "yes"}, "here: flag: expected bool, got 'yes'"),
+        ({"every": "all"}, "here: every: expected bool or int, got 'all'"),
+        ({"every": 1.0}, "here: every: expected bool or int, got 1.0"),
+        ({"every": 2**63}, "here: every: expected a number of at most 64 bits"),
         ({"numbers": 1}, "here: numbers: expected a list, as [a, b], got 1"),
         ({"numbers": [1, "x"]}, "here: numbers[1]: expected float, got 'x'"),
         ({"shares": {"en": "x"}}, "here: shares.en: expected float, got 'x'"),

@@ -50,7 +50,7 @@ def test_training_is_the_same_with_a_freeze_a_pull_and_documents_apart(
             max_steps=3, sequence_length=32, micro_batch=2, batch_tokens=128, learning_rate=0.01,
             warmup_steps=1, document_mask=True,
         ),
-        engine=Engine(gradient_checkpointing=True),
+        engine=Engine(gradient_checkpointing=2),  # of one of the two blocks
         watch=Watch(languages=["zh", "en"], documents=2, max_length=64),
         workers=1,
     )  # fmt: skip

@@ -104,6 +104,9 @@ def test_checkpointing_batch_and_mask_change_the_activations(model):
     with_less = recipe("ddp", gradient_checkpointing=True)
     assert activations(with_less)[0] == 4 * 2 * 64 * 64 * 4  # the inputs of four blocks
     assert activations(plain)[0] > 10 * activations(with_less)[0]
+    half = activations(recipe("ddp", gradient_checkpointing=2))[0]
+    mean = (activations(plain)[0] + activations(with_less)[0]) / 2
+    assert half == pytest.approx(mean, rel=0.01)
     double = replace(
         plain, optimization=replace(plain.optimization, micro_batch=4, batch_tokens=1024)
     )

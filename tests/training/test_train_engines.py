@@ -97,7 +97,8 @@ def test_two_groups_of_two_ranks_train_as_one(recipe, alone, tmp_path, model_fol
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero-2"])
 def test_two_ranks_train_as_one_with_compiled_blocks(recipe, alone, tmp_path, kind):
-    run = Run(tmp_path / "run", {**recipe, "engine": {"kind": kind, "compile": True}})
+    engine = {"kind": kind, "compile": True, "gradient_checkpointing": 2}
+    run = Run(tmp_path / "run", {**recipe, "engine": engine})
     start(run, world=2, timeout=400)  # the compiler of C++ takes its time
     assert_close(run.weights, alone.weights)
     assert run.results["frozen_entries"] > 0
@@ -145,7 +146,8 @@ def test_what_is_logged_is_in_the_table_and_in_the_results(recipe, alone):
 
 @pytest.mark.parametrize("kind", by_engine("zero-1"))  # which goes the way of zero-2
 def test_two_ranks_train_as_one(recipe, alone, model_folder, tmp_path, kind):
-    run = Run(tmp_path / "run", {**recipe, "engine": {"kind": kind}})
+    engine = {"kind": kind, "gradient_checkpointing": 2}  # of the first of two blocks
+    run = Run(tmp_path / "run", {**recipe, "engine": engine})
     start(run, world=2)
     assert_close(run.weights, alone.weights)
     assert run.sequences == alone.sequences
