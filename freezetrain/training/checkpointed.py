@@ -49,7 +49,7 @@ def checkpoint_blocks(model: PreTrainedModel, every: bool | int) -> None:
     getattr(model, name, model.gradient_checkpointing_enable)({"use_reentrant": False})
     blocks = [block for _, block in decoder_blocks(model)]
     for block, again in zip(blocks, recomputed(len(blocks), every), strict=True):
-        # transformers' own every_n_layers, since 5.23, counts from the first block.
+        # transformers' own every_n_layers, which not all versions have, counts from the first.
         modules: Any = () if again else block.modules()
         for module in modules:
             if hasattr(module, "gradient_checkpointing"):
