@@ -10,11 +10,15 @@ with its collator for language modeling, and freezetrain packs.
 The trainings are whole jobs: ``freezetrain train`` as its verb runs it, and ``Trainer`` with what a
 script needs to start it. Each keeps the defaults that it has for what costs time: its progress bar,
 what it logs and how often, its kernel of AdamW.
+
+Processor time is what all threads of a process took, which other programs on the machine change
+less than the time on the clock. Memory is the most that a process held, libraries too.
 """
 
 import contextlib
 import multiprocessing
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -37,11 +41,13 @@ from transformers import AutoModelForCausalLM
 import freezetrain
 from benchmarks.harness import Options, Results, Row, alternate, finish, ratios, shown
 from benchmarks.memory import make_model
+from freezetrain.files import readable
 from freezetrain.regions import Region
 
 TITLE = "Training throughput"
 FREEZETRAIN, FROZEN, TRAINER = "freezetrain", "freezetrain, 1% frozen", "HF Trainer"
-WAYS = (TRAINER, FREEZETRAIN, FROZEN)
+CALLBACK = "HF Trainer, 1% frozen by our callback"
+WAYS = (TRAINER, CALLBACK, FREEZETRAIN, FROZEN)
 BASE = Path(freezetrain.__file__).parent / "base"
 LARGE = {
     "cpu": {"hidden_size": 448, "intermediate_size": 1216, "num_hidden_layers": 6},
@@ -106,8 +112,8 @@ def jobs(options: Options, folder: Path) -> list[Job]:
 
 def side_by_side(job: Job, rounds: int, ways: Sequence[str] = WAYS) -> dict[str, Any]:
     """Start all, let them take turns, and end them."""
-    counts: dict[str, list[tuple[int, int]]] = {way: [] for way in ways}
-    starts, losses = {}, {}
+    counts: dict[str, list[tuple[int, int, float]]] = {way: [] for way in ways}
+    starts, losses, peaks = {}, {}, {}
     with ExitStack() as stack:
         pipes = {}
         for way in ways:
@@ -128,9 +134,11 @@ def side_by_side(job: Job, rounds: int, ways: Sequence[str] = WAYS) -> dict[str,
         seconds = alternate(turns, rounds)
         for way in ways:
             pipes[way].send("end")
-            losses[way] = _answer(pipes[way])
-    tokens = {way: [count for count, _ in counts[way][1:]] for way in ways}  # the first: untimed
-    places = {way: sum(count for _, count in counts[way][1:]) for way in ways}
+            losses[way], peaks[way] = _answer(pipes[way])
+    timed = {way: counts[way][1:] for way in ways}
+    tokens = {way: [count for count, _, _ in timed[way]] for way in ways}
+    places = {way: sum(count for _, count, _ in timed[way]) for way in ways}
+    processor = {way: [spent for _, _, spent in timed[way]] for way in ways}
     speed = {
         way: [count / time for count, time in zip(tokens[way], seconds[way], strict=True)]
         for way in ways
@@ -148,6 +156,9 @@ def side_by_side(job: Job, rounds: int, ways: Sequence[str] = WAYS) -> dict[str,
         "tokens_per_second": {way: statistics.median(speed[way]) for way in ways},
         "speed": ratios(speed, TRAINER),
         "step_seconds": {way: statistics.median(seconds[way]) / job.steps for way in ways},
+        "processor_seconds": processor,
+        "processor": None if job.device == "cuda" else ratios(processor, TRAINER),
+        "peak_bytes": peaks,
         "start_seconds": starts,
         "loss_after": losses,
     }
@@ -161,7 +172,7 @@ def _answer(pipe: Connection, expected: str | None = None) -> Any:
     return answer
 
 
-def _turn(pipe: Connection, counts: list[tuple[int, int]]) -> None:
+def _turn(pipe: Connection, counts: list[tuple[int, int, float]]) -> None:
     pipe.send("turn")
     counts.append(_answer(pipe))
 
@@ -210,6 +221,12 @@ def _rows(case: Mapping[str, Any]) -> list[Row]:
             if speed[way]["high"] >= 1:
                 note += "; the quartiles include 1"
         table.append(Row(f"{what}: {way}", figure, goal, met, note))
+    if processor := case.get("processor"):  # neither on a GPU nor in older results
+        times = [f"{way} {shown(processor[way], 2)}" for way in speed if way != TRAINER]
+        table.append(Row(f"{what}: processor time, of {TRAINER}'s", "; ".join(times)))
+    if held := case.get("peak_bytes"):
+        peaks = [f"{way} {readable(most)}" for way, most in held.items()]
+        table.append(Row(f"{what}: most memory of a process", "; ".join(peaks)))
     return table
 
 
@@ -222,10 +239,11 @@ def process(way: str, job: Job, folder: Path, pipe: Connection) -> None:
 
 def work(way: str, job: Job, folder: Path, pipe: Connection) -> None:
     """Train as ``way`` does. Sends "started" after the first step, "ready" when it is warm, and for
-    each "turn" that it gets the tokens learned from and the places computed; for anything else the
-    model's loss on fixed token ids, and ends. Sends an error as it stands.
+    each "turn" that it gets the tokens learned from, the places computed and the processor's
+    seconds; for anything else the model's loss on fixed token ids and the most bytes held, and
+    ends. Sends an error as it stands.
     """
-    run = hf_trainer if way == TRAINER else freezetrain_train
+    run = hf_trainer if way in (TRAINER, CALLBACK) else freezetrain_train
     try:
         with (
             open(os.devnull, "w") as nowhere,
@@ -254,6 +272,7 @@ class Turns:
     def _begin(self) -> None:
         self._tokens: Tensor | int = 0
         self._places = 0
+        self._processor = time.process_time()
 
     def step_ended(self, model: torch.nn.Module, tokens: Tensor | int, places: int) -> None:
         """To be called after each optimizer step, with what it learned from and computed."""
@@ -267,9 +286,11 @@ class Turns:
             return
         finish(self._job.device)
         warm = self._done == self._job.warm
-        self._pipe.send("ready" if warm else (int(self._tokens), self._places))
+        spent = time.process_time() - self._processor
+        self._pipe.send("ready" if warm else (int(self._tokens), self._places, spent))
         if self._pipe.recv() != "turn":
-            self._pipe.send(loss_of(model, self._job))
+            held = most_held(self._job.device)
+            self._pipe.send((loss_of(model, self._job), held))
             raise Ended
         self._begin()
 
@@ -280,6 +301,14 @@ def loss_of(model: torch.nn.Module, job: Job) -> float:
     ids = ids.to(next(model.parameters()).device)
     with torch.no_grad():
         return float(model.eval()(input_ids=ids, labels=ids).loss)
+
+
+def most_held(device: str) -> int:
+    """Bytes: of tensors on a GPU, else of this whole process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(kilobytes) * 1024
 
 
 def recipe(job: Job, folder: Path, frozen: bool = False) -> Any:
@@ -338,6 +367,8 @@ def hf_trainer(way: str, job: Job, folder: Path, turns: Turns) -> None:
         default_data_collator,
     )
 
+    from freezetrain.integrations.hf import RegionFreezeCallback
+
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     rows: list[dict[str, Any]]
     collate: Callable[[Any], Any]
@@ -358,6 +389,7 @@ def hf_trainer(way: str, job: Job, folder: Path, turns: Turns) -> None:
         def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             turns.step_ended(more["model"], *counts.popleft())
 
+    frozen = [RegionFreezeCallback(job.region)] if way == CALLBACK else []
     Trainer(
         AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32),
         TrainingArguments(
@@ -375,7 +407,7 @@ def hf_trainer(way: str, job: Job, folder: Path, turns: Turns) -> None:
         ),
         data_collator=counted,
         train_dataset=rows,  # type: ignore[arg-type]
-        callbacks=[Clocked()],
+        callbacks=[Clocked(), *frozen],
     ).train()
 
 

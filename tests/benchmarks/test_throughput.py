@@ -3,15 +3,19 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from benchmarks.memory import make_model
 from benchmarks.throughput import (
+    CALLBACK,
     FREEZETRAIN,
     FROZEN,
     TRAINER,
+    WAYS,
     Job,
     documents,
+    most_held,
     recipe,
     rows,
     work,
@@ -51,20 +55,36 @@ class Pipe:
 def answers(job, tmp_path_factory):
     """Of each way, trained in this process."""
     found = {}
-    for way in (TRAINER, FREEZETRAIN, FROZEN):
+    for way in WAYS:
         pipe = Pipe()
         work(way, job, tmp_path_factory.mktemp("run"), pipe)
         found[way] = pipe.answers
     return found
 
 
+def counts(answers):
+    """Tokens and places of each turn."""
+    assert all(spent > 0 for _, _, spent in answers[2:-1])
+    return [(tokens, places) for tokens, places, _ in answers[2:-1]]
+
+
 def test_both_learn_the_same_from_the_same_sequences(answers):
-    started, ready, *turns, loss = answers[FREEZETRAIN]
-    assert (started, ready) == ("started", "ready")
-    assert len(turns) == TURNS
-    assert answers[TRAINER][:-1] == answers[FREEZETRAIN][:-1]
-    assert loss == pytest.approx(answers[TRAINER][-1], abs=1e-6)
-    assert loss != pytest.approx(answers[FROZEN][-1], abs=1e-6)
+    for way in WAYS:
+        assert answers[way][:2] == ["started", "ready"]
+        assert len(counts(answers[way])) == TURNS
+        assert counts(answers[way]) == counts(answers[TRAINER])
+    loss, frozen, *others = (
+        answers[way][-1][0] for way in (FREEZETRAIN, FROZEN, TRAINER, CALLBACK)
+    )
+    assert others == pytest.approx([loss, frozen], abs=1e-6)
+    assert loss != pytest.approx(frozen, abs=1e-6)
+
+
+def test_most_memory_is_that_of_the_process(job):
+    held = most_held("cpu")
+    assert held > 100e6  # torch alone
+    there = torch.ones(held // 4 + 25_000_000)  # more than there ever was
+    assert most_held("cpu") >= there.nbytes
 
 
 def test_only_what_has_a_label_counts(job, answers, tmp_path):
@@ -72,13 +92,13 @@ def test_only_what_has_a_label_counts(job, answers, tmp_path):
     batches = iter(loader.train_dataloader())
     labels = [int((next(batches)["labels"] != -100).sum()) for _ in range(2 + STEPS * TURNS)]
     turns = [sum(labels[at : at + STEPS]) for at in range(2, len(labels), STEPS)]
-    assert answers[FREEZETRAIN][2:-1] == [(count, STEPS * BATCH * LENGTH) for count in turns]
+    assert counts(answers[FREEZETRAIN]) == [(count, STEPS * BATCH * LENGTH) for count in turns]
 
 
 def test_documents_are_padded_to_the_longest(job, tmp_path):
     pipe = Pipe()
     work(TRAINER, replace(job, documents=True, sequence_length=512), tmp_path, pipe)
-    tokens, places = map(sum, zip(*pipe.answers[2:-1], strict=True))
+    tokens, places = map(sum, zip(*counts(pipe.answers), strict=True))
     rows = TURNS * STEPS * BATCH
     assert tokens + rows < places < rows * 512  # of each row the first token has no label
 
@@ -112,7 +132,7 @@ def made(packed, padded):
 
     def of(documents, ratio):
         spread = {"median": ratio, "low": ratio - 0.05, "high": ratio + 0.05}
-        same = dict.fromkeys((TRAINER, FREEZETRAIN, FROZEN), 1.0)
+        same = dict.fromkeys(WAYS, 1.0)
         return {
             "documents": documents,
             "parameters": 4_000_000,
@@ -121,6 +141,8 @@ def made(packed, padded):
             "padding": dict.fromkeys(same, 0.25),
             "tokens_per_second": same,
             "speed": {FREEZETRAIN: spread, FROZEN: spread},
+            "processor": {FREEZETRAIN: spread, FROZEN: spread},
+            "peak_bytes": {TRAINER: 2e9, FREEZETRAIN: 1.5e9},
             "step_seconds": {**same, FREEZETRAIN: 1.5},
             "start_seconds": same,
             "loss_after": same,
@@ -139,7 +161,16 @@ def test_verdicts_follow_from_the_medians(packed, padded, verdicts):
     for row in table:
         if row.met is False:
             assert "1500.0 ms against 1000.0 ms" in row.note
-    assert "25% of Trainer's places" in table[2].what
+    assert table[2].figure.startswith(f"freezetrain {packed:.2f} (")
+    assert table[3].figure == "HF Trainer 2 GB; freezetrain 1.5 GB"
+    assert "25% of Trainer's places" in table[4].what
+
+
+def test_a_gpu_has_no_processor_time():
+    figures = made(1.0, 1.5)
+    for case in figures["cases"]:
+        case["processor"] = None
+    assert not any("processor" in row.what for row in rows(figures))
 
 
 def test_a_clear_miss_is_not_excused():
