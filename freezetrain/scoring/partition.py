@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from freezetrain.errors import UserError
+from freezetrain.head.chunks import parts_of
 
 
 class Partition:
@@ -29,7 +30,7 @@ class Partition:
 
         At most ``at_once`` rows a pass. Ranks that share the weights get the same number of passes.
         """
-        return [(rows, True) for rows in batch.split(at_once)]
+        return [(batch[part], True) for part in parts_of(len(batch), at_once)]
 
     def part(self, parameter: nn.Parameter) -> Tensor:
         """This rank's part of a weight, as it is held."""
@@ -98,7 +99,8 @@ class Split(Ranks):
     def passes(self, number: int, batch: Tensor, at_once: int) -> list[tuple[Tensor, bool]]:
         # A rank that has fewer rows than others takes part in their passes, with one of no account.
         passes = []
-        for rows in batch.split(at_once * self.world):
+        for part in parts_of(len(batch), at_once * self.world):
+            rows = batch[part]
             mine = rows[self.rank :: self.world]
             passes.append((mine, True) if len(mine) else (rows[:1], False))
         return passes
