@@ -18,6 +18,9 @@ _UNSEEN = (
 )
 _NAME = re.compile(f"[{_UNSEEN}]")
 _TEXT = re.compile(f"(?!\n)[{_UNSEEN}]")
+_NOT_MLFLOW = re.compile(
+    r"[^\w\-./ ]|-(?=[0-9a-f]+(?:[^\w./ ]|/\Z))|(?<![^/])/|/\Z|(?<![^/])\.+(?![^/])"
+)
 
 
 def visible(text: str) -> str:
@@ -33,10 +36,12 @@ def visible_lines(text: str) -> str:
 def for_mlflow(name: str) -> str:
     """``name`` in letters and digits of any script and ``_ - . /`` and spaces, all MLflow takes.
 
-    Any other sign as its number in Unicode: ``a+b`` as ``a-2b-b``; ``..`` between two / as ``-``.
+    Any other sign as its number in Unicode: ``a+b`` as ``a-2b-b``; so are dots and nothing between
+    two /, and a hyphen that would begin such a number: no two names become the same.
     """
-    name = re.sub(r"[^\w\-./ ]", lambda sign: f"-{ord(sign.group()):x}-", visible(name))
-    return "/".join(part if part.strip(".") else "-" for part in name.split("/"))
+    return _NOT_MLFLOW.sub(
+        lambda found: "".join(f"-{ord(sign):x}-" for sign in found.group()), visible(name)
+    )
 
 
 def shortened(text: str, longest: int) -> str:

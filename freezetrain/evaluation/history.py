@@ -93,6 +93,10 @@ class Evaluation:
         )
 
 
+TOGETHER_TAGS = ("mean", "worst", "backward_transfer", "target_gain")
+"""What loggers call, behind ``forgetting/``, figures of all languages and of the target."""
+
+
 def language_tag(language: str, figure: str) -> str:
     """What a logger calls a language's figure: ``forgetting/zh/perplexity``."""
     return f"forgetting/{visible(language)}/{figure}"

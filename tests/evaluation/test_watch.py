@@ -158,6 +158,10 @@ def test_counts_that_are_needed_and_not_given_are_refused():
     [
         ({"target": "swa"}, "'swa' is not among .* mean 'sw'"),
         ({"documents": {"sw": documents()["sw"]}}, "at least one held-out"),
+        *(
+            ({"documents": {**documents(), name: documents()["sw"]}}, f"called '{name}'.*another")
+            for name in ("mean", "worst", "backward_transfer", "target_gain")
+        ),
         ({"every_n_tokens": 5}, "expected one of every_n_steps"),
         ({"time_share": 0.0}, "above 0 and at most 1"),
     ],

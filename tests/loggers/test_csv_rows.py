@@ -2,6 +2,9 @@
 
 import csv
 import json
+import posixpath
+import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -95,9 +98,18 @@ def test_a_damaged_note_of_runs_is_one_sentence(tmp_path, content):
     [
         ("forgetting/中文/perplexity", "forgetting/中文/perplexity"),
         ("forgetting/a+b*(c)/x", "forgetting/a-2b-b-2a--28-c-29-/x"),
-        ("pull/regions//a/../b", "pull/regions/-/a/-/b"),
+        ("pull/regions//a/../b", "pull/regions/-2f-a/-2e--2e-/b"),
         ("forgetting/a\nb", "forgetting/a-5c-nb"),
     ],
 )
 def test_names_that_mlflow_takes(name, expected):
     assert for_mlflow(name) == expected
+
+
+def test_no_two_names_are_the_same_in_mlflow():
+    names = ["".join(signs) for n in range(6) for signs in product("-2f+./", repeat=n)]
+    taken = [for_mlflow(name) for name in names]
+    assert len(set(taken)) == len(names) > 9_000
+    for name in taken[1:]:
+        assert re.fullmatch(r"[\w\-./ ]+", name), name
+        assert posixpath.normpath(name) == name, "as MLflow asks"
