@@ -68,6 +68,7 @@ def check_loggers(kinds: Sequence[Kind], wandb: Wandb, mlflow: Mlflow) -> None:
     """UserError for loggers that do not go together, and for options of one that is not named."""
     expected = "loggers, each once"
     check(len(set(kinds)) == len(kinds), "logger", expected, kinds)
+    check(bool(kinds), "logger", "one or more loggers, or none", kinds)
     check("none" not in kinds or len(kinds) == 1, "logger", "none alone, or loggers", kinds)
     if "none" in kinds:
         return  # one word turns off what the rest of a recipe describes

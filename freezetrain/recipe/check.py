@@ -48,6 +48,20 @@ def check_shares(name: str, shares: Mapping[str, float]) -> None:
     check(sums, name, "shares that sum to 1", f"{dict(shares)}, which sum to {total:g}")
 
 
+def check_repository(name: str, value: str | None) -> None:
+    """OWNER/NAME, as the hub takes it; None is well too."""
+    if value is None:
+        return
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # help does without it
+
+    try:
+        validate_repo_id(value)
+        valid = value.count("/") == 1
+    except HFValidationError:
+        valid = False
+    check(valid, name, "OWNER/NAME, of letters, digits and - _ . as the hub takes them", value)
+
+
 def file_name(name: str) -> str:
     """Letters, digits and ``_ . + -`` of ``name``, all else as one hyphen: ``core-5``."""
     return re.sub(r"[^\w.+]+", "-", name).strip("-")

@@ -125,12 +125,15 @@ def check_type(hint: Any, value: Any, name: str, where: str = "", expand: bool =
         return (
             _text(value, mark, name, where, expand) if kind is str else _number(value, name, where)
         )
-    advice = "; put it in quotes" if kind is str else ""
-    if kind is Literal:
-        advice = near_misses(str(value), arguments)
-    raise _refusal(
-        where, f"{name}: expected {_expected(kind, arguments)}, got {shown(value)}{advice}"
-    )
+    advice = ""
+    if kind is str and isinstance(value, bool | int | float):
+        advice = "; put it in quotes"
+    if kind is Literal and isinstance(value, str):
+        advice = near_misses(value, arguments)
+    expected = _expected(kind, arguments)
+    if isinstance(mark, WordOrList):
+        expected = f"{_expected(Literal, get_args(arguments[0]))}, or a list of them"
+    raise _refusal(where, f"{name}: expected {expected}, got {shown(value)}{advice}")
 
 
 def _check_distinct(names: list[str], name: str, where: str) -> None:

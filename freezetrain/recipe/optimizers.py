@@ -57,7 +57,8 @@ def is_import_path(name: str) -> bool:
 
 def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
     """UserError for a name that is none, and for arguments that other fields give."""
-    if name not in OPTIMIZERS and not is_import_path(name):
+    words = all(part.isidentifier() for part in name.split("."))
+    if name not in OPTIMIZERS and not (is_import_path(name) and words):
         raise UserError(
             f"optimizer must be one of {', '.join(OPTIMIZERS)}, or the import path of a class as "
             f"torch.optim.NAdam, got {shown(name)}{near_misses(name, OPTIMIZERS)}; change it in "

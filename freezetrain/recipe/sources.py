@@ -100,6 +100,7 @@ class TextSource:
             check(self.messages_field != "", "messages_field", "the name of a field", "")
             expected = "left out where messages_field is given"
             check(self.text_field == "text", "text_field", expected, self.text_field)
+        check(self.key_field != "", "key_field", "the name of a field, or left out", "")
         names = self.document_fields
         expected = "the name of a field, or a list of different ones"
         valid = names and all(names) and len(set(names)) == len(names)

@@ -6,7 +6,12 @@ from typing import Annotated, Literal
 
 from freezetrain.evaluation.brake import Brake
 from freezetrain.loggers.recipe import Kind, Mlflow, Wandb, check_loggers
-from freezetrain.recipe.check import check, check_shares, check_temperature
+from freezetrain.recipe.check import (
+    check,
+    check_repository,
+    check_shares,
+    check_temperature,
+)
 from freezetrain.recipe.optimization import Engine, Optimization
 from freezetrain.recipe.optimizers import check_engine
 from freezetrain.recipe.sources import (
@@ -309,6 +314,7 @@ class TrainRecipe:
         check_temperature("temperature", self.temperature, self.weights)
         check_shares("weights", self.weights)
         check_loggers(self.logger, self.wandb, self.mlflow)
+        check_repository("push", self.push)
         expected = "float32, bfloat16 or stored: float16 overflows in training"
         check(self.model.dtype != "float16", "model.dtype", expected, self.model.dtype)
         self._check_streams()

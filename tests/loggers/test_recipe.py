@@ -52,7 +52,9 @@ def test_tensorboard_alone_where_nothing_is_said_and_options_of_both():
     [
         ({"logger": "wanbd"}, r"logger: expected one of .*'wanbd' \(did you mean 'wandb'\?\)"),
         ({"logger": ["csv", "tensorbord"]}, r"logger\[1\]: .*did you mean 'tensorboard'"),
-        ({"logger": None}, "logger: expected a list"),
+        ({"logger": None}, "'csv', 'none', or a list of them, got None$"),
+        ({"logger": []}, "logger must be one or more loggers, or none"),
+        ({"wandb": {"name": ["n"]}}, r"wandb\.name: expected str, got \['n'\]$"),
         ({"logger": ["csv", "csv"]}, "logger must be loggers, each once"),
         ({"logger": ["none", "csv"]}, "logger must be none alone, or loggers"),
         ({"wandb": {"project": "p"}}, "logger must be with wandb, which the recipe has options"),

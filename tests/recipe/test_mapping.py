@@ -92,6 +92,7 @@ def test_only_the_named_fields_change_also_inside_groups():
         ({"parts": [{}]}, "here: missing parts[0].path: give it"),
         ({"part": 5}, "here: part: expected a group of fields, as {name: value}, got 5"),
         ({"part": {"path": 1.0}}, "here: part.path: expected str, got 1.0; put it in quotes"),
+        ({"part": {"path": ["a"]}}, "here: part.path: expected str, got ['a']"),
         ({"part": {"share": "x"}}, "here: part.share: expected float, got 'x'"),
         ({"part": {"share": 3}}, "here: share must be below 1, got 3.0"),
         ({"part": {"share": None}}, "here: part.share: expected float, got None"),

@@ -15,6 +15,7 @@ from freezetrain.recipe.sources import TextSource, check_held_out
         ({"text_field": []}, "text_field must be the name of a field, or a list of different"),
         ({"text_field": ["a", ""]}, "text_field must be the name of a field, or a list of differ"),
         ({"text_field": ["a", "a"]}, "text_field must be the name of a field, or a list of differ"),
+        ({"key_field": ""}, "key_field must be the name of a field, or left out"),
         ({"messages_field": ""}, "messages_field must be the name of a field"),
         ({"messages_field": "m", "text_field": "t"}, "text_field must be left out where messages"),
     ],

@@ -273,6 +273,7 @@ def test_the_dry_run_tells_the_state(name, model_folder, model, tmp_path):
             {"optimizer": "adam"},
             "optimizer must be one of adamw, .*, got 'adam' .did you mean 'ada",
         ),
+        ({"optimizer": "torch..NAdam"}, "the import path of a class as torch.optim.NAdam, got"),
         ({"optimizer": "adafactor", "beta1": 0.8}, "beta1 must be left out where the optimizer is"),
         (
             {"optimizer_args": {"lr": 1.0}},

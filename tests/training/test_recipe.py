@@ -27,6 +27,10 @@ LIMITED = Optimization(max_steps=5)
     [
         (lambda: TrainRecipe(MODEL, weights={"a": 0.5, "b": 0.4}), r"which sum to 0\.9"),
         (lambda: TrainRecipe(MODEL, weights={"a": 1.5, "b": -0.5}), r"weights\.a must be above 0"),
+        *(
+            (lambda name=name: TrainRecipe(MODEL, push=name), "push must be OWNER/NAME, of letters")
+            for name in ("", "name", "a/b/c", "a/b c", "a/", "https://huggingface.co/a/b", "a/..")
+        ),
         (lambda: Replay(weights={"a": 0.2}), r"which sum to 0\.2"),
         (lambda: Replay(weights={"a": 1.0}, temperature=2.0), "temperature must be left out"),
         (lambda: Replay(share=1.0), "share must be above 0 and below 1"),
