@@ -1,6 +1,8 @@
 """What mkdocs.yml cannot say: pages from outside docs/, and pages made of the source."""
 
+import json
 import re
+from base64 import b64decode
 from html import escape
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
@@ -14,14 +16,21 @@ from freezetrain.cli.fields import Field, groups
 from freezetrain.cli.verbs import VERBS
 
 ROOT = Path(__file__).parent
+NOTEBOOK = "docs/tutorial.ipynb"
 ROLE = re.compile(r":(?:attr|class|func|meth|mod):<code>~?([^<]*)</code>")
 LINK = re.compile(r"(?<=\]\()[^()#:\s]+(?=[)#])")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the home page, what pages link to outside docs/, and a page for each verb."""
+    """Add the home page, the notebook, what pages link to outside docs/, a page for each verb."""
     found = {"README.md", "CHANGELOG.md"}
     found |= {f"docs/{file.src_uri}" for file in files.documentation_pages()}
+    text, pictures = notebook_page(ROOT / NOTEBOOK)
+    text = _moved(text, NOTEBOOK, "")
+    text += "\nThis page is a notebook: [tutorial.ipynb](tutorial.ipynb).\n"
+    files.append(File.generated(config, _place(NOTEBOOK), content=text))
+    for name, picture in pictures.items():
+        files.append(File.generated(config, name, content=picture))
     todo = sorted(found)
     for path in todo:  # which grows: pages from outside have links too
         place = _place(path)
@@ -43,7 +52,11 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     if page.file.abs_src_path is None:
         return markdown
     path = Path(page.file.abs_src_path).relative_to(ROOT).as_posix()
-    here = dirname(page.file.src_uri)
+    return _moved(markdown, path, dirname(page.file.src_uri))
+
+
+def _moved(markdown: str, path: str, here: str) -> str:
+    """Text of the file ``path``, with its links as they are from the site's folder ``here``."""
 
     def moved(link: re.Match[str]) -> str:
         linked = _linked(path, link[0])
@@ -59,6 +72,8 @@ def _linked(path: str, link: str) -> str:
 
 def _place(path: str) -> str:
     """Where a file of the repository is in the site."""
+    if path == NOTEBOOK:
+        return "tutorial.md"
     return "index.md" if path == "README.md" else path.removeprefix("docs/")
 
 
@@ -67,6 +82,26 @@ def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files
     if page.file.src_uri != "python.md":
         return html
     return ROLE.sub(r"<code>\1</code>", html).replace("::</p>", ":</p>")
+
+
+def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Markdown: the notebook's cells with what they have printed; and its pictures, by name."""
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            if output["output_type"] == "stream":
+                parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")
+            elif picture := output.get("data", {}).get("image/png"):
+                name = f"{path.stem}-{len(pictures) + 1}.png"
+                pictures[name] = b64decode(picture)
+                parts.append(f"![What the code above draws]({name})")
+    return "\n\n".join(parts) + "\n", pictures
 
 
 def names_page() -> str:

@@ -1,6 +1,7 @@
 """The documentation as a site: every page is in its navigation, every field in its reference."""
 
 import inspect
+import json
 import re
 import runpy
 from html.parser import HTMLParser
@@ -64,6 +65,19 @@ def test_reference_says_type_and_default():
     )
 
 
+def test_the_notebook_is_a_page_of_its_code_outputs_and_pictures():
+    notebook = json.loads((ROOT / HOOKS["NOTEBOOK"]).read_text(encoding="utf-8"))
+    page, pictures = HOOKS["notebook_page"](ROOT / HOOKS["NOTEBOOK"])
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    shown = re.findall(r"^```python\n(.*?)\n```$", page, re.DOTALL | re.MULTILINE)
+    assert shown == ["".join(cell["source"]) for cell in code]
+    printed = [each for cell in code for each in cell["outputs"] if "text" in each]
+    assert page.count("\n```text\n") == len(printed)
+    assert re.findall(r"!\[[^\]]+\]\((.+?)\)", page) == list(pictures)
+    assert all(data.startswith(b"\x89PNG") for data in pictures.values())
+    assert len(pictures) == 2
+
+
 class Links(HTMLParser):
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -97,6 +111,7 @@ def test_site_builds_strictly_and_its_links_lead_somewhere(tmp_path):
             checked += 1
     assert checked > 1000
     reached = {"benchmarks/freezing_ways.py", "study/small_zh.json", "fields/train/index.html"}
+    reached |= {"tutorial/index.html", "tutorial-2.png", "tutorial.ipynb"}
     assert all((tmp_path / "site" / name).is_file() for name in reached)
     names = pages[tmp_path / "site" / "python" / "index.html"]
     assert {f"freezetrain.{name}" for name in freezetrain.__all__} <= names.anchors
