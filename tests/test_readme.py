@@ -59,9 +59,7 @@ def test_constraints_pin_what_pyproject_requires():
     extras = project["optional-dependencies"]
     requirements = [
         *project["dependencies"],
-        *extras["test"],
-        *extras["deepspeed"],
-        *extras["docs"],
+        *(line for name in extras if name not in ("wandb", "mlflow") for line in extras[name]),
     ]
     names = {normal(re.match(r"[\w.-]+", requirement).group()) for requirement in requirements}
     names -= {"freezetrain"}  # the test extra names other extras of this package

@@ -23,6 +23,7 @@ from freezetrain.data.packing import Drawn
 from freezetrain.data.texts import languages_in, read_languages
 from freezetrain.data.tokens import tokenize
 from freezetrain.errors import CheckError, UserError
+from freezetrain.extras import imported_for
 from freezetrain.files import UNFINISHED, require_space
 from freezetrain.formats import fixed
 from freezetrain.models import (
@@ -48,7 +49,7 @@ from freezetrain.tables import Column, Table
 from freezetrain.training.engines import (
     deepspeed_config,
     kind_of,
-    require_devices,
+    require_engine,
     start_ranks,
     world_size,
 )
@@ -108,7 +109,7 @@ def score_languages(recipe: ScoreRecipe, folder: Path) -> dict[str, dict[str, Ma
     """
     launch = current_launch()
     check_batch(recipe.engine, launch, recipe.batch)
-    require_devices(recipe.engine, launch)
+    require_engine(recipe.engine, launch)
     tokenizer = load_tokenizer(recipe.model)
     shape = meta_model(recipe.model)
     check_fit(shape, tokenizer, recipe.sequence_length)
@@ -307,13 +308,8 @@ def _partitioned(
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))  # which DeepSpeed looks for
-    try:
+    with imported_for("deepspeed", "engine.kind zero-3", ", or use fsdp2"):
         from freezetrain.freezing.zero import gathering
-    except ImportError as error:
-        raise UserError(
-            f"engine.kind is zero-3 and deepspeed cannot be imported ({error}); install "
-            "freezetrain[deepspeed], or use fsdp2"
-        ) from error
     held = stored_dtype(source) if source.dtype == "stored" else getattr(torch, source.dtype)
     config: dict[str, Any] = deepspeed_config(engine, Optimization())
     config["zero_optimization"].pop("offload_optimizer", None)  # there is none

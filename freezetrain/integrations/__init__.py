@@ -1,1 +1,5 @@
 """Callbacks for trainers of other libraries."""
+
+from freezetrain.extras import require
+
+require("hf", __name__)

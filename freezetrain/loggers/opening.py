@@ -5,13 +5,13 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from freezetrain.errors import Preempted, UserError
+from freezetrain.errors import Preempted
+from freezetrain.extras import require
 from freezetrain.files import write_json
 from freezetrain.loggers import wandb_run
 from freezetrain.loggers.csv_rows import CSVRows
@@ -33,14 +33,8 @@ def require_loggers(
     Nothing is logged. ``connect`` on rank 0 alone.
     """
     for name in ("wandb", "mlflow"):
-        if name not in kinds:
-            continue
-        found = find_spec(name)
-        if found is None or found.origin is None:  # a folder of that name, as the loggers leave
-            raise UserError(
-                f"logger: {name} needs the package {name}, which is not installed; install it with "
-                f"pip install 'freezetrain[{name}]', or leave {name} out of logger"
-            )
+        if name in kinds:
+            require(name, f"logger: {name}", f", or leave {name} out of logger")
     if connect and "wandb" in kinds:
         wandb_run.require_login(wandb)
     if connect and "mlflow" in kinds:

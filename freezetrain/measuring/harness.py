@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation.benchmarks import Score, Scores
 from freezetrain.evaluation.figures import finite_or_none
+from freezetrain.extras import imported_for
 from freezetrain.hub_network import offline_unless_reachable
 from freezetrain.measuring.recipe import Benchmarks
 from freezetrain.user_files import reading, reason
@@ -32,13 +33,8 @@ class Harness:
     """
 
     def __init__(self, settings: Benchmarks) -> None:
-        try:
+        with imported_for("benchmarks", "benchmarks.tasks", ", or leave benchmarks out"):
             from lm_eval.tasks import TaskManager
-        except ImportError as error:
-            raise UserError(
-                f"benchmarks need lm-evaluation-harness, which cannot be imported ({error}); "
-                "install it with pip install '.[benchmarks]' in freezetrain's clone"
-            ) from error
         self._settings = settings
         where = settings.folder or "lm-evaluation-harness"
         remedy = "correct them, or leave benchmarks out"

@@ -10,7 +10,7 @@ from freezetrain.recipe.text_types import LocalPath, Name
 
 @dataclass
 class Benchmarks:
-    """Tasks of lm-evaluation-harness, which `pip install '.[benchmarks]'` installs."""
+    """Tasks of lm-evaluation-harness, which `pip install 'freezetrain[benchmarks]'` installs."""
 
     tasks: list[str] = field(default_factory=list)
     """Names of tasks, groups or tags: its own, or those in folder. Empty: none are run."""

@@ -23,10 +23,8 @@ class Known:
 
     betas: bool = True
     """Whether it has the two of AdamW."""
-    package: str | None = None
-    """What it is in, where that does not come along."""
     extra: str | None = None
-    """The extra of freezetrain that brings the package."""
+    """The extra of freezetrain that brings its package, where that does not come along."""
     not_under: Mapping[str, str] = field(default_factory=dict)
     """Beginning of an engine's kind -> why it cannot run there."""
 
@@ -34,7 +32,6 @@ class Known:
 OPTIMIZERS = {
     "adamw": Known(),
     "adamw-8bit": Known(
-        package="bitsandbytes",
         extra="8bit",
         not_under={"fsdp2": "bitsandbytes does not step tensors that FSDP2 has split"},
     ),
@@ -45,7 +42,7 @@ OPTIMIZERS = {
             "fsdp2": "it sums over rows and columns, which FSDP2 has split",
         },
     ),
-    "lion": Known(package="lion_pytorch", extra="lion"),
+    "lion": Known(extra="lion"),
     "muon": Known(not_under={"zero": f"it takes whole matrices, and {_FLAT}"}),
 }
 

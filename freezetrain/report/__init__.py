@@ -1,1 +1,5 @@
 """What the pages share, and the page of runs."""
+
+from freezetrain.extras import require
+
+require("train", __name__)

@@ -49,7 +49,7 @@ from freezetrain.sampling.figures import outcome_of
 from freezetrain.sampling.prompts import Given, Plan, plan_of
 from freezetrain.sampling.recipe import RehearseRecipe
 from freezetrain.stored_model import say
-from freezetrain.training.engines import require_devices, start_ranks
+from freezetrain.training.engines import require_engine, start_ranks
 from freezetrain.training.memory import require_memory
 
 
@@ -60,7 +60,7 @@ def run(recipe: RehearseRecipe, folder: Path) -> Outcome:
     model whose generation differs from its forward pass, or gives nothing finite.
     """
     launch = current_launch()
-    require_devices(recipe.engine, launch)
+    require_engine(recipe.engine, launch)
     tokenizer = load_tokenizer(recipe.model)
     shape = meta_model(recipe.model)
     check_fit(shape, tokenizer, recipe.sequence_length)

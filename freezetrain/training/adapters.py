@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from freezetrain.callbacks.near_base import wide
 from freezetrain.errors import UserError, near_misses
+from freezetrain.extras import imported_for
 from freezetrain.regions import decoder_blocks
 from freezetrain.training.recipe import Lora
 
@@ -21,13 +22,8 @@ def add_adapters(model: PreTrainedModel, lora: Lora, seed: int) -> None:
     did. UserError where PEFT is not installed, the rank is larger than any layer, or a name of
     ``lora.targets`` fits no linear layer of the decoder blocks.
     """
-    try:
+    with imported_for("lora", "lora", ", or leave lora out"):
         from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise UserError(
-            "lora needs the package peft, which is not installed; install it with pip install "
-            "'freezetrain[lora]', or leave lora out"
-        ) from error
     layers = _linear_layers(model)
     names = _targets(layers, lora.targets)
     _check_rank(lora.rank, [layers[name] for name in names])

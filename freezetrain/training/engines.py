@@ -23,6 +23,7 @@ from lightning.pytorch.strategies import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from freezetrain.errors import UserError
+from freezetrain.extras import imported_for, require
 from freezetrain.ranks import Launch
 from freezetrain.recipe.check import shown
 from freezetrain.recipe.optimization import Engine, Optimization
@@ -107,8 +108,10 @@ def devices(engine: Engine, launch: Launch) -> int:
     return engine.devices or max(1, gpus)
 
 
-def require_devices(engine: Engine, launch: Launch) -> None:
-    """UserError for more processes on CPU cores than there are of those (and than 8)."""
+def require_engine(engine: Engine, launch: Launch) -> None:
+    """UserError where DeepSpeed is missing, or for more processes than CPU cores (and than 8)."""
+    if engine.kind.startswith("zero"):
+        require("deepspeed", f"engine.kind {engine.kind}", ", or use fsdp2")
     cores = os.cpu_count() or 1
     asked, most = devices(engine, launch), max(8, cores)
     if not launch.external and not torch.cuda.is_available() and asked > most:
@@ -189,7 +192,8 @@ def deepspeed_config(engine: Engine, settings: Optimization) -> dict[str, Any]:
             f"engine.deepspeed sets stage {config['zero_optimization']['stage']} and engine.kind "
             f"is {engine.kind}; leave the stage out"
         )
-    from freezetrain.freezing.zero import check_settings  # imports deepspeed
+    with imported_for("deepspeed", f"engine.kind {engine.kind}", ", or use fsdp2"):
+        from freezetrain.freezing.zero import check_settings
 
     check_settings(config["zero_optimization"])
     return config

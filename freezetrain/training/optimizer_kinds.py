@@ -1,7 +1,6 @@
 """Optimizers by name or import path: their arguments, what they are refused for, their state."""
 
 import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from torch.distributed.tensor import Shard as Split
 from torch.optim import AdamW, Optimizer
 
 from freezetrain.errors import UserError, near_misses
+from freezetrain.extras import require
 from freezetrain.freezing.optimizers import take_apart
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.optimizers import OPTIMIZERS, is_import_path
@@ -69,9 +69,9 @@ def require_optimizer(settings: Optimization, *, held: bool, flat: bool) -> None
     do to each weight what it would do in a matrix.
     """
     if not is_import_path(settings.optimizer):
-        package = OPTIMIZERS[settings.optimizer].package
-        if package is not None and importlib.util.find_spec(package) is None:
-            raise _not_installed(settings.optimizer)
+        extra = OPTIMIZERS[settings.optimizer].extra
+        if extra is not None:
+            require(extra, f"optimization.optimizer {settings.optimizer}", ", or use adamw")
         _small(settings, [nn.Parameter(torch.zeros(2, 2))])
         return
     whole, optimizer = _stepped(settings, lambda tensor: [tensor])
@@ -164,14 +164,6 @@ def _maker(
             return partial(MuonWithAdamW, inner=inner, betas=betas, **more)
     kind = _imported(settings.optimizer)
     return partial(kind, **_of_class(kind, settings, more))
-
-
-def _not_installed(name: str) -> UserError:
-    known = OPTIMIZERS[name]
-    return UserError(
-        f"optimization.optimizer {name} needs the package {known.package}, which is not "
-        f"installed; install it with pip install 'freezetrain[{known.extra}]', or use adamw"
-    )
 
 
 def _imported(path: str) -> type[Optimizer]:

@@ -29,7 +29,7 @@ from freezetrain.tables import Column, Table
 from freezetrain.terminal import Terminal
 from freezetrain.training.checkpoints import latest_checkpoint, step_of
 from freezetrain.training.data import TextData, read_data
-from freezetrain.training.engines import require_devices
+from freezetrain.training.engines import require_engine
 from freezetrain.training.memory import require_memory
 from freezetrain.training.model_card import CARD, model_card
 from freezetrain.training.module import CausalLM
@@ -69,7 +69,7 @@ def run(
             "engine.gradient_checkpointing: false leaves it out"
         )
     check_fit(plan.model, tokenizer, recipe.optimization.sequence_length)
-    require_devices(recipe.engine, launch)
+    require_engine(recipe.engine, launch)
     if recipe.push is not None and launch.rank == 0:
         require_repository(recipe.push)
     length, sequences = recipe.optimization.sequence_length, recipe.optimization.micro_batch

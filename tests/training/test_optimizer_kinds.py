@@ -187,7 +187,7 @@ def test_a_class_that_does_not_step_what_fsdp2_has_split_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["lion", "adamw-8bit"])
 def test_a_package_that_is_not_there_is_named_with_its_extra(name, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("freezetrain.extras.is_there", lambda _: False)
     extra = rf"pip install 'freezetrain\[{OPTIMIZERS[name].extra}\]'"
     with pytest.raises(UserError, match=extra):
         require_optimizer(optimization(name), held=False, flat=False)
