@@ -17,6 +17,9 @@ HELP_GOAL = 1.0  # seconds
 ROUNDS = 7
 ROOT = Path(__file__).parents[1]
 PLAIN, TORCH = "python -c pass", 'python -c "import torch"'
+IMPORT = 'python -c "import torch, freezetrain"'
+FREEZE = 'python -c "import torch; from freezetrain import freeze"'
+IMPORT_GOAL = 0.1  # seconds more than torch alone
 
 
 def commands(region: Path, out: Path) -> dict[str, list[str]]:
@@ -25,6 +28,8 @@ def commands(region: Path, out: Path) -> dict[str, list[str]]:
     return {
         PLAIN: ["-c", "pass"],
         TORCH: ["-c", "import torch"],
+        IMPORT: ["-c", "import torch, freezetrain"],
+        FREEZE: ["-c", "import torch; from freezetrain import freeze"],
         "freezetrain --help": [*own, "--help"],
         "freezetrain train --help": [*own, "train", "--help"],
         "freezetrain info REGION": [*own, "info", str(region), "--out", str(out)],
@@ -65,6 +70,13 @@ def measure(options: Options) -> Results:
 def rows(figures: Results) -> list[Row]:
     lines = []
     for name, figure in figures["spread"].items():
+        if name == IMPORT:
+            both = zip(figures["seconds"][name], figures["seconds"][TORCH], strict=True)
+            more = [own - torch for own, torch in both]
+            met = median(more) < IMPORT_GOAL
+            more_shown = f"{shown(spread(more), 3)} s more than torch alone"
+            lines.append(Row(name, more_shown, f"under {IMPORT_GOAL} s more", met))
+            continue
         if name != "freezetrain --help":
             lines.append(Row(name, f"{shown(figure, 2)} s"))
             continue

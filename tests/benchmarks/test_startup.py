@@ -39,3 +39,13 @@ def test_verdicts(seconds: float, met: bool) -> None:
     plain, judged = startup.rows(found)
     assert (plain.met, judged.met) == (None, met)
     assert judged.note == ("" if met else "0.20 s of it are Python's own start")
+
+
+@pytest.mark.parametrize(("more", "met"), [(0.05, True), (0.2, False)])
+def test_the_package_is_judged_by_what_it_adds_to_torch(more: float, met: bool) -> None:
+    alone = [1.0, 2.0, 9.0]  # one of them was held up, the other two turns too
+    seconds = {startup.TORCH: alone, startup.IMPORT: [each + more for each in alone]}
+    found = {"seconds": seconds, "spread": {n: startup.spread(own) for n, own in seconds.items()}}
+    torch, judged = startup.rows(found)
+    assert (torch.met, judged.met) == (None, met)
+    assert judged.figure.startswith(f"{more:.3f} (")
