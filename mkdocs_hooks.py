@@ -109,7 +109,11 @@ def names_page() -> str:
     parts = [
         "# Python names",
         "What `import freezetrain` gives. [Trainers](trainers.md) has examples for each trainer.",
-        *(f"::: freezetrain.{name}" for name in sorted(freezetrain.__all__, key=str.lower)),
+        *(
+            f"::: freezetrain.{name}"
+            for name in sorted(freezetrain.__all__, key=str.lower)
+            if name != "__version__"
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -5,6 +5,4 @@ The public names stand in ``__init__.pyi``; each is loaded on first use.
 
 from freezetrain.lazy_names import public_names
 
-__version__ = "0.1.0"
-
 __getattr__, __dir__, __all__ = public_names(__name__, __file__)

@@ -13,5 +13,4 @@ from .regions import perturb as perturb
 from .scoring import Scores as Scores
 from .scoring import compute_scores as compute_scores
 from .scoring import select as select
-
-__version__: str
+from .version import __version__ as __version__

@@ -8,6 +8,7 @@ import tarfile
 import tomllib
 import zipfile
 from email.parser import Parser
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -57,10 +58,28 @@ def test_a_release_needs_the_tag_of_its_version(tmp_path, tag, right):
     assert (done.returncode == 0) == right
 
 
+# Without the settings of whoever runs the tests.
+GIT = ["git", "-c", "user.name=Tests", "-c", "user.email=tests@localhost", "-c", "gc.auto=0"]
+
+
+def _version(source: Path, folder: Path) -> str:
+    """What setuptools-scm makes of ``source``."""
+    command = [sys.executable, "-m", "setuptools_scm", "--root", str(source)]
+    config = ["--config", str(source / "pyproject.toml")]
+    done = subprocess.run([*command, *config], check=True, capture_output=True, text=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert freezetrain.__version__ == metadata.version("freezetrain")
+
+
 @pytest.mark.exhaustive
 def test_both_distributions_hold_the_whole_package(tmp_path):
-    for name in ("build", "twine"):
+    for name in ("build", "setuptools_scm", "twine"):
         pytest.importorskip(name, reason=f"{name} is not installed")
+    if shutil.which("git") is None:
+        pytest.skip("no git")
     pytest.importorskip("setuptools", "77", reason="pyproject.toml needs a newer setuptools")
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns("__pycache__")
@@ -73,6 +92,12 @@ def test_both_distributions_hold_the_whole_package(tmp_path):
         for path in (source / "freezetrain").rglob("*")
         if path.is_file()
     }
+    assert _version(source, tmp_path) == "0.0.0"
+    own = [*GIT, "-C", str(source)]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "All"]):
+        subprocess.run([*own, *command], check=True)
+    assert _version(source, tmp_path).startswith("0.0.1.dev1+g")
+    subprocess.run([*own, "tag", "v1.2.3"], check=True)
     dist = tmp_path / "dist"
     command = ["-m", "build", "--no-isolation", "--outdir", str(dist), str(source)]
     subprocess.run([sys.executable, *command], check=True, capture_output=True)
@@ -90,10 +115,15 @@ def test_both_distributions_hold_the_whole_package(tmp_path):
     packed = {name for name in names if ".dist-info/" not in name}
     assert packed == files
     assert {"freezetrain/py.typed", "freezetrain/__init__.pyi"} <= files
-    assert said["Version"] == freezetrain.__version__
+    assert said["Version"] == "1.2.3"
     assert said["License-Expression"] == "MIT"
     assert said.get_all("Classifier") == PROJECT["classifiers"]
     with tarfile.open(sdist) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
     assert files | {"LICENSE", "README.md", "pyproject.toml"} <= packed
-    assert not [name for name in packed if name.startswith("tests")]
+    made = {"PKG-INFO", "setup.cfg", "MANIFEST.in"}
+    assert not {
+        name
+        for name in packed - files - made - {"LICENSE", "README.md", "pyproject.toml"}
+        if name and "freezetrain" not in name
+    }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from freezetrain import __version__
 from freezetrain.cli import main
 from freezetrain.cli.command_line import parse
 from freezetrain.cli.verbs import VERBS
@@ -244,6 +245,6 @@ def test_help_and_version_start_without_what_takes_long():
     assert said.splitlines()[-1] == "set()"
     assert "--optimization.learning_rate FLOAT" in said
     command = [sys.executable, "-m", "freezetrain"]
-    assert "0.1.0" in subprocess.run([*command, "--version"], **options).stdout
+    assert subprocess.run([*command, "--version"], **options).stdout == f"{__version__}\n"
     overview = " ".join(subprocess.run([*command, "--help"], **options).stdout.split())
     assert all(f"{name} {verb.help}" in overview for name, verb in VERBS.items())
