@@ -107,11 +107,15 @@ def digests(documents: Mapping[str, Sequence[Document]]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Window:
-    """A piece of a document: the last ``predicted`` of ``ids`` are predicted."""
+    """A piece of a document: the last ``predicted`` of ``ids`` are predicted.
+
+    ``before``: how many tokens of the document the windows before this one predict.
+    """
 
     document: int
     ids: list[int]
     predicted: int
+    before: int
 
 
 def windows(number: int, document: Document, max_length: int, overlap: int = 1) -> Iterator[Window]:
@@ -125,11 +129,12 @@ def windows(number: int, document: Document, max_length: int, overlap: int = 1) 
     https://github.com/EleutherAI/lm-evaluation-harness).
     """
     done = min(max_length, document.tokens)
-    yield Window(number, document.ids[: done + 1], done)
+    yield Window(number, document.ids[: done + 1], done, 0)
     while done < document.tokens:
         predicted = min(document.tokens - done, max_length - overlap + 1)
+        ids = document.ids[done + predicted - max_length : done + predicted + 1]
+        yield Window(number, ids, predicted, done)
         done += predicted
-        yield Window(number, document.ids[done - max_length : done + 1], predicted)
 
 
 def batches(longest_first: Sequence[Window], batch_tokens: int) -> Iterator[list[Window]]:

@@ -1,14 +1,15 @@
 """What an evaluation of a language gives: sums per document, and figures made of them."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from freezetrain.errors import CheckError, UserError
+from freezetrain.evaluation.hits import Hits
 from freezetrain.evaluation.ratio import standard_error
 
 
@@ -143,6 +144,7 @@ class DocumentSums:
     tokens: NDArray[np.int64]  # [N] predicted ones
     bytes: NDArray[np.int64]  # [N] UTF-8 length of the text
     correct: NDArray[np.int64]  # [N] tokens that the model ranks first
+    hits: Hits | None = None  # which ones they are; None where that is not known
 
     def __post_init__(self) -> None:
         for name, dtype in (("nll", np.float64), *((n, np.int64) for n in _COUNTS)):
@@ -150,6 +152,8 @@ class DocumentSums:
         shapes = {name: getattr(self, name).shape for name in ("nll", *_COUNTS)}
         if len(set(shapes.values())) > 1 or self.nll.ndim != 1 or not len(self.nll):
             raise UserError(f"expected a number for each document in every array, got {shapes}")
+        if self.hits is not None and not np.array_equal(self.hits.tokens, self.tokens):
+            raise UserError("expected hits of the same documents as the sums, got those of others")
 
     def __len__(self) -> int:
         return len(self.nll)
@@ -157,7 +161,8 @@ class DocumentSums:
     def take(self, numbers: ArrayLike) -> "DocumentSums":
         """Those of some documents, by their numbers [M]."""
         numbers = np.asarray(numbers, np.int64)
-        return DocumentSums(*(getattr(self, field.name)[numbers] for field in fields(self)))
+        sums = DocumentSums(*(getattr(self, name)[numbers] for name in ("nll", *_COUNTS)))
+        return sums if self.hits is None else replace(sums, hits=self.hits.take(numbers))
 
     def figures(self) -> Figures:
         """The sums over all documents. ``CheckError`` if the NLL is not finite."""
@@ -178,14 +183,18 @@ class DocumentSums:
             errors,
         )
 
-    def to_dict(self) -> dict[str, Sequence[float]]:
-        """Lists, ready for JSON."""
-        return {field.name: getattr(self, field.name).tolist() for field in fields(self)}
+    def to_dict(self) -> dict[str, Any]:
+        """Lists, ready for JSON; ``hits`` as it writes itself."""
+        data = {name: getattr(self, name).tolist() for name in ("nll", *_COUNTS)}
+        return data if self.hits is None else {**data, "hits": self.hits.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "DocumentSums":
         """The inverse of ``to_dict``."""
-        return cls(**{field.name: data[field.name] for field in fields(cls)})
+        sums = cls(*(data[name] for name in ("nll", *_COUNTS)))
+        if (hits := data.get("hits")) is None:
+            return sums
+        return replace(sums, hits=Hits.from_dict(hits, sums.tokens))
 
 
 _COUNTS = ("tokens", "bytes", "correct")

@@ -2,7 +2,8 @@
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -16,8 +17,9 @@ from freezetrain.evaluation.figures import (
     finite_or_none,
     safe_exp,
 )
+from freezetrain.evaluation.hits import Flips, Hits
 from freezetrain.evaluation.ratio import Resampled, bootstrap_ratios, interval, standard_error
-from freezetrain.formats import fixed, perplexity, ratio, signed
+from freezetrain.formats import fixed, perplexity, ratio, share, signed
 from freezetrain.tables import Column, Table
 
 Interval = tuple[float, float]  # of 95%
@@ -59,6 +61,9 @@ class Forgetting:
     target: str | None
     target_gain: float | None  # base − adapted of the target language: positive = learnt
     target_gain_interval: Interval | None
+    flips: dict[str, Flips] = field(default_factory=dict)
+    """Of each language, the target too, where it is known which tokens both rank first, and both
+    have the same ones."""
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
@@ -76,9 +81,10 @@ class Forgetting:
             for name, values in data["languages"].items()
         }
         worst = (data["worst"]["language"], data["worst"]["delta_nll_per_byte"])
+        flips = {name: Flips(**counts) for name, counts in data.get("flips", {}).items()}
         intervals = ("mean_interval", "relative_mean_interval", "target_gain_interval")
         pairs = {name: _pair(data.get(name)) for name in intervals}
-        return cls(**{**data, **pairs, "languages": languages, "worst": worst})
+        return cls(**{**data, **pairs, "languages": languages, "worst": worst, "flips": flips})
 
 
 def forgetting(
@@ -122,6 +128,7 @@ def forgetting(
         target=target,
         target_gain=gain,
         target_gain_interval=gain_interval,
+        flips=_flips(before, after),
     )
 
 
@@ -134,6 +141,7 @@ class _Row:
     delta: float
     interval: Interval | None
     ratio: float | None
+    flips: Flips | None = None
 
     @property
     def by_chance(self) -> bool:
@@ -157,17 +165,26 @@ def forgetting_table(
     """
     result = result or forgetting(before, after, target)
     held_out = [
-        _Row(name, after[name], change.delta_nll_per_byte, change.interval, change.perplexity_ratio)
+        _Row(
+            name,
+            after[name],
+            change.delta_nll_per_byte,
+            change.interval,
+            change.perplexity_ratio,
+            result.flips.get(name),
+        )
         for name, change in result.languages.items()
     ]
     held_out.sort(key=lambda row: -row.delta)
     shown = held_out[:rows]
+    other_tokens = all(row.ratio is None for row in held_out)
     targets = []
     if target is not None:
         change = forgetting({target: before[target]}, {target: after[target]}).languages[target]
         delta, gain = change.delta_nll_per_byte, result.target_gain_interval
         label = f"{target} (target)"
-        targets = [_Row(label, after[target], delta, gain, change.perplexity_ratio)]
+        quotient = None if other_tokens else change.perplexity_ratio
+        targets = [_Row(label, after[target], delta, gain, quotient, result.flips.get(target))]
     mean = _Row("", None, result.mean, result.mean_interval, None)
     notes = []
     if any(row.by_chance for row in [*targets, *held_out, mean]):
@@ -185,8 +202,23 @@ def forgetting_table(
         ),
         Column("perplexity ×", "ratio", ratio, missing="other tokens"),
     ]
+    if result.flips:
+        columns += [
+            Column(f"tokens {what}", partial(_share_flipped, what), share)
+            for what in ("lost", "won")
+        ]
+        notes.append("tokens lost: ranked first by the base alone; won: by the adapted model alone")
+    elif other_tokens:
+        notes.append("tokens lost and won are not counted: base and model have other tokens")
     foot = f"mean of {len(held_out)} held out"
     return Table(title, columns, [*targets, *shown], foot=foot, note="; ".join(notes))
+
+
+def _share_flipped(what: str, row: _Row) -> float | None:
+    if row.flips is None or row.figures is None:
+        return None
+    lost_or_won: int = getattr(row.flips, what)
+    return lost_or_won / row.figures.tokens
 
 
 def _compare(
@@ -195,7 +227,7 @@ def _compare(
     """The language's change, and what it was in resamples of its documents."""
     base, adapted = as_figures(before), as_figures(after)
     quotient = None
-    if _same(before, after, "tokens"):
+    if _same_tokens(before, after):
         quotient = safe_exp((adapted.nll - base.nll) / base.tokens)
     delta = adapted.nll_per_byte - base.nll_per_byte
     relative = delta * _per(base)
@@ -249,6 +281,27 @@ def _text(result: Result) -> str:
     size = result.bytes if isinstance(result, Figures) else int(result.bytes.sum())
     documents = result.documents if isinstance(result, Figures) else len(result)
     return f"{size} bytes" if documents is None else f"{size} bytes in {documents} documents"
+
+
+def _flips(before: Mapping[str, Result], after: Mapping[str, Result]) -> dict[str, Flips]:
+    flips = {}
+    for language in before:
+        base, adapted = _hits(before[language]), _hits(after[language])
+        if base is not None and adapted is not None and (found := base.flips(adapted)) is not None:
+            flips[language] = found
+    return flips
+
+
+def _hits(result: Result) -> Hits | None:
+    return result.hits if isinstance(result, DocumentSums) else None
+
+
+def _same_tokens(before: Result, after: Result) -> bool:
+    """Whether both have the same tokens, or as many in each document, where no more is known."""
+    base, adapted = _hits(before), _hits(after)
+    if base is None or adapted is None:
+        return _same(before, after, "tokens")
+    return base.documents == adapted.documents
 
 
 def _same(before: Result, after: Result, count: str) -> bool:

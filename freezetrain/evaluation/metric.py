@@ -149,7 +149,8 @@ class DocumentNLL(Metric):
             nll = sums["nll"][these].numpy()
             _check_finite(language, math.fsum(nll))
             counts = (self.tokens[these], self.bytes[these], sums["correct"][these])
-            result[language] = DocumentSums(nll, *(values.numpy() for values in counts))
+            tokens, written, correct = (values.numpy() for values in counts)
+            result[language] = DocumentSums(nll, tokens, written, correct)
             first += size
         return result
 

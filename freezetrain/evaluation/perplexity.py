@@ -1,6 +1,8 @@
 """The NLL of documents of uneven length in many languages, in one pass over a model."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from freezetrain.errors import UserError
 from freezetrain.evaluation.documents import Document, Window, batches, windows
 from freezetrain.evaluation.figures import DocumentSums, Figures
+from freezetrain.evaluation.hits import Hits
 from freezetrain.evaluation.metric import DocumentNLL
 from freezetrain.forward import (
     Forward,
@@ -38,6 +41,12 @@ def label_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     fp32. A label is ranked first if it is the argmax, as lm-evaluation-harness has it. All three
     are on the device of ``logits`` (MPS has no fp64: on the CPU), the last two int64.
     """
+    nll, hits = _summed(*_losses(logits, labels))
+    return nll, (labels != NO_LABEL).sum(1).to(nll.device), hits
+
+
+def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The NLL of each label, 0 where none counts, and whether it is ranked first; both [B, L]."""
     labels = labels.to(logits.device)
     at_once = max(1, (_LOGITS_ON_GPU if logits.is_cuda else _LOGITS) // logits.shape[-1])
     rows, flat = logits.flatten(0, 1), labels.flatten()
@@ -46,7 +55,7 @@ def label_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         for start in range(0, max(1, len(flat)), at_once)
     )
     losses, hits = map(torch.cat, zip(*parts, strict=True))
-    return _summed(labels, losses.view(labels.shape), hits.view(labels.shape))
+    return losses.view(labels.shape), hits.view(labels.shape)
 
 
 def _losses_and_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,14 +64,13 @@ def _losses_and_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return losses, logits.max(-1).indices == labels
 
 
-def _summed(labels: Tensor, losses: Tensor, hits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    device = torch.device("cpu") if labels.device.type == "mps" else labels.device
-    counts = (labels != NO_LABEL).sum(1).to(device)
-    return losses.to(device).double().sum(1), counts, hits.sum(1).to(device)
+def _summed(losses: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
+    device = torch.device("cpu") if losses.device.type == "mps" else losses.device
+    return losses.to(device).double().sum(1), hits.sum(1).to(device)
 
 
-def _head_sums(hidden: Tensor, head: Head, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What :func:`label_sums` gives, from the ``hidden`` states [B, L, H] that a head is given."""
+def _head_losses(hidden: Tensor, head: Head, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What :func:`_losses` gives, from the ``hidden`` states [B, L, H] that a head is given."""
     labels = labels.to(hidden.device)
     places = (labels != NO_LABEL).flatten().nonzero()[:, 0]
     losses = torch.zeros(labels.numel(), dtype=torch.float32, device=hidden.device)
@@ -71,7 +79,7 @@ def _head_sums(hidden: Tensor, head: Head, labels: Tensor) -> tuple[Tensor, Tens
     for part, logits in chunks_of_logits(states, head):
         loss, hit = _losses_and_hits(logits.float(), wanted[part])
         losses[places[part]], hits[places[part]] = loss, hit
-    return _summed(labels, losses.view(labels.shape), hits.view(labels.shape))
+    return losses.view(labels.shape), hits.view(labels.shape)
 
 
 Progress = Callable[[int, int], None]
@@ -170,19 +178,36 @@ def evaluate_documents(
         metric.to(device)  # NCCL reduces on the device only
     none = torch.zeros(0, dtype=torch.int64)
     metric.update(none, none.double(), none)  # a rank may have no window
+    # Of which documents' tokens each is ranked first, a byte each until all are known.
+    starts = [0, *accumulate(document.tokens for document in every)]
+    ranked_first = torch.zeros(starts[-1], dtype=torch.uint8, device=device)
     total, done = sum(window.predicted for window in cut), 0
     # Not inference_mode: what a model keeps from this forward (rotary tables) must stay trainable.
     with eval_mode(model), torch.no_grad():
         for batch in own:
-            nll, _, correct = _window_sums(model, batch, device, forward, head)
+            nll, correct, hits = _window_sums(model, batch, device, forward, head)
             metric.update(torch.tensor([window.document for window in batch]), nll, correct)
+            firsts = [starts[window.document] + window.before for window in batch]
+            places = [
+                torch.arange(first, first + window.predicted)
+                for first, window in zip(firsts, batch, strict=True)
+            ]
+            ranked_first[torch.cat(places).to(device)] = hits.to(ranked_first)
             done += sum(window.predicted for window in batch)
             if progress is not None:
                 progress(done, total)
         for _ in range(passes - len(own)):
             _window_sums(model, spare, device, forward, head)
     reshard(model)
-    return metric.document_sums()
+    if len(parts) > 1:
+        dist.all_reduce(ranked_first)  # each token was one process's
+    sums = metric.document_sums()
+    kept, result, first = ranked_first.cpu().numpy().astype(bool), {}, 0
+    for language, texts in documents.items():
+        end = first + sum(document.tokens for document in texts)
+        result[language] = replace(sums[language], hits=Hits.of(texts, kept[first:end]))
+        first = end
+    return result
 
 
 def _check(
@@ -225,7 +250,7 @@ def _window_sums(
     forward: Forward | None,
     head: Head | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``label_sums`` gives for each window's predicted tokens, [B] each, on the device."""
+    """Each window's NLL and hits, [B], and which predicted tokens are hits, window after window."""
     lengths = torch.tensor([len(window.ids) - 1 for window in batch])
     input_ids = torch.zeros(len(batch), int(lengths.max()), dtype=torch.int64)
     labels = torch.full_like(input_ids, NO_LABEL)
@@ -242,14 +267,16 @@ def _window_sums(
     if first:
         options["logits_to_keep"] = labels.shape[1]
     if head is not None:
-        sums: list[tuple[Tensor, Tensor, Tensor]] = []
+        found: list[tuple[Tensor, Tensor]] = []
 
-        def summed(hidden: Tensor) -> Tensor:
-            sums.append(_head_sums(hidden[:, -labels.shape[1] :], head, labels))
-            return sums[0][0]
+        def computed(hidden: Tensor) -> Tensor:
+            found.append(_head_losses(hidden[:, -labels.shape[1] :], head, labels))
+            return found[0][0]
 
-        with inside(head, summed):
+        with inside(head, computed):
             model(input_ids=input_ids.to(device), **accepted(model, options))
-        return sums[0]
-    logits = logits_of(model, input_ids.to(device), forward, options)
-    return label_sums(logits[:, -labels.shape[1] :], labels)
+        losses, hits = found[0]
+    else:
+        logits = logits_of(model, input_ids.to(device), forward, options)
+        losses, hits = _losses(logits[:, -labels.shape[1] :], labels)
+    return (*_summed(losses, hits), hits[(labels != NO_LABEL).to(hits.device)])

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from freezetrain.evaluation import Figures
 from freezetrain.evaluation.figures import finite_or_none, safe_exp
+from freezetrain.evaluation.hits import Flips
 from freezetrain.evaluation.losses import Interval, LanguageForgetting
 from freezetrain.formats import (
     ends,
@@ -59,6 +60,10 @@ class LanguageRow:
     perplexity_ratio: float | None
     beyond_noise: str | None
     """"forgotten", "improved" or "no"; None without an interval."""
+    lost: int | None
+    """Tokens that the base ranks first and the model does not, of ``tokens``."""
+    won: int | None
+    """Tokens that the model ranks first and the base does not."""
 
     @property
     def interval(self) -> Interval | None:
@@ -77,7 +82,8 @@ def language_rows(runs: Sequence[Run]) -> list[LanguageRow]:
             change.mean, change.relative_mean, None, interval=change.mean_interval
         )
         figures = {**_figures(None), **_figures(None, "base_"), "documents": None, "bytes": None}
-        rows.append(LanguageRow(run.name, run.model.step, MEAN, "mean", **figures, **_change(mean)))
+        values = {**figures, **_change(mean), **_flips(None)}
+        rows.append(LanguageRow(run.name, run.model.step, MEAN, "mean", **values))
     return rows
 
 
@@ -105,6 +111,7 @@ def _language_row(run: Run, language: str) -> LanguageRow:
         **_figures(before, "base_"),
         **_figures(after),
         **_change(change),
+        **_flips(run.model.forgetting.flips.get(language)),
     )
 
 
@@ -145,6 +152,13 @@ def _change(change: LanguageForgetting) -> dict[str, Any]:
     }
 
 
+def _flips(flips: Flips | None) -> dict[str, Any]:
+    return {
+        "lost": None if flips is None else flips.lost,
+        "won": None if flips is None else flips.won,
+    }
+
+
 def forgetting_csv(rows: Sequence[LanguageRow], failed: Mapping[str, str] | None = None) -> str:
     """All figures of ``rows`` in full, and a line for each model that ``failed``, with the reason.
 
@@ -179,13 +193,37 @@ def forgetting_markdown(rows: Sequence[LanguageRow]) -> str:
         Column("perplexity ×", "perplexity_ratio", ratio),
         Column("beyond noise", "beyond_noise", text=True, missing=""),
     ]
+    if _flipped(rows):
+        columns[-1:-1] = [
+            Column(f"tokens {what}", partial(_share_flipped, what), share, missing="")
+            for what in ("lost", "won")
+        ]
     if len({row.model for row in rows}) > 1:
         columns.insert(0, Column("model", "model", text=True))
     note = (
         "Δ: loss (NLL) after minus before on the same held-out text; above 0 is forgotten. "
         "Relative: Δ as a share of the loss before."
     )
+    if _flipped(rows):
+        note += f" {FLIPPED}"
     return to_markdown(Table("", columns, rows, note=note))
+
+
+FLIPPED = (
+    "Tokens lost: ranked first by the base and not by the model, as a share of all; won: by the "
+    "model alone. Not counted where the two have other tokens."
+)
+
+
+def _flipped(rows: Sequence[LanguageRow]) -> bool:
+    """Whether it is known of any row which tokens the base alone ranks first."""
+    return any(row.lost is not None for row in rows)
+
+
+def _share_flipped(what: str, row: LanguageRow) -> float | None:
+    """Share of the tokens that were ``lost`` or ``won``."""
+    flipped: int | None = getattr(row, what)
+    return None if flipped is None or row.tokens is None else flipped / row.tokens
 
 
 def _label(row: LanguageRow) -> str:
@@ -242,6 +280,8 @@ def languages_table(rows: Sequence[LanguageRow]) -> Table:
     ]
     for model in means:
         columns += _model_columns(model, means)
+        if _flipped([row for row in rows if row.model == model]):
+            columns += _flipped_columns(model)
         if not shared:
             columns += _base_columns(model)
     if shared:
@@ -251,7 +291,8 @@ def languages_table(rows: Sequence[LanguageRow]) -> Table:
         key=lambda by_model: (_any(by_model).role != "target", -_any(by_model).delta_nll_per_byte),
     )
     title = "Every language against the base; Δ above 0 is forgotten, its 95% interval below it"
-    return Table(title, columns, ranked, foot="mean of held-out", sortable=True)
+    note = FLIPPED if _flipped(rows) else ""
+    return Table(title, columns, ranked, foot="mean of held-out", note=note, sortable=True)
 
 
 def _any(by_model: ByModel) -> LanguageRow:
@@ -293,6 +334,14 @@ def _model_columns(model: str, means: ByModel) -> list[Column]:
         Column("perplexity", of_model("perplexity"), perplexity, group=model),
         Column("accuracy", of_model("accuracy"), share, group=model),
     ]
+
+
+def _flipped_columns(model: str) -> list[Column]:
+    def of_model(what: str) -> Callable[[ByModel], float | None]:
+        return lambda by_model: _share_flipped(what, by_model[model]) if model in by_model else None
+
+    names = ("lost", "won")
+    return [Column(f"tokens {what}", of_model(what), share, group=model) for what in names]
 
 
 def _base_columns(model: str | None) -> list[Column]:

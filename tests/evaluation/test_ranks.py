@@ -12,7 +12,7 @@ from torch import nn
 from watched_loop import Loop, documents
 
 from freezetrain.errors import UserError
-from freezetrain.evaluation import Document, Figures, ForgettingWatch, evaluate
+from freezetrain.evaluation import Document, DocumentSums, ForgettingWatch, evaluate_documents
 from freezetrain.evaluation import watch as watch_module
 
 
@@ -34,7 +34,7 @@ class Toy(nn.Module):
         return SimpleNamespace(logits=self.head(hidden))
 
 
-def toy_figures(model: nn.Module) -> list[dict[str, Figures]]:
+def toy_sums(model: nn.Module) -> list[dict[str, DocumentSums]]:
     generator = torch.Generator().manual_seed(1)
     texts = {
         language: [
@@ -43,22 +43,28 @@ def toy_figures(model: nn.Module) -> list[dict[str, Figures]]:
         for language, sizes in {"en": [2, 31, 9, 4], "de": [24], "sw": [5, 5, 12, 50]}.items()
     }
     return [
-        evaluate(model, texts, max_length=16, batch_tokens=40),
-        evaluate(model, {"de": texts["de"][:1]}, max_length=64),  # one window: a rank has none
+        evaluate_documents(model, texts, max_length=16, batch_tokens=40),
+        # One window: a rank has none.
+        evaluate_documents(model, {"de": texts["de"][:1]}, max_length=64),
     ]
 
 
-def figures_of_a_rank(rank: int, world: int) -> list[dict[str, Figures]]:
-    return toy_figures(nn.parallel.DistributedDataParallel(Toy()))
+def sums_of_a_rank(rank: int, world: int) -> list[dict[str, DocumentSums]]:
+    return toy_sums(nn.parallel.DistributedDataParallel(Toy()))
+
+
+def as_json(sums: dict[str, DocumentSums]) -> dict[str, dict]:
+    return {language: of_language.to_dict() for language, of_language in sums.items()}
 
 
 def test_two_ranks_give_the_figures_of_one():
-    first, second = run_ranks(figures_of_a_rank)
-    assert first == second
-    for alone, together in zip(toy_figures(Toy()), first, strict=True):
+    first, second = run_ranks(sums_of_a_rank)
+    assert [as_json(sums) for sums in first] == [as_json(sums) for sums in second]
+    for alone, together in zip(toy_sums(Toy()), first, strict=True):
         assert alone.keys() == together.keys()
-        for language, expected in alone.items():
-            found = together[language]
+        for language, sums in alone.items():
+            assert together[language].hits.to_dict() == sums.hits.to_dict()
+            expected, found = sums.figures(), together[language].figures()
             for name in ("tokens", "bytes", "correct", "documents"):
                 assert getattr(found, name) == getattr(expected, name)
             assert found.nll == pytest.approx(expected.nll, rel=1e-6)

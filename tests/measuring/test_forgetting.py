@@ -18,6 +18,7 @@ from freezetrain.measuring import forgetting as job
 from freezetrain.measuring.recipe import Benchmarks, ForgettingRecipe
 from freezetrain.models import load_model, load_tokenizer
 from freezetrain.recipe.sources import EvaluationTexts, ModelSource, TextSource
+from freezetrain.tables import Table
 
 WATCHED = ["en", "es", "zh"]
 
@@ -115,6 +116,29 @@ def test_a_ratio_of_perplexities_only_where_the_tokens_are_the_same(compared):
             low, high = found["interval"]
             assert low < found["delta_nll_per_byte"] < high
             assert found["standard_error"] > 0
+
+
+def test_tokens_lost_and_won_only_where_the_tokens_are_the_same(compared):
+    """Net of each other they are what the number of tokens ranked first has changed by."""
+    outcome, out = compared
+    same, other = outcome.results["runs"]
+    before, after = (one["figures"] for one in same["history"]["evaluations"])
+    flips = same["history"]["evaluations"][1]["forgetting"]["flips"]
+    assert flips.keys() == {*WATCHED}
+    for name, found in flips.items():
+        assert found["won"] - found["lost"] == after[name]["correct"] - before[name]["correct"]
+        assert 0 < found["lost"] <= before[name]["correct"]
+    assert other["history"]["evaluations"][1]["forgetting"]["flips"] == {}
+    with (out / "forgetting.csv").open(encoding="utf-8", newline="") as file:
+        rows = {(row["model"], row["language"]): row for row in csv.DictReader(file)}
+    for name, found in flips.items():
+        assert (rows["model", name]["lost"], rows["other", name]["lost"]) == (
+            str(found["lost"]), ""
+        )  # fmt: skip
+    tables = {part.title: part for part in outcome.display if isinstance(part, Table)}
+    assert "tokens lost: ranked first by the base alone" in tables["model"].note
+    assert "not counted: base and model have other tokens" in tables["other"].note
+    assert "tokens lost" in (out / "report.html").read_text()
 
 
 def test_names_texts_and_files(compared, folders):

@@ -11,6 +11,7 @@ import pytest
 from made_runs import braked, make_run
 
 from freezetrain.evaluation import DocumentSums, History
+from freezetrain.evaluation.hits import Flips
 from freezetrain.report.comparison import (
     LanguageRow,
     forgetting_csv,
@@ -135,6 +136,29 @@ def test_markdown_is_a_table_of_the_rows() -> None:
         assert written["beyond noise"] == expected.beyond_noise
     assert [line[1] for line in lines[3:5]] == ["zh (target)", "mean of held-out"]
     assert "plain" not in forgetting_markdown(language_rows(RUNS[:1]))
+
+
+def test_tokens_lost_and_won_stand_beside_the_model_that_has_them() -> None:
+    run = make_run()
+    change = run.history.evaluations[-1].forgetting
+    flips = {"zh": Flips(lost=10, won=400), "de": Flips(lost=300, won=20)}
+    known = replace(run.history.evaluations[-1], forgetting=replace(change, flips=flips))
+    run.history.evaluations[-1] = known
+    rows = language_rows([run, RUNS[1]])
+    read = csv.DictReader(io.StringIO(forgetting_csv(rows)))
+    counts = {(line["model"], line["language"]): (line["lost"], line["won"]) for line in read}
+    assert counts.pop(("plain", "zh")) == ("10", "400")
+    assert counts.pop(("plain", "de")) == ("300", "20")
+    assert {*counts.values()} == {("", "")}
+    for written in (forgetting_markdown(rows), languages_table(rows).note):
+        assert "Tokens lost: ranked first by the base and not by the model" in written
+    assert "| 15.0% | 1.0% |" in forgetting_markdown(rows)  # of 2,000 tokens
+    table = languages_table(rows)
+    places = [n for n, column in enumerate(table.columns) if column.title == "tokens lost"]
+    assert [table.columns[place].group for place in places] == ["plain"]
+    (german,) = (cells for cells in table.cells() if "de" in cells[0].text)
+    assert [cell.key for cell in german[places[0] : places[0] + 2]] == [0.15, 0.01]
+    assert "lost" not in forgetting_markdown(language_rows(RUNS))
 
 
 def test_perplexities_past_the_float_range_are_written_and_sorted_as_such() -> None:
