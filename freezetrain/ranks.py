@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -157,6 +158,16 @@ def from_all_ranks(value: T, group: "dist.ProcessGroup | None" = None) -> list[T
     values = [value] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group=group)
     return values
+
+
+def patient_group() -> "dist.ProcessGroup | None":
+    """All ranks, for what one may work at for hours while others wait; every rank calls this.
+
+    Collective operations of other groups give up after half an hour. None without other ranks.
+    """
+    import torch.distributed as dist
+
+    return dist.new_group(timeout=timedelta(weeks=1), backend="gloo") if _several() else None
 
 
 @contextmanager

@@ -155,9 +155,9 @@ def _grown(folder: Path, recipe: Any) -> Iterator[None]:
         yield
         return
     earlier = path.read_text(encoding="utf-8"), results.is_file() and results.read_bytes()
+    results.unlink(missing_ok=True)  # first, as is_done() expects
     # In place: the file is what holds the folder against other processes.
     path.write_text(yaml12.dump(asdict(recipe)), encoding="utf-8")
-    results.unlink(missing_ok=True)
     try:
         yield
     except UserError:
@@ -248,6 +248,22 @@ def finished(folder: Path, verb: str) -> bool:
     if not isinstance(results, dict) or results.get("verb") != verb:
         raise UserError(f"{path} does not hold the results of {verb}; {remedy}")
     return results.get("passed") is not False
+
+
+def is_done(folder: Path, verb: str, recipe: Any) -> bool:
+    """Whether ``folder`` is finished and ``recipe`` adds nothing to it.
+
+    For a process that does not claim the folder, which may look before or while another one does.
+    """
+    results, path = folder / _RESULTS, folder / _RECIPE
+    if not (results.is_file() and path.is_file()):
+        return False
+    earlier = path.read_bytes()
+    if not results.is_file():  # the recipe is being written anew
+        return False
+    known = yaml12.load(earlier.decode("utf-8"))
+    recipe = _collected(known, recipe)
+    return not _grown_fields(changed_fields(known, recipe), recipe) and finished(folder, verb)
 
 
 def write_outcome(folder: Path, verb: str, outcome: Outcome) -> None:

@@ -15,6 +15,7 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 
+from freezetrain.devices import cluster_environment
 from freezetrain.errors import CheckError, UserError
 from freezetrain.ranks import (
     Launch,
@@ -25,7 +26,6 @@ from freezetrain.ranks import (
     on_first_rank,
     together,
 )
-from freezetrain.training.engines import cluster_environment
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {

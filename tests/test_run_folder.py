@@ -3,6 +3,7 @@ import fcntl
 import os
 import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -11,7 +12,7 @@ from freezetrain.errors import CheckError, UserError
 from freezetrain.recipe import yaml12
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import ModelSource
-from freezetrain.run_folder import Outcome, claimed, finished, write_outcome
+from freezetrain.run_folder import Outcome, claimed, finished, is_done, write_outcome
 from freezetrain.training.recipe import TrainRecipe
 
 
@@ -133,6 +134,35 @@ def test_a_run_of_which_a_check_failed_is_not_finished(tmp_path):
     for passed in (False, True):
         write_outcome(tmp_path, "forgetting", Outcome({}, passed=passed))
         assert finished(tmp_path, "forgetting") is passed
+
+
+def test_a_rank_does_not_claim_and_knows_whether_there_is_something_to_do(tmp_path, monkeypatch):
+    """Also while rank 0 claims the folder: it never takes for done what is to be done."""
+    folder, grown = tmp_path / "out", Recipe(seeds=[0, 1])
+
+    def done(recipe):
+        return is_done(folder, "compare", recipe)
+
+    assert not done(Recipe())
+    start(folder)
+    assert not done(Recipe())
+    write_outcome(folder, "compare", Outcome({}, passed=False))
+    assert not done(Recipe())  # rank 0 tries again what failed
+    write_outcome(folder, "compare", Outcome({}))
+    assert done(Recipe())
+    assert not done(grown)
+    seen, remove = [], Path.unlink
+
+    def watched(path, **more):
+        remove(path, **more)
+        seen.append((path.name, done(grown)))
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    with claimed(folder, grown, resumable=True):
+        assert seen == [("results.json", False)]
+        assert not done(grown)
+        write_outcome(folder, "compare", Outcome({}))
+    assert done(grown)
 
 
 def test_a_start_that_was_killed_while_it_wrote_the_recipe_is_started_again(tmp_path, monkeypatch):

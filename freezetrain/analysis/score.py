@@ -22,6 +22,7 @@ from freezetrain.analysis.recipe import ScoreRecipe
 from freezetrain.data.packing import Drawn
 from freezetrain.data.texts import languages_in, read_languages
 from freezetrain.data.tokens import tokenize
+from freezetrain.devices import kind_of, require_engine, start_ranks, world_size
 from freezetrain.errors import CheckError, UserError
 from freezetrain.extras import imported_for
 from freezetrain.files import UNFINISHED, require_space
@@ -46,13 +47,7 @@ from freezetrain.scoring.compute import Scoring
 from freezetrain.scoring.methods import scored_parameters
 from freezetrain.scoring.partition import FullyShard, Partition, Replicated, Split
 from freezetrain.tables import Column, Table
-from freezetrain.training.engines import (
-    deepspeed_config,
-    kind_of,
-    require_engine,
-    start_ranks,
-    world_size,
-)
+from freezetrain.training.engines import deepspeed_config
 from freezetrain.training.memory import require_memory
 from freezetrain.training.sharded import load_partitioned, load_sharded
 

@@ -131,7 +131,7 @@ def _run(arguments: Sequence[str], command: Command, launch: Launch) -> int:
             sys.stdout.write(yaml12.dump(asdict(command.recipe)))
         return 0
     from freezetrain.places import require_places
-    from freezetrain.run_folder import default_folder
+    from freezetrain.run_folder import default_folder, is_done
 
     if command.dry_run:
         require_places(command.recipe)
@@ -154,7 +154,7 @@ def _run(arguments: Sequence[str], command: Command, launch: Launch) -> int:
             out = command.out is not None
             raise interrupted(command.verb, arguments, folder, out) from error
     # Rank 0 finds it finished too, and waits for nobody.
-    if launch.external and (folder / "results.json").is_file():
+    if launch.external and is_done(folder, command.verb, command.recipe):
         return 0
     import_module(f"freezetrain.{verb.job}").run(command.recipe, folder)
     return 0

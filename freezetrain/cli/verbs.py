@@ -110,6 +110,7 @@ VERBS = {
         positional=("base.path",),
         trailing="models.path",
         keeps="what was measured of the base and of models",
+        parallel=True,
     ),
     "verify": Verb(
         "Check that every frozen entry of a region is bit-identical in two model folders.",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from freezetrain.data.texts import files_not_read
 from freezetrain.data.tokens import tokenizer_digest
+from freezetrain.devices import require_engine, start_ranks
 from freezetrain.errors import CheckError, UserError, near_misses
 from freezetrain.evaluation import Document, History, forgetting_table
 from freezetrain.evaluation.benchmarks import (
@@ -34,6 +36,14 @@ from freezetrain.models import (
     on_gpu,
 )
 from freezetrain.places import require_model
+from freezetrain.ranks import (
+    current_launch,
+    from_all_ranks,
+    from_first_rank,
+    is_first_rank,
+    on_first_rank,
+    together,
+)
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions.base import fingerprint
 from freezetrain.report.comparison import (
@@ -62,27 +72,108 @@ class _Opened:
     """Without weights."""
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What is known before a model is run: what was measured earlier, and what is to be."""
+
+    base: str
+    names: list[str]
+    """Of the models, in their order."""
+    kept: tuple[Ground, Measured] | None
+    measured: dict[str, Measured]
+    failed: dict[str, str]
+    opened: dict[str, _Opened]
+    """The base, and the models that are to be measured."""
+    max_length: int
+    others: list[PreTrainedTokenizerBase]
+    """The tokenizers of all models, where they differ."""
+    documents: dict[str, list[Document]]
+    """In tokens of the base."""
+    harness: Harness | None
+
+    @property
+    def new(self) -> dict[str, _Opened]:
+        return {name: model for name, model in self.opened.items() if name != self.base}
+
+    @property
+    def seen(self) -> tuple[object, ...]:
+        """What all processes must have found."""
+        return self.names, [*self.opened], self.max_length, digests(self.documents)
+
+
 def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
     """Evaluate the base, then each model, one in memory at a time, on the same documents.
 
-    A model that cannot be loaded, or whose losses are not finite, gets no figures: the outcome says
-    why and has not passed, and the others go on. What was measured is kept in ``folder``, and a
-    later start measures what is missing, on the same base, documents and windows. Leaves
-    forgetting.csv, forgetting.md, report.html (where a model has figures), and benchmarks.csv where
-    there are tasks.
+    Starts the processes that the engine wants: each holds the whole model and evaluates its share
+    of the windows. Every one calls this, the first writes and has the outcome. A model that cannot
+    be loaded, or whose losses are not finite, gets no figures: the outcome says why and has not
+    passed, and the others go on. What was measured is kept in ``folder``, and a later start
+    measures what is missing, on the same base, documents and windows. Leaves forgetting.csv,
+    forgetting.md, report.html (where a model has figures), and benchmarks.csv where there are
+    tasks.
 
     Raises UserError for what can be refused before any model is run: also a base, documents or
     windows other than those that were measured. CheckError where the base's losses are not finite.
     """
+    launch = current_launch()
+    require_engine(recipe.engine, launch)
+    kept = Kept(folder / "measured")
+    # What can be refused is, before any model is run and any other process is started.
+    plan = _plan(recipe, kept)
+    own_ground = _ground(plan, folder) if launch.rank == 0 else None
+    start_ranks(recipe.engine, launch)
+    own_recipe, recipe = recipe, from_first_rank(recipe)
+    with together():
+        if recipe != own_recipe:  # the first process alone has the models of earlier commands
+            plan = _plan(recipe, kept)
+    ground = from_first_rank(own_ground)
+    assert ground is not None
+    _require_same_plan(plan)
+    before = from_first_rank(None if plan.kept is None else plan.kept[1])
+    if before is None:
+        base = plan.opened[plan.base]
+        try:
+            before = _measured(recipe, plan.base, base, plan.documents, plan)
+        except CheckError as error:
+            raise CheckError(f"{plan.base}: {error}") from error
+        main_metrics(before.scores, recipe.benchmarks.metrics)
+        found = before
+        on_first_rank(lambda: kept.keep_base(ground, found))
+    measured, failed = plan.measured, plan.failed
+    for name, model in plan.new.items():
+        documents = _documents(recipe, model, plan.others)
+        try:
+            given = _measured(recipe, name, model, documents, plan)
+        except (UserError, CheckError) as error:
+            failed[name] = str(error)
+            continue
+        place = plan.names.index(name)
+        on_first_rank(partial(kept.keep_model, place, model.source, ground, given))
+        measured[name] = given
+    outcome = Outcome({})  # of the first process alone, which owns the folder
+    with together():
+        if is_first_rank():
+            outcome = _outcome(recipe, folder, plan, before)
+    return outcome
+
+
+def _ground(plan: _Plan, folder: Path) -> Ground:
+    """What models are measured on, which must be what they were measured on before."""
+    base = _fingerprint(plan.opened[plan.base])
+    ground = Ground(base, digests(plan.documents), plan.max_length)
+    if plan.kept is not None:
+        plan.kept[0].require_same(ground, folder)
+    return ground
+
+
+def _plan(recipe: ForgettingRecipe, kept: Kept) -> _Plan:
     base, *names = _names([recipe.base, *recipe.models])
     sources = dict(zip(names, recipe.models, strict=True))
-    kept = Kept(folder / "measured")
     known = kept.base()
     measured: dict[str, Measured] = {}
     for place, (name, source) in enumerate(sources.items()):
         if known is not None and (found := kept.model(place, source, known[0])) is not None:
             measured[name] = found
-    # What can be refused is, before any model is run.
     missing = {name: sources[name] for name in names if name not in measured}
     new, failed = _opened(missing, first=known is None)
     opened = {base: _open(recipe.base), **new}
@@ -91,36 +182,36 @@ def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
     distinct = {tokenizer_digest(model.tokenizer): model.tokenizer for model in opened.values()}
     others = list(distinct.values()) if len(distinct) > 1 else []
     documents = _documents(recipe, opened[base], others)
-    ground = Ground(_fingerprint(opened[base]), digests(documents), max_length)
-    if known is not None:
-        known[0].require_same(ground, folder)
-        before = known[1]
-    else:
-        try:
-            before = _measured(recipe, base, opened[base], documents, max_length, harness)
-        except CheckError as error:
-            raise CheckError(f"{base}: {error}") from error
-        main_metrics(before.scores, recipe.benchmarks.metrics)
-        kept.keep_base(ground, before)
-    for name, model in new.items():
-        documents = _documents(recipe, model, others)
-        try:
-            found = _measured(recipe, name, model, documents, max_length, harness)
-        except (UserError, CheckError) as error:
-            failed[name] = str(error)
-            continue
-        kept.keep_model(names.index(name), model.source, ground, found)
-        measured[name] = found
+    return _Plan(
+        base, names, known, measured, failed, opened, max_length, others, documents, harness
+    )
+
+
+def _require_same_plan(plan: _Plan) -> None:
+    """UserError where the processes find other models or texts, as on machines that share none."""
+    found = from_all_ranks(plan.seen)
+    others = [rank for rank, seen in enumerate(found) if seen != found[0]]
+    if others:
+        raise UserError(
+            f"expected the same models, texts and folder on all ranks, and rank {others[0]} finds "
+            "others than rank 0; put them where all machines see them"
+        )
+
+
+def _outcome(recipe: ForgettingRecipe, folder: Path, plan: _Plan, before: Measured) -> Outcome:
+    """The results, the files for people, and what to show."""
+    base, names, new, measured = plan.base, plan.names, plan.new, plan.measured
+    sources = dict(zip(names, recipe.models, strict=True))
     not_read = files_not_read(recipe.evaluation.texts, recipe.evaluation.languages)
     tables = [texts_table(before.texts, f"texts, in tokens of {base}", not_read)]
-    watch = {"max_length": max_length, "overlap": recipe.evaluation.overlap}
+    watch = {"max_length": plan.max_length, "overlap": recipe.evaluation.overlap}
     runs = []
     for name in (name for name in names if name in measured):
         after = measured[name]
         if after.texts != before.texts and name in new:
             tables.append(texts_table(after.texts, f"texts, in tokens of {name}"))
         drops = None
-        if harness is not None:
+        if plan.harness is not None:
             drops = compare_scores(before.scores, name, after.scores, recipe.benchmarks.metrics)
         history = History(recipe.target)
         history.add(0, before.sums)
@@ -131,7 +222,7 @@ def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
             figures = history.base.figures, history.last.figures
             change = history.last.forgetting
             tables.append(forgetting_table(*figures, recipe.target, result=change, title=name))
-    failed = {name: failed[name] for name in names if name in failed}
+    failed = {name: plan.failed[name] for name in names if name in plan.failed}
     results = {
         "base": base,
         "files_not_read": not_read,
@@ -226,12 +317,13 @@ def _measured(
     name: str,
     opened: _Opened,
     documents: Mapping[str, Sequence[Document]],
-    max_length: int,
-    harness: Harness | None,
+    plan: _Plan,
 ) -> Measured:
-    model = on_gpu(load_model(opened.source, quantized=True))
-    sums = evaluate_with_bar(model, documents, recipe.evaluation, name, max_length)
-    scores = {} if harness is None else harness.scores(model, opened.tokenizer)
+    """What the model gives; every process calls this, and all raise what one of them does."""
+    with together():
+        model = on_gpu(load_model(opened.source, quantized=True))
+    sums = evaluate_with_bar(model, documents, recipe.evaluation, name, plan.max_length)
+    scores = {} if plan.harness is None else plan.harness.scores(model, opened.tokenizer)
     return Measured(sums, text_facts(documents, opened.tokenizer), scores)
 
 

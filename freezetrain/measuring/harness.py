@@ -1,6 +1,7 @@
 """Benchmark tasks through lm-evaluation-harness, an optional extra."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from freezetrain.evaluation.figures import finite_or_none
 from freezetrain.extras import imported_for
 from freezetrain.hub_network import offline_unless_reachable
 from freezetrain.measuring.recipe import Benchmarks
+from freezetrain.ranks import from_all_ranks, own_rank, patient_group, together
 from freezetrain.user_files import reading, reason
 
 if TYPE_CHECKING:
@@ -57,17 +59,32 @@ class Harness:
         """Run the tasks on ``model``, where it is; sets the seeds of torch, numpy and random.
 
         A group that has a figure of its own counts as one task; other groups, and tags, as the
-        tasks in them. Raises UserError for a task that the harness refuses to run.
+        tasks in them. Processes that run together take turns at the tasks: all must call this, and
+        all get the scores. Raises UserError for a task that the harness refuses to run.
         """
+        rank, group = own_rank(), patient_group()
+        world = len(from_all_ranks(None, group))
+        found: dict[str, Scores] = {}
+        with together(group):
+            for task in self._settings.tasks[rank::world]:
+                found[task] = self._scores_of(task, model, tokenizer)
+        everywhere = {
+            n: scores for own in from_all_ranks(found, group) for n, scores in own.items()
+        }
+        return {n: s for task in self._settings.tasks for n, s in everywhere[task].items()}
+
+    def _scores_of(
+        self, task: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+    ) -> Scores:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
         settings = self._settings
-        with _quiet(), _own_code_alone(settings):
+        with _quiet(), _own_code_alone(settings), _as_one_process():
             try:
                 results = simple_evaluate(
                     HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch),
-                    tasks=list(settings.tasks),
+                    tasks=[task],
                     num_fewshot=settings.num_fewshot,
                     limit=settings.limit,
                     bootstrap_iters=_RESAMPLES,
@@ -184,6 +201,20 @@ def _own_code_alone(settings: Benchmarks) -> Iterator[None]:
         yield
     finally:
         _yaml_loader._import_func_in_yml, utils.env = load, outside
+
+
+@contextmanager
+def _as_one_process() -> Iterator[None]:
+    """The harness gives results where LOCAL_RANK is 0 alone; here each process has its tasks."""
+    before = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LOCAL_RANK"]
+        else:
+            os.environ["LOCAL_RANK"] = before
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from freezetrain.evaluation.documents import Documents
 from freezetrain.evaluation.texts import left_out, not_read_note, text_facts
 from freezetrain.forward import context_length
 from freezetrain.progress import progress_bar
+from freezetrain.ranks import is_first_rank
 from freezetrain.recipe.sources import EvaluationTexts, TextSource
 
 _NAMED = 3  # documents that are left out
@@ -126,7 +127,7 @@ def evaluate_with_bar(
 
     ``max_length``: tokens of context. None: as many as ``evaluation`` says of this model.
     """
-    with progress_bar(what, shorter=SHORTER) as progress:
+    with progress_bar(what, is_first_rank(), SHORTER) as progress:
         return evaluate_documents(
             model,
             documents,

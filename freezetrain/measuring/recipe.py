@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from freezetrain.recipe.check import check
+from freezetrain.recipe.optimization import Engine
 from freezetrain.recipe.sources import EvaluationTexts, ModelSource
 from freezetrain.recipe.text_types import LocalPath, Name
 
@@ -48,6 +49,7 @@ class ForgettingRecipe:
     """Compare models with a base: what did each forget, and gain on the target language?"""
 
     # Models given later, with the same base, texts and settings, stand beside the earlier ones.
+    changeable: ClassVar = ("engine.devices",)
     grows: ClassVar = ("models",)
     collects: ClassVar = ("models",)
 
@@ -62,6 +64,9 @@ class ForgettingRecipe:
     """What is evaluated."""
     benchmarks: Benchmarks = field(default_factory=Benchmarks)
     """Which tasks of lm-evaluation-harness are run as well."""
+    engine: Engine = field(default_factory=Engine)
+    """On how many devices; each holds the whole model and evaluates its share of all texts."""
 
     def __post_init__(self) -> None:
         check(bool(self.models), "models", "one or more", self.models)
+        self.engine.require_whole_untrained()

@@ -221,3 +221,14 @@ class Engine:
         check(valid, "replicas", expected, self.replicas)
         expected = "left out unless the kind is a zero"
         check(zero or not self.deepspeed, "deepspeed", expected, self.deepspeed)
+
+    def require_whole_untrained(self) -> None:
+        """UserError unless each device holds the whole model, and nothing is of training alone."""
+        expected = "auto or ddp: each device holds the whole model"
+        check(self.kind in ("auto", "ddp"), "engine.kind", expected, self.kind)
+        expected = "left out: nothing is trained"
+        for name, default in (("replicas", 1), ("compile", False)):
+            value = getattr(self, name)
+            check(value == default, f"engine.{name}", "left out: it is for training", value)
+        recomputes = self.gradient_checkpointing
+        check(not recomputes, "engine.gradient_checkpointing", expected, recomputes)

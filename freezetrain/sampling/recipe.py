@@ -69,7 +69,7 @@ class RehearseRecipe:
         check(self.batch >= 1, "batch", "1 or more", self.batch)
         check(0 <= self.seed < 2**32, "seed", "from 0 to 2**32 - 1", self.seed)
         check(self.workers is None or self.workers >= 1, "workers", "1 or more", self.workers)
-        self._check_engine(self.engine)
+        self.engine.require_whole_untrained()
         if self.texts is not None:
             self._check_texts()
         else:
@@ -113,13 +113,3 @@ class RehearseRecipe:
         check(prompted >= len(self.languages), "sequences", expected, self.sequences)
         expected = f"at most {room}, so that a sequence of {self.sequence_length} tokens has room"
         check(self.prompt_tokens <= room, "prompt_tokens", expected, self.prompt_tokens)
-
-    def _check_engine(self, engine: Engine) -> None:
-        expected = "auto or ddp: each device holds the whole model"
-        check(engine.kind in ("auto", "ddp"), "engine.kind", expected, engine.kind)
-        expected = "left out: nothing is trained"
-        for name, default in (("replicas", 1), ("compile", False)):
-            value = getattr(engine, name)
-            check(value == default, f"engine.{name}", "left out: it is for training", value)
-        recomputes = engine.gradient_checkpointing
-        check(not recomputes, "engine.gradient_checkpointing", expected, recomputes)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from freezetrain.data.tokens import tokenizer_digest
+from freezetrain.devices import require_engine, start_ranks
 from freezetrain.errors import UserError
 from freezetrain.files import remove_unfinished, require_space
 from freezetrain.models import check_fit, load_model, load_tokenizer, meta_model, on_gpu
@@ -49,7 +50,6 @@ from freezetrain.sampling.figures import outcome_of
 from freezetrain.sampling.prompts import Given, Plan, plan_of
 from freezetrain.sampling.recipe import RehearseRecipe
 from freezetrain.stored_model import say
-from freezetrain.training.engines import require_engine, start_ranks
 from freezetrain.training.memory import require_memory
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from freezetrain.callbacks import BasePenalty, BasePull
 from freezetrain.callbacks.near_base import check_importance
+from freezetrain.devices import kind_of, world_size
 from freezetrain.errors import UserError
 from freezetrain.models import (
     check_length,
@@ -31,11 +32,9 @@ from freezetrain.training.adapters import add_adapters
 from freezetrain.training.checkpointed import require_checkpointing
 from freezetrain.training.engines import (
     deepspeed_config,
-    kind_of,
     precision,
     refuse_settings_that_freeze_nothing,
     trained_in_16_bits,
-    world_size,
 )
 from freezetrain.training.groups import parameter_groups
 from freezetrain.training.optimizer_kinds import require_optimizer, state_bytes

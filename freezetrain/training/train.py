@@ -11,6 +11,7 @@ from torch import nn
 
 from freezetrain.data.texts import progress_bars
 from freezetrain.data.tokens import tokenizer_digest
+from freezetrain.devices import require_engine
 from freezetrain.evaluation import forgetting_table
 from freezetrain.evaluation.texts import TextFacts, text_facts, texts_table
 from freezetrain.files import require_space, write_text
@@ -29,7 +30,6 @@ from freezetrain.tables import Column, Table
 from freezetrain.terminal import Terminal
 from freezetrain.training.checkpoints import latest_checkpoint, step_of
 from freezetrain.training.data import TextData, read_data
-from freezetrain.training.engines import require_engine
 from freezetrain.training.memory import require_memory
 from freezetrain.training.model_card import CARD, model_card
 from freezetrain.training.module import CausalLM

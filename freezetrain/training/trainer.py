@@ -22,6 +22,7 @@ from freezetrain.callbacks import (
 from freezetrain.callbacks.progress import StepProgress
 from freezetrain.callbacks.step_lines import StepLines
 from freezetrain.callbacks.stopping import save_step
+from freezetrain.devices import world_size
 from freezetrain.errors import CheckError
 from freezetrain.evaluation import Figures
 from freezetrain.ranks import current_launch
@@ -30,7 +31,7 @@ from freezetrain.terminal import Terminal
 from freezetrain.training.adapters import merged
 from freezetrain.training.checkpoints import StepCheckpoint, latest_checkpoint, resumable
 from freezetrain.training.data import TextData
-from freezetrain.training.engines import trainer_options, world_size
+from freezetrain.training.engines import trainer_options
 from freezetrain.training.export import Types, export
 from freezetrain.training.heap import given_back
 from freezetrain.training.module import CausalLM, Load

@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
+from freezetrain.devices import kind_of, world_size
 from freezetrain.errors import UserError
 from freezetrain.ranks import Launch
 from freezetrain.recipe.optimization import Engine, Optimization
@@ -11,10 +12,8 @@ from freezetrain.training import engines as strategies
 from freezetrain.training.engines import (
     DeepSpeed,
     deepspeed_config,
-    kind_of,
     policy,
     trainer_options,
-    world_size,
 )
 
 ALONE = Launch()
