@@ -17,6 +17,7 @@ class Score:
     value: float | None  # None where the task gave no finite number
     standard_error: float | None  # over the questions; None where it is not known
     higher_is_better: bool | None  # None where it is not known
+    num_fewshot: int | None = None  # solved examples before a question; None where not known
 
 
 Scores = dict[str, dict[str, Score]]
@@ -73,6 +74,8 @@ class MetricDrop:
     value: float | None
     standard_error: float | None
     relative_drop: float | None
+    num_fewshot: int | None = None
+    """Solved examples before a question; None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class BenchmarkDrops:
         for metric in self.metrics:
             scores = {
                 "higher_is_better": metric.higher_is_better,
+                "num_fewshot": metric.num_fewshot,
                 "base": {"value": metric.base_value, "standard_error": metric.base_standard_error},
                 "models": {
                     self.model: {
@@ -132,6 +136,7 @@ class BenchmarkDrops:
                         scores["base"]["value"],
                         scores["base"]["standard_error"],
                         **scores["models"][model],
+                        num_fewshot=scores.get("num_fewshot"),
                     )
                 )
         return cls(model, metrics)
@@ -160,6 +165,7 @@ def compare_scores(
                     after.value,
                     after.standard_error,
                     relative_drop(before, after),
+                    before.num_fewshot,
                 )
             )
     return BenchmarkDrops(model, metrics)
@@ -174,6 +180,7 @@ def benchmarks_table(models: Sequence[BenchmarkDrops]) -> Table:
     columns = [
         Column("task", lambda by_model: _any(by_model).task, text=True),
         Column("metric", lambda by_model: _any(by_model).metric, text=True),
+        Column("examples", lambda by_model: _any(by_model).num_fewshot),
         Column(
             "base",
             lambda by_model: _any(by_model).base_value,

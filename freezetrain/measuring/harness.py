@@ -149,6 +149,7 @@ def _scores(name: str, results: Mapping[str, Any]) -> dict[str, Score]:
             finite_or_none(float(value)),
             finite_or_none(float(error)) if isinstance(error, int | float) else None,
             direction.get(metric),
+            results.get("n-shot", {}).get(name),
         )
     return scores
 

@@ -13,7 +13,7 @@ from freezetrain.evaluation.benchmarks import (
 )
 
 BASE = {
-    "arc": {"acc": Score(0.5, 0.02, True), "acc_norm": Score(0.6, 0.02, True)},
+    "arc": {"acc": Score(0.5, 0.02, True, 5), "acc_norm": Score(0.6, 0.02, True, 5)},
     "wiki": {"perplexity": Score(10.0, None, False)},
 }
 ADAPTED = {
@@ -58,6 +58,7 @@ def test_side_by_side():
     assert found["tasks"]["arc"] == {
         "metric": "acc",
         "higher_is_better": True,
+        "num_fewshot": 5,
         "base": {"value": 0.5, "standard_error": 0.02},
         "models": {
             "a": {"value": 0.4, "standard_error": 0.03, "relative_drop": pytest.approx(0.2)}
@@ -65,6 +66,7 @@ def test_side_by_side():
         "other_metrics": {
             "acc_norm": {
                 "higher_is_better": True,
+                "num_fewshot": 5,
                 "base": {"value": 0.6, "standard_error": 0.02},
                 "models": {
                     "a": {
@@ -105,8 +107,8 @@ def test_the_table_has_a_row_a_task_and_the_mean_below():
         [compare_scores(BASE, "a[b]", ADAPTED), compare_scores(BASE, "c", odd)]
     )
     assert [[cell.text for cell in cells] for cells in table.cells()] == [
-        ["arc", "acc", "0.5000", "0.4000", "+20.00%", "–", "–"],
-        ["wiki", "perplexity", "10.0000", "15.0000", "+50.00%", "10.0000", "0.00%"],
+        ["arc", "acc", "5", "0.5000", "0.4000", "+20.00%", "–", "–"],
+        ["wiki", "perplexity", "–", "10.0000", "15.0000", "+50.00%", "10.0000", "0.00%"],
     ]
-    assert [cell.text for cell in table.foot_cells()][3:] == ["", "+35.00%", "", "0.00%"]
-    assert table.cells()[0][3].note == "± 0.0300"
+    assert [cell.text for cell in table.foot_cells()][4:] == ["", "+35.00%", "", "0.00%"]
+    assert table.cells()[0][4].note == "± 0.0300"

@@ -420,6 +420,7 @@ output_type: multiple_choice
 doc_to_text: "{{{{question}}}}"
 doc_to_choice: ["of all", "to the law", "no"]
 doc_to_target: answer
+num_fewshot: 1
 metric_list:
   - {{metric: acc, aggregation: mean, higher_is_better: true}}
   - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
@@ -464,6 +465,7 @@ def test_benchmarks_beside_the_languages(folders, tasks, tmp_path, capsys):
         assert (float(row["value"]), row["counts"]) == (found["value"], "True")
         assert rows[name, "acc"]["counts"] == "False"
         assert not math.isnan(float(row["standard_error"]))
+        assert (row["num_fewshot"], task["num_fewshot"]) == ("1", 1)
     assert "local_choice" in (tmp_path / "out" / "forgetting.md").read_text()
     assert "local_choice" in capsys.readouterr().out
 

@@ -148,6 +148,45 @@ def test_scores_are_those_of_plain_loops(folder, questions, make_model, tokenize
     assert {0.0, 0.5} < seen  # of words; and other figures of choices
 
 
+@pytest.mark.parametrize("shots", [2, pytest.param(0, marks=pytest.mark.exhaustive)])
+def test_solved_examples_stand_before_each_question(
+    tmp_path, make_model, tokenizer, monkeypatch, shots
+):
+    """Against prompts that are written out: the first examples of another split."""
+    from lm_eval.models.huggingface import HFLM
+
+    words = ("law", "home", "all", "no", "work", "rest")
+    rows = [
+        {"question": f"{word} {n}:", "choices": ["yes", "no", "an end"], "answer": (n + 1) % 3}
+        for n, word in enumerate(words)
+    ]
+    examples = [{**row, "question": f"so {row['question']}"} for row in rows[:4]]
+    for name, split in (("data", rows), ("examples", examples)):
+        (tmp_path / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in split))
+    task = CHOICE.format(data=tmp_path / "data.json").replace(
+        "{test: ", f"{{train: {tmp_path}/examples.json, test: "
+    )
+    task += "training_split: train\nfewshot_config: {sampler: first_n}\n"
+    (tmp_path / "choice.yaml").write_text(task)
+    solved = "".join(
+        f"{row['question']} {row['choices'][row['answer']]}\n\n" for row in examples[:shots]
+    )
+    asked = [{**row, "question": solved + row["question"]} for row in rows]
+    run, contexts = HFLM.loglikelihood, set()
+
+    def recorded(lm, requests, **more):
+        contexts.update(request.args[0] for request in requests)
+        return run(lm, requests, **more)
+
+    monkeypatch.setattr(HFLM, "loglikelihood", recorded)
+    model = make_model()
+    found = Harness(settings(tmp_path, "local_choice", num_fewshot=shots))
+    score = found.scores(model, tokenizer)["local_choice"]["acc"]
+    assert contexts == {row["question"] for row in asked}
+    assert score.value == pytest.approx(plain_accuracy(model, tokenizer, asked))
+    assert score.num_fewshot == shots
+
+
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("read_once")
 def test_limit_and_groups(folder, questions, make_model, tokenizer):

@@ -102,7 +102,7 @@ def test_brake_region_benchmarks_texts_and_settings(rendered: tuple[Page, str]) 
     assert region["share of lm_head.weight"] == "31%"
     places = parsed.table("layer’s parameters")
     assert places == [["layer", "mlp.up_proj"], ["0", "2%"], ["9", "12%"], ["10", "25%"]]
-    assert parsed.table("Benchmarks")[2] == ["arc", "acc", "0.4000", "0.3800", "+5.00%"]
+    assert parsed.table("Benchmarks")[2] == ["arc", "acc", "5", "0.4000", "0.3800", "+5.00%"]
     assert parsed.table("Benchmarks")[3][-1] == "+5.00%"
     assert parsed.table("runs differ")[1:] == [["region", "–", "core.safetensors"]]
     assert dict(parsed.table("all runs share")[1:]) == {"learning_rate": "0.001", "seed": "0"}

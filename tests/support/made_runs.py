@@ -29,8 +29,8 @@ REGION = RegionFacts(
 
 
 def benchmarks(model: str) -> BenchmarkDrops:
-    base = {"arc": {"acc": Score(0.4, 0.01, True)}}
-    return compare_scores(base, model, {"arc": {"acc": Score(0.38, 0.011, True)}})
+    base = {"arc": {"acc": Score(0.4, 0.01, True, 5)}}
+    return compare_scores(base, model, {"arc": {"acc": Score(0.38, 0.011, True, 5)}})
 
 
 def figures(bits_per_byte: float, tokens: int = 2000, size: int = 5400) -> Figures:
