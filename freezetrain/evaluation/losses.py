@@ -156,12 +156,14 @@ def forgetting_table(
     result: Forgetting | None = None,
     title: str = "",
     rows: int | None = None,
+    flips: bool = False,
 ) -> Table:
     """The target language and the held-out ones, most forgotten first, with their mean below.
 
     ``rows`` limits the held-out languages that are shown, None shows all. ``result``: what a
-    comparison document by document gave; changes whose 95% interval holds 0 are then marked. Takes
-    what ``forgetting`` takes and raises what it raises.
+    comparison document by document gave; changes whose 95% interval holds 0 are then marked.
+    ``flips``: with the shares of the tokens that were lost and won, where ``result`` has them.
+    Takes what ``forgetting`` takes and raises what it raises.
     """
     result = result or forgetting(before, after, target)
     held_out = [
@@ -202,13 +204,10 @@ def forgetting_table(
         ),
         Column("perplexity ×", "ratio", ratio, missing="other tokens"),
     ]
-    if result.flips:
-        columns += [
-            Column(f"tokens {what}", partial(_share_flipped, what), share)
-            for what in ("lost", "won")
-        ]
-        notes.append("tokens lost: ranked first by the base alone; won: by the adapted model alone")
-    elif other_tokens:
+    if flips and result.flips:
+        columns += [Column(what, partial(_share_flipped, what), share) for what in ("lost", "won")]
+        notes.append("lost: tokens that the base alone ranks first; won: the adapted model alone")
+    elif flips and other_tokens:
         notes.append("tokens lost and won are not counted: base and model have other tokens")
     foot = f"mean of {len(held_out)} held out"
     return Table(title, columns, [*targets, *shown], foot=foot, note="; ".join(notes))

@@ -221,7 +221,9 @@ def _outcome(recipe: ForgettingRecipe, folder: Path, plan: _Plan, before: Measur
         if name in new:
             figures = history.base.figures, history.last.figures
             change = history.last.forgetting
-            tables.append(forgetting_table(*figures, recipe.target, result=change, title=name))
+            tables.append(
+                forgetting_table(*figures, recipe.target, result=change, title=name, flips=True)
+            )
     failed = {name: plan.failed[name] for name in names if name in plan.failed}
     results = {
         "base": base,

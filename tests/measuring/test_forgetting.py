@@ -136,7 +136,7 @@ def test_tokens_lost_and_won_only_where_the_tokens_are_the_same(compared):
             str(found["lost"]), ""
         )  # fmt: skip
     tables = {part.title: part for part in outcome.display if isinstance(part, Table)}
-    assert "tokens lost: ranked first by the base alone" in tables["model"].note
+    assert "lost: tokens that the base alone ranks first" in tables["model"].note
     assert "not counted: base and model have other tokens" in tables["other"].note
     assert "tokens lost" in (out / "report.html").read_text()
 
