@@ -1,11 +1,15 @@
 """Small things that many tests need: texts of three languages, a tokenizer, a tiny Llama."""
 
+import gc
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -14,13 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tables are as wide as it says; tests expect those of a log.
 os.environ.pop("COLUMNS", None)
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from freezetrain.data.texts import read_languages
-from freezetrain.data.tokens import TokenStore
-from freezetrain.recipe.sources import TextSource
+# Libraries are imported where they are used: the process that hands out tests needs none of them.
 
 LANGUAGES = ("en", "es", "zh")
 
@@ -31,6 +29,17 @@ def pytest_addoption(parser):
         action="store_true",
         help="run the tests marked exhaustive, and no others",
     )
+
+
+def pytest_sessionstart():
+    """Until all test files are imported there is no garbage to look for."""
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """A search for garbage leaves out what was imported: half a second, and trainers ask for it."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -59,12 +68,18 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def udhr():
     """The built-in texts of three languages."""
+    from freezetrain.data.texts import read_languages
+    from freezetrain.recipe.sources import TextSource
+
     return read_languages(TextSource(), LANGUAGES)
 
 
 @pytest.fixture(scope="session")
 def tokenizer(udhr):
     """Byte-level BPE of 400 tokens with BOS and EOS."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -78,8 +93,11 @@ def tokenizer(udhr):
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
 
 
-def tiny_llama(seed: int = 0, **changes) -> LlamaForCausalLM:
+def tiny_llama(seed: int = 0, **changes) -> "LlamaForCausalLM":
     """Two layers of width 16 over 400 tokens: 17 thousand weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     settings = {
         "vocab_size": 400,
         "hidden_size": 16,
@@ -130,6 +148,9 @@ def text_folder(tmp_path, udhr) -> Path:
 @pytest.fixture
 def make_store(tmp_path_factory):
     """Token stores of given documents, in the layout that `tokenize` writes."""
+    import numpy as np
+
+    from freezetrain.data.tokens import TokenStore
 
     def make(documents, pieces=1):
         folder = tmp_path_factory.mktemp("store")

@@ -1,11 +1,12 @@
 """What ranks need and what takes seconds to import: the server that forks them loads it once."""
-# ruff: noqa: F401
+# ruff: noqa: E402, F401
 
 import gc
 import os
 from contextlib import suppress
 
 os.environ["DS_ACCELERATOR"] = "cpu"
+gc.disable()  # imports leave no garbage, and looking for it takes two seconds
 
 import accelerate
 import lightning
@@ -37,4 +38,5 @@ except ImportError:  # it exists on Linux only
     pass
 
 torch.set_num_threads(1)
+gc.enable()
 gc.freeze()  # DeepSpeed collects garbage often: what was imported needs no look
