@@ -1,6 +1,9 @@
 """A region of the base, frozen in a model that bears PEFT's adapters."""
 
 import logging
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +16,17 @@ from freezetrain.freezing import freeze
 from freezetrain.regions import Base, Region, fingerprint
 from freezetrain.regions.parameters import all_parameters, match_parameters
 
-peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="the extra lora is not installed")
+
+
+class _Peft:
+    """Imports PEFT when it is first used, which takes seconds: not wherever tests are collected."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module("peft"), name)
+
+
+peft = _Peft()
 
 NAMES = [
     "model.embed_tokens.weight",

@@ -18,11 +18,17 @@ import torch.distributed.checkpoint.format_utils
 import torch.distributed.fsdp
 import torch.distributed.optim
 import torch.utils.cpp_extension
+import torch.utils.tensorboard
 import transformers
+import transformers.models.llama.modeling_llama
 import transformers.trainer
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+import freezetrain.analysis.score
+import freezetrain.cli.command_line
 import freezetrain.evaluation.watch
 import freezetrain.freezing.handle
+import freezetrain.training.train
 
 try:
     import deepspeed
@@ -37,6 +43,7 @@ try:
 except ImportError:  # it exists on Linux only
     pass
 
+get_checkpoint_conversion_mapping("llama")  # compiles a thousand patterns when first asked
 torch.set_num_threads(1)
 gc.enable()
 gc.freeze()  # DeepSpeed collects garbage often: what was imported needs no look
