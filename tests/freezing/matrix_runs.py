@@ -37,6 +37,11 @@ from freezetrain.errors import CheckError, UserError
 from freezetrain.freezing import Freeze, Pull, freeze, pull
 
 
+def run_all(rank: int, world: int, folders: dict[Cell, Path]) -> list[Outcome | str]:
+    """One cell after another, each in its folder."""
+    return [run(rank, world, cell, folder) for cell, folder in folders.items()]
+
+
 def run(rank: int, world: int, cell: Cell, folder: Path) -> Outcome | str:
     """Train; this rank's view of it. Why this machine cannot run it, if it cannot."""
     if reason := cannot_run(cell):

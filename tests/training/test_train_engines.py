@@ -264,9 +264,8 @@ def test_each_optimizer_on_each_engine_that_bears_it(
     engine = {"kind": "zero-2", "offload": "optimizer"} if kind == "offload" else {"kind": kind}
     changes = {**of_optimizer(recipe, name), "engine": engine}
     whole, stopped = (Run(tmp_path / part, changes) for part in ("whole", "stopped"))
-    start(whole, world=2)
     start(stopped, world=2, stop_in=5)
-    start(stopped, world=2)
+    start(stopped, whole, world=2)
     assert stopped.results["resumed_from"] == "step=5.ckpt"
     for key, value in whole.weights.items():
         assert torch.equal(stopped.weights[key], value), key
