@@ -34,7 +34,7 @@ def two_models(name):
     torch.manual_seed(1)
     with torch.no_grad():
         for weight in adapted.parameters():
-            weight.add_(0.02 * torch.randn_like(weight))
+            weight.add_(0.4 * torch.randn_like(weight))
     return base, adapted
 
 
