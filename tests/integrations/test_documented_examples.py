@@ -31,6 +31,7 @@ def test_each_trainer_has_an_example() -> None:
     page = PAGE.read_text(encoding="utf-8")
     titles = re.findall(r"^###? (.+)$", page, re.MULTILINE)
     for prose in (
+        "What to install",
         "Pulling to the base",
         "Rehearsing the base's own words",
         "Watching forgetting",
