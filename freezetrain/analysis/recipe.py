@@ -80,12 +80,7 @@ class ScoreRecipe:
         check(without, "engine.kind", expected, engine.kind)
         expected = "none, or all: scoring has no optimizer"
         check(engine.offload != "optimizer", "engine.offload", expected, engine.offload)
-        expected = "left out: models are scored in eval mode, in which transformers ignores it"
-        for name, default in (("replicas", 1), ("compile", False)):
-            value = getattr(engine, name)
-            check(value == default, f"engine.{name}", "left out: it is for training", value)
-        recomputes = engine.gradient_checkpointing
-        check(not recomputes, "engine.gradient_checkpointing", expected, recomputes)
+        engine.require_untrained()
 
 
 Kind = Literal["core", "monolingual", "random", "vocabulary", "magnitude", "layers", "expression"]

@@ -226,9 +226,13 @@ class Engine:
         """UserError unless each device holds the whole model, and nothing is of training alone."""
         expected = "auto or ddp: each device holds the whole model"
         check(self.kind in ("auto", "ddp"), "engine.kind", expected, self.kind)
-        expected = "left out: nothing is trained"
+        self.require_untrained()
+
+    def require_untrained(self) -> None:
+        """UserError for what is of training alone."""
         for name, default in (("replicas", 1), ("compile", False)):
             value = getattr(self, name)
             check(value == default, f"engine.{name}", "left out: it is for training", value)
         recomputes = self.gradient_checkpointing
+        expected = "left out: nothing is trained"
         check(not recomputes, "engine.gradient_checkpointing", expected, recomputes)

@@ -260,7 +260,7 @@ def test_magnitude_alone_reads_no_text(words, tmp_path, monkeypatch):
         (["--engine.kind", "zero-2"], "engine.kind must be auto, ddp, fsdp2 or zero-3"),
         (["--engine.kind", "fsdp2", "--engine.devices", "4"], "the 4 devices share the sequences"),
         (["--engine.compile", "true"], "engine.compile must be left out: it is for training"),
-        (["--engine.gradient_checkpointing", "true"], "in which transformers ignores it"),
+        (["--engine.gradient_checkpointing", "true"], "left out: nothing is trained"),
         (["--sequence_length", "200"], "sequence_length is 200 tokens and the model was built for"),
     ],
 )  # fmt: skip
