@@ -143,6 +143,10 @@ def side_by_side(job: Job, rounds: int, ways: Sequence[str] = WAYS) -> dict[str,
         way: [count / time for count, time in zip(tokens[way], seconds[way], strict=True)]
         for way in ways
     }
+    a_token = {
+        way: [spent / count for spent, count in zip(processor[way], tokens[way], strict=True)]
+        for way in ways
+    }
     model = AutoModelForCausalLM.from_pretrained(job.model)
     return {
         "documents": job.documents,
@@ -157,7 +161,7 @@ def side_by_side(job: Job, rounds: int, ways: Sequence[str] = WAYS) -> dict[str,
         "speed": ratios(speed, TRAINER),
         "step_seconds": {way: statistics.median(seconds[way]) / job.steps for way in ways},
         "processor_seconds": processor,
-        "processor": None if job.device == "cuda" else ratios(processor, TRAINER),
+        "processor": None if job.device == "cuda" else ratios(a_token, TRAINER),
         "peak_bytes": peaks,
         "start_seconds": starts,
         "loss_after": losses,
@@ -223,7 +227,7 @@ def _rows(case: Mapping[str, Any]) -> list[Row]:
         table.append(Row(f"{what}: {way}", figure, goal, met, note))
     if processor := case.get("processor"):  # neither on a GPU nor in older results
         times = [f"{way} {shown(processor[way], 2)}" for way in speed if way != TRAINER]
-        table.append(Row(f"{what}: processor time, of {TRAINER}'s", "; ".join(times)))
+        table.append(Row(f"{what}: processor time a token, of {TRAINER}'s", "; ".join(times)))
     if held := case.get("peak_bytes"):
         peaks = [f"{way} {readable(most)}" for way, most in held.items()]
         table.append(Row(f"{what}: most memory of a process", "; ".join(peaks)))
