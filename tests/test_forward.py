@@ -7,10 +7,10 @@ import torch
 import transformers
 from torch import nn
 
-from freezetrain.analysis.ablate import continuation
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Document, evaluate_documents
 from freezetrain.forward import accepted, context_length
+from freezetrain.generation.greedy import continuations
 from freezetrain.models import check_length
 from freezetrain.regions.residual_stream import residual_directions
 from freezetrain.scoring import compute_scores
@@ -108,7 +108,7 @@ def score(model, _):
 
 
 def continue_text(model, tokenizer):
-    continuation(model, tokenizer, "ab", 2)
+    continuations(model, tokenizer, ["ab"], 2, cache=False)
 
 
 def watch(model, _):

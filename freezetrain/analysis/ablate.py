@@ -1,12 +1,11 @@
 """`freezetrain ablate`: every language with each of several regions zeroed, one at a time."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from freezetrain.analysis.effects import (
@@ -20,9 +19,9 @@ from freezetrain.analysis.effects import (
 from freezetrain.analysis.recipe import AblateRecipe
 from freezetrain.errors import UserError
 from freezetrain.escaping import shortened
-from freezetrain.evaluation import Document, encode_documents
+from freezetrain.evaluation import Document
 from freezetrain.formats import exact_percent
-from freezetrain.forward import context_length, without_cache
+from freezetrain.generation.greedy import continuations, require_room
 from freezetrain.measuring.held_out import held_out_documents, remarks
 from freezetrain.models import load_model, load_tokenizer, on_gpu
 from freezetrain.regions import Region
@@ -122,7 +121,7 @@ def ablate_regions(
 ) -> Ablation:
     """Zero each region that the recipe names, evaluate ``documents``, continue the prompts."""
     plan = plan_removals(recipe)
-    check_prompts(model, tokenizer, recipe.prompts, recipe.new_tokens)
+    require_room(model, tokenizer, recipe.prompts, recipe.new_tokens)
     make = _region_maker(recipe, model)
     zeroed: dict[str, ZeroedRegion] = {}
     texts: dict[str, dict[str, str]] = {prompt: {} for prompt in recipe.prompts}
@@ -136,8 +135,10 @@ def ablate_regions(
             yield name, region
 
     def continue_prompts(name: str) -> None:
-        for prompt, by_name in texts.items():
-            by_name[name] = continuation(model, tokenizer, prompt, recipe.new_tokens)
+        # Without a cache: an edited model need not give finite numbers, and nothing is compared.
+        said = continuations(model, tokenizer, [*texts], recipe.new_tokens, cache=False)
+        for by_name, text in zip(texts.values(), said, strict=True):
+            by_name[name] = text
 
     figures = each_alone(
         model, documents, recipe.evaluation, regions(), number=1 + len(plan),
@@ -256,43 +257,3 @@ def text_tables(ablation: Ablation) -> list[Table]:
         Table(f"after the prompt “{shortened(each.prompt, 60)}”", columns, list(each.texts.items()))
         for each in ablation.texts
     ]
-
-
-def check_prompts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    new_tokens: int,
-) -> None:
-    """UserError if a prompt and ``new_tokens`` after it are more than the model was built for."""
-    for prompt in prompts:
-        (document,) = encode_documents([prompt], tokenizer)
-        needed = len(document.ids) + new_tokens
-        if needed > (context := context_length(model) or needed):
-            raise UserError(
-                f"a prompt of {len(document.ids)} tokens and new_tokens {new_tokens} do not fit "
-                f"into the model's {context} tokens; shorten the prompt {prompt[:40]!r}"
-            )
-
-
-@torch.no_grad()
-def continuation(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int
-) -> str:
-    """The text that the model puts after ``prompt``, which is encoded as in evaluation.
-
-    At each place the likeliest token, up to ``new_tokens`` of them or to an end of sequence. A
-    plain loop, since ``model.generate`` follows settings of the model's folder (sampling,
-    penalties), under which texts would differ by more than what was removed. It keeps no cache:
-    every architecture can do without, and for so short a text that costs little.
-    """
-    (document,) = encode_documents([prompt], tokenizer)
-    ids = torch.tensor([document.ids], device=model.device)
-    new: list[int] = []
-    while len(new) < new_tokens:
-        token = model(input_ids=ids, **without_cache(model)).logits[:, -1:].argmax(-1)
-        if token.item() == tokenizer.eos_token_id:
-            break
-        new.append(int(token.item()))
-        ids = torch.cat([ids, token], dim=1)
-    return cast(str, tokenizer.decode(new, skip_special_tokens=True))

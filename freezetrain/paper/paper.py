@@ -8,12 +8,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from freezetrain.analysis.ablate import Ablation, check_prompts
+from freezetrain.analysis.ablate import Ablation
 from freezetrain.analysis.dimensions import Dimensions
 from freezetrain.analysis.perturb import Perturbations
 from freezetrain.data.texts import languages_in
 from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation.texts import text_facts
+from freezetrain.generation.greedy import require_room
 from freezetrain.how_long import LONG
 from freezetrain.log_lines import duration
 from freezetrain.measuring.held_out import held_out_documents, window_length
@@ -60,7 +61,7 @@ def run(recipe: PaperRecipe, folder: Path) -> Outcome:
     evaluation = recipe.evaluation(recipe.evaluated or scored)
     documents = held_out_documents(evaluation, tokenizer)
     shape = meta_model(recipe.model)
-    check_prompts(shape, tokenizer, recipe.prompts, recipe.new_tokens)
+    require_room(shape, tokenizer, recipe.prompts, recipe.new_tokens)
     _check_ratios(recipe, shape)
     window_length(evaluation, shape)
     stages = Stages(folder / "parts")

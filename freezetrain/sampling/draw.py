@@ -2,49 +2,29 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
-    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 
-from freezetrain.errors import CheckError, UserError
-from freezetrain.forward import accepted, without_cache
+from freezetrain.errors import CheckError
+from freezetrain.generation.generate import NOT_FINITE, cut_at_end, generate, logits_of
 from freezetrain.head.chunks import chunks_of_logits
 from freezetrain.head.find import Head, find_head
 from freezetrain.head.inside import hidden_states
 from freezetrain.rehearsal.pieces import Piece
 from freezetrain.rehearsal.targets import Targets, top_targets
-from freezetrain.sampling.cache import roomy_cache
 
 # Of a forward pass: places where logits are computed some at a time, else logits, 256 MB in fp32.
 _PLACES_AT_ONCE, _LOGITS_AT_ONCE = 1 << 13, 1 << 26
-
-
-def require_drawing(model: PreTrainedModel) -> None:
-    """UserError for a model that transformers cannot have draw; it may be on the meta device."""
-    if not model.can_generate():
-        raise UserError(
-            f"{type(model).__name__} has no generate() of transformers to draw sequences with; "
-            "give a model that has, or texts, of which nothing is drawn"
-        )
-
-
-def end_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[int]:
-    """Tokens that end a sequence: the tokenizer's EOS, else those of the model's configuration."""
-    if tokenizer.eos_token_id is not None:
-        return [int(tokenizer.eos_token_id)]
-    ids = getattr(model.config.get_text_config(), "eos_token_id", None)
-    return [ids] if isinstance(ids, int) else list(ids or [])
 
 
 def seed_of(seed: int, piece: int) -> int:
@@ -72,45 +52,13 @@ def draw_sequences(
     computed of earlier tokens. ``during`` is called at each step with the number of tokens that
     the sequences have.
     """
-    config = _configuration(length, ends, cache)
     watching = StoppingCriteriaList([_Watch(during)] if during else [])
+    # The likeliest token, which _Draw makes the one that it has drawn.
     draws = LogitsProcessorList([_Draw(temperature, seed, model.device)])
-    generated = _generate(model, given, config, stopping_criteria=watching, logits_processor=draws)
-    return [_cut(row, given.shape[1], ends) for row in generated.cpu()]
-
-
-def _configuration(length: int, ends: Sequence[int], cache: bool, **more: Any) -> Any:
-    return GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False,  # the likeliest token, which _Draw makes the one that it has drawn
-        max_length=length,
-        eos_token_id=list(ends) or None,
-        pad_token_id=ends[0] if ends else 0,
-        use_cache=cache,
-        **more,
+    generated = generate(
+        model, given, length, ends, cache, stopping_criteria=watching, logits_processor=draws
     )
-
-
-def _generate(model: PreTrainedModel, given: Tensor, config: Any, **more: Any) -> Any:
-    """``generate`` fills what ``config`` leaves open from the model's own settings: not here."""
-    given = given.to(model.device)
-    # Given for all, or it would be guessed from tokens that are as those of padding.
-    more |= accepted(model, {"attention_mask": torch.ones_like(given)})
-    if config.use_cache and (cache := roomy_cache(model, config.max_length)) is not None:
-        more["past_key_values"] = cache
-    own, generate = model.generation_config, model.generate
-    model.generation_config = config
-    try:
-        return cast(Any, generate)(
-            input_ids=given, generation_config=config, synced_gpus=False, **more
-        )
-    finally:
-        model.generation_config = own
-
-
-def _cut(row: Tensor, given: int, ends: Sequence[int]) -> Tensor:
-    """Without what stands after the first drawn end."""
-    ended = torch.isin(row[given:], torch.tensor(ends, dtype=row.dtype)).nonzero()
-    return row[: given + int(ended[0]) + 1] if len(ended) else row
+    return [cut_at_end(row, given.shape[1], ends) for row in generated.cpu()]
 
 
 class _Draw(LogitsProcessor):
@@ -147,51 +95,6 @@ class _Watch(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-_TRIED = 4  # sequences in which generation is compared with the forward pass
-
-_TRIED_TOKENS = 8
-
-
-@torch.no_grad()
-def cache_works(model: PreTrainedModel, given: Tensor, length: int) -> bool:
-    """Whether ``model`` draws with its cache what its forward pass says; else it does without.
-
-    A few tokens after the first of ``given`` are compared, up to ``length`` in all. CheckError
-    where neither holds, as of a model that is not causal, and where its logits are not finite.
-    """
-    given = given[:_TRIED].to(model.device)
-    if bool(_logits(model, given).isnan().any()):
-        raise CheckError(_NOT_FINITE)
-    length = min(length, given.shape[1] + _TRIED_TOKENS)
-    why = "what it computes differs from the model's forward pass"
-    for cache in (True, False):
-        config = _configuration(length, [], cache, return_dict_in_generate=True, output_logits=True)
-        try:
-            found = _generate(model, given, config)
-        except Exception as error:  # whatever code of a model's own raises
-            why = f"{type(error).__name__}: {error}"
-            continue
-        drawn = torch.stack(found.logits, dim=1)
-        said = _logits(model, found.sequences)[:, given.shape[1] - 1 : -1]
-        if float(_kl(said, drawn).mean()) < 0.1:
-            return cache
-    raise CheckError(
-        f"{type(model).__name__} cannot draw what it says by generate() of transformers ({why}); "
-        "give a causal model, or update transformers, or give texts, of which nothing is drawn"
-    )
-
-
-def _kl(said: Tensor, drawn: Tensor) -> Tensor:
-    """KL(said ‖ drawn) of logits [..., V], nats; a token may have no probability."""
-    said, drawn = said.float().log_softmax(-1), drawn.float().log_softmax(-1)
-    return torch.where(said.isneginf(), 0.0, said.exp() * (said - drawn)).sum(-1)
-
-
-_NOT_FINITE = (
-    "the model's logits are not finite; give model.dtype float32 or bfloat16, or a sound model"
-)
-
-
 @torch.no_grad()
 def targets_of(model: PreTrainedModel, sequences: Sequence[Tensor], k: int) -> Targets:
     """What the model says after each token of ``sequences``, one after another, in fp32 on the CPU.
@@ -212,7 +115,7 @@ def targets_of(model: PreTrainedModel, sequences: Sequence[Tensor], k: int) -> T
         for logits in _some_logits(model, head, ids, there):
             found = top_targets(logits, k)
             if bool(found.log_probs.isnan().any()):
-                raise CheckError(_NOT_FINITE)
+                raise CheckError(NOT_FINITE)
             parts.append([found.tokens.cpu(), found.log_probs.cpu(), found.rest.cpu()])
     return Targets(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
@@ -222,16 +125,10 @@ def _some_logits(
 ) -> Iterator[Tensor]:
     """Logits [p, V] of the places of ``ids`` [B, L] that are ``there``, in their order."""
     if head is None:
-        yield _logits(model, ids)[there]
+        yield logits_of(model, ids)[there]
         return
-    hidden = hidden_states(head, lambda: _logits(model, ids))
+    hidden = hidden_states(head, lambda: logits_of(model, ids))
     yield from (logits for _, logits in chunks_of_logits(hidden[there], head))
-
-
-def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Logits [B, L, V] for ``ids`` [B, L]."""
-    mask = accepted(model, {"attention_mask": torch.ones_like(ids)})
-    return cast(Tensor, model(input_ids=ids, **mask, **without_cache(model)).logits)
 
 
 def vocabulary_of(model: PreTrainedModel) -> int:

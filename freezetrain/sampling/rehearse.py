@@ -13,6 +13,7 @@ from freezetrain.data.tokens import tokenizer_digest
 from freezetrain.devices import require_engine, start_ranks
 from freezetrain.errors import UserError
 from freezetrain.files import remove_unfinished, require_space
+from freezetrain.generation.generate import cache_works, end_tokens, require_generate
 from freezetrain.models import check_fit, load_model, load_tokenizer, meta_model, on_gpu
 from freezetrain.progress import progress_bar
 from freezetrain.ranks import (
@@ -37,11 +38,8 @@ from freezetrain.rehearsal.pieces import (
 from freezetrain.rehearsal.targets import Targets
 from freezetrain.run_folder import Outcome
 from freezetrain.sampling.draw import (
-    cache_works,
     check_drawn,
     draw_sequences,
-    end_tokens,
-    require_drawing,
     seed_of,
     targets_of,
     vocabulary_of,
@@ -51,6 +49,8 @@ from freezetrain.sampling.prompts import Given, Plan, plan_of
 from freezetrain.sampling.recipe import RehearseRecipe
 from freezetrain.stored_model import say
 from freezetrain.training.memory import require_memory
+
+_OTHERWISE = "give texts, of which nothing is drawn"
 
 
 def run(recipe: RehearseRecipe, folder: Path) -> Outcome:
@@ -65,7 +65,7 @@ def run(recipe: RehearseRecipe, folder: Path) -> Outcome:
     shape = meta_model(recipe.model)
     check_fit(shape, tokenizer, recipe.sequence_length)
     if recipe.texts is None:
-        require_drawing(shape)
+        require_generate(shape, _OTHERWISE)
     if recipe.k > (vocabulary := vocabulary_of(shape)):
         raise UserError(
             f"k is {recipe.k} and the model has {vocabulary} tokens; use {vocabulary} or less"
@@ -100,7 +100,7 @@ def _draw(
     made = _made(recipe, plan, tokenizer, model)
     on_first_rank(lambda: _check_there(folder, made, todo))
     length, given = recipe.sequence_length, plan.pieces[todo[0]].tokens
-    cache = plan.draws and on_first_rank(lambda: cache_works(model, given, length))
+    cache = plan.draws and on_first_rank(lambda: cache_works(model, given, length, _OTHERWISE))
     if plan.draws and not cache:
         say(
             "the model is drawn from without a cache, which takes longer: with it, generate() of "

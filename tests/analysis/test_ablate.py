@@ -5,7 +5,6 @@ import math
 import re
 from dataclasses import replace
 from statistics import mean, stdev
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +15,6 @@ from freezetrain.analysis.ablate import (
     Ablation,
     Continuations,
     ablate_regions,
-    check_prompts,
-    continuation,
     plan_removals,
     removal_tables,
     run,
@@ -201,27 +198,6 @@ def test_texts_are_shown_cut_and_without_what_acts_in_a_terminal(ablation, capsy
     assert not re.search("[\x1b\x9b]|x{240}|y{60}", written)
 
 
-class Scripted(torch.nn.Module):
-    """Says tokens in turn, whatever it is asked."""
-
-    device = "cpu"
-
-    def __init__(self, *tokens):
-        super().__init__()
-        self.tokens = list(tokens)
-
-    def forward(self, input_ids):
-        logits = torch.zeros(1, input_ids.shape[1], 400)
-        logits[0, -1, self.tokens.pop(0)] = 1
-        return SimpleNamespace(logits=logits)
-
-
-def test_generation_ends_at_an_end_of_sequence_or_the_last_token(tokenizer):
-    said = tokenizer.decode([40, 50])
-    assert continuation(Scripted(40, 50, 1, 60), tokenizer, "All", 5) == said
-    assert continuation(Scripted(40, 50, 60), tokenizer, "All", 2) == said
-
-
 def test_a_region_file_and_random_ones_like_it(model_folder, make_model, tmp_path):
     region = Region.random(make_model(), 0.1, seed=9, parameters=["*mlp*"])
     region.save(tmp_path / "mine.safetensors")
@@ -286,9 +262,3 @@ def test_scores_that_are_not_there_are_refused(model, tokenizer, documents, scor
     recipe = recipe_of("m", scores=str(scores), languages=["ens"])
     with pytest.raises(UserError, match=r"no scores of language 'ens' \(did you mean"):
         ablate_regions(recipe, model, tokenizer, documents)
-
-
-def test_a_prompt_that_does_not_fit_is_refused(model, tokenizer):
-    check_prompts(model, tokenizer, ["All human beings"], 100)
-    with pytest.raises(UserError, match="do not fit into the model's 128 tokens"):
-        check_prompts(model, tokenizer, ["All human beings"], 127)

@@ -18,10 +18,11 @@ from transformers import (
 )
 
 from freezetrain.errors import CheckError
+from freezetrain.generation import generate
+from freezetrain.generation.generate import cache_works
 from freezetrain.rehearsal.pieces import Piece
 from freezetrain.sampling import draw
 from freezetrain.sampling.draw import (
-    cache_works,
     check_drawn,
     draw_sequences,
     drawn_places,
@@ -30,6 +31,7 @@ from freezetrain.sampling.draw import (
 
 TOKENS = 7  # of a tiny vocabulary
 BOS = 0
+OTHERWISE = "draw not"
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +245,7 @@ def test_models_of_other_kinds_draw_what_they_say(name):
     model = loud(AutoModelForCausalLM.from_config(config))
     assert (model.dtype == torch.bfloat16) == (name == "in bfloat16")
     given = torch.full((40, 3), 2)
-    assert cache_works(model, given, 24) == cache
+    assert cache_works(model, given, 24, OTHERWISE) == cache
     sequences = draw_sequences(
         model, given, length=24, temperature=1.0, ends=[1], seed=0, cache=cache
     )
@@ -253,14 +255,16 @@ def test_models_of_other_kinds_draw_what_they_say(name):
 def test_generation_is_tried_within_the_models_places_alone():
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=5)
-    assert cache_works(loud(AutoModelForCausalLM.from_config(config)), torch.full((9, 3), 2), 5)
+    assert cache_works(
+        loud(AutoModelForCausalLM.from_config(config)), torch.full((9, 3), 2), 5, OTHERWISE
+    )
 
 
 def test_a_cache_with_room_changes_nothing(speaker, monkeypatch):
     given = torch.full((20, 3), 2)
     roomy = drawn(speaker, given, ends=[6], length=30)
-    assert draw.roomy_cache(speaker, 30) is not None
-    monkeypatch.setattr(draw, "roomy_cache", lambda *_: None)
+    assert generate.roomy_cache(speaker, 30) is not None
+    monkeypatch.setattr(generate, "roomy_cache", lambda *_: None)
     theirs = drawn(speaker, given, ends=[6], length=30)
     assert all(torch.equal(one, other) for one, other in zip(roomy, theirs, strict=True))
 
@@ -268,10 +272,10 @@ def test_a_cache_with_room_changes_nothing(speaker, monkeypatch):
 def test_a_model_that_is_not_causal_and_one_without_numbers_are_refused(speaker, monkeypatch):
     torch.manual_seed(0)
     config = XLNetConfig(vocab_size=50, d_model=16, n_layer=2, n_head=2, d_inner=24)
-    with pytest.raises(CheckError, match="XLNetLMHeadModel cannot draw what it says"):
-        cache_works(loud(XLNetLMHeadModel(config)), torch.full((40, 3), 2), 24)
+    with pytest.raises(CheckError, match=r"XLNetLMHeadModel cannot generate what.*or draw not$"):
+        cache_works(loud(XLNetLMHeadModel(config)), torch.full((40, 3), 2), 24, OTHERWISE)
     monkeypatch.setattr(speaker.lm_head, "weight", torch.nn.Parameter(torch.full((7, 16), nan)))
     with pytest.raises(CheckError, match="the model's logits are not finite"):
-        cache_works(speaker, torch.full((4, 3), 2), 24)
+        cache_works(speaker, torch.full((4, 3), 2), 24, OTHERWISE)
     with pytest.raises(CheckError, match="the model's logits are not finite"):
         targets_of(speaker, [torch.arange(4)], 3)
