@@ -29,6 +29,7 @@ EXTRAS = {
     ),
     "deepspeed": ("deepspeed",),
     "benchmarks": ("lm_eval",),
+    "generation": ("langcodes", "py3langid"),
     "wandb": ("wandb",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
     "lora": ("peft",),

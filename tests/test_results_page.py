@@ -118,9 +118,12 @@ def test_cheap_verbs(model_folder, text_folder, evaluation):
     run("rehearse", "--model", model_folder, *few, out="rehearsal")
     run("verify", model_folder, model_folder, region, out="verify")
     Path("adapted").symlink_to(model_folder)
-    run("forgetting", model_folder, "adapted", "--target", "zh", *evaluation, out="forgetting")
-    for name in columns("forgetting/forgetting.csv"):
-        assert f"`{name}`" in SECTIONS["forgetting"], name
+    prompts = ["--generation.documents", "1", "--generation.prompt_tokens", "4"]
+    asked = [*evaluation, *prompts]
+    run("forgetting", model_folder, "adapted", "--target", "zh", *asked, out="forgetting")
+    for table in ("forgetting", "generation"):
+        for name in columns(f"forgetting/{table}.csv"):
+            assert f"`{name}`" in SECTIONS["forgetting"], name
 
 
 @pytest.mark.parametrize(

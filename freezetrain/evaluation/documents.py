@@ -58,8 +58,7 @@ def encode_documents(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase")
 
     Raises ``UserError`` for an empty text, and where no text has anything to predict.
     """
-    specials = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    context = [token for token in specials if token is not None][:1]
+    context = context_token(tokenizer)
     for number, text in enumerate(texts):
         if not text.strip():
             raise UserError(
@@ -89,6 +88,12 @@ def encode_documents(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase")
             "that the model was trained with"
         )
     return documents
+
+
+def context_token(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """What a text's first token is predicted from: BOS, else EOS, else nothing."""
+    specials = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return [token for token in specials if token is not None][:1]
 
 
 def fingerprint(document: Document) -> str:

@@ -19,10 +19,12 @@ from freezetrain.evaluation.benchmarks import (
     compare_scores,
     main_metrics,
 )
+from freezetrain.evaluation.continuations import TextRow, generation_table, text_rows
 from freezetrain.evaluation.documents import digests
 from freezetrain.evaluation.texts import text_facts, texts_table
 from freezetrain.files import write_text
 from freezetrain.formats import shortest_endings
+from freezetrain.measuring.generation import Probe
 from freezetrain.measuring.harness import Harness
 from freezetrain.measuring.held_out import evaluate_with_bar, held_out_documents, window_length
 from freezetrain.measuring.kept import Ground, Kept, Measured
@@ -90,6 +92,7 @@ class _Plan:
     documents: dict[str, list[Document]]
     """In tokens of the base."""
     harness: Harness | None
+    probe: Probe | None
 
     @property
     def new(self) -> dict[str, _Opened]:
@@ -109,8 +112,8 @@ def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
     be loaded, or whose losses are not finite, gets no figures: the outcome says why and has not
     passed, and the others go on. What was measured is kept in ``folder``, and a later start
     measures what is missing, on the same base, documents and windows. Leaves forgetting.csv,
-    forgetting.md, report.html (where a model has figures), and benchmarks.csv where there are
-    tasks.
+    forgetting.md, report.html (where a model has figures), benchmarks.csv where there are tasks,
+    and generation.csv where something is generated.
 
     Raises UserError for what can be refused before any model is run: also a base, documents or
     windows other than those that were measured. CheckError where the base's losses are not finite.
@@ -182,8 +185,13 @@ def _plan(recipe: ForgettingRecipe, kept: Kept) -> _Plan:
     distinct = {tokenizer_digest(model.tokenizer): model.tokenizer for model in opened.values()}
     others = list(distinct.values()) if len(distinct) > 1 else []
     documents = _documents(recipe, opened[base], others)
+    probe = None
+    if recipe.generation.documents:
+        probe = Probe(recipe.generation, documents, opened[base].tokenizer)
+        for model in opened.values():
+            probe.require(model.shape, model.tokenizer)
     return _Plan(
-        base, names, known, measured, failed, opened, max_length, others, documents, harness
+        base, names, known, measured, failed, opened, max_length, others, documents, harness, probe
     )
 
 
@@ -213,11 +221,23 @@ def _outcome(recipe: ForgettingRecipe, folder: Path, plan: _Plan, before: Measur
         drops = None
         if plan.harness is not None:
             drops = compare_scores(before.scores, name, after.scores, recipe.benchmarks.metrics)
+        generation = None
+        if plan.probe is not None:
+            generation = plan.probe.compare(before.generated, after.generated, recipe.target)
         history = History(recipe.target)
         history.add(0, before.sums)
         history.add(1, after.sums)
-        settings = _settings(recipe.base, sources[name])
-        runs.append(Run(name, history, settings, texts=after.texts, benchmarks=drops, watch=watch))
+        runs.append(
+            Run(
+                name,
+                history,
+                _settings(recipe.base, sources[name]),
+                texts=after.texts,
+                benchmarks=drops,
+                generation=generation,
+                watch=watch,
+            )
+        )
         if name in new:
             figures = history.base.figures, history.last.figures
             change = history.last.forgetting
@@ -326,7 +346,10 @@ def _measured(
         model = on_gpu(load_model(opened.source, quantized=True))
     sums = evaluate_with_bar(model, documents, recipe.evaluation, name, plan.max_length)
     scores = {} if plan.harness is None else plan.harness.scores(model, opened.tokenizer)
-    return Measured(sums, text_facts(documents, opened.tokenizer), scores)
+    generated = {}
+    if plan.probe is not None:
+        generated = plan.probe.texts(model, opened.tokenizer, f"{name}: continuations")
+    return Measured(sums, text_facts(documents, opened.tokenizer), scores, generated)
 
 
 def _settings(base: ModelSource, model: ModelSource) -> dict[str, Any]:
@@ -343,16 +366,20 @@ def _written(runs: Sequence[Run], failed: Mapping[str, str], folder: Path) -> li
     write_text(folder / "forgetting.csv", forgetting_csv(rows, failed))
     written = forgetting_markdown(rows)
     shown: list[Any] = [summary_table(rows)] if len(runs) > 1 else []
+    tables = []
     benchmarks = [run.benchmarks for run in runs if run.benchmarks is not None]
     if benchmarks:
         metrics = [metric for drops in benchmarks for metric in drops.metrics]
-        columns = [Column(field.name, field.name) for field in fields(MetricDrop)]
-        write_text(folder / "benchmarks.csv", to_csv(columns, metrics))
-        table = benchmarks_table(benchmarks)
-        written += f"\n{markdown(table.title)}.\n\n{to_markdown(table)}"
-        shown.append(table)
+        write_text(folder / "benchmarks.csv", to_csv(_columns(MetricDrop), metrics))
+        tables.append(benchmarks_table(benchmarks))
+    generations = {run.name: run.generation for run in runs if run.generation is not None}
+    if generations:
+        texts = [row for name, found in generations.items() for row in text_rows(name, found)]
+        write_text(folder / "generation.csv", to_csv(_columns(TextRow), texts))
+        tables.append(generation_table(generations))
     if failed:
-        table = failed_table(failed)
+        tables.append(failed_table(failed))
+    for table in tables:
         written += f"\n{markdown(table.title)}.\n\n{to_markdown(table)}"
         shown.append(table)
     write_text(folder / "forgetting.md", written)
@@ -361,3 +388,8 @@ def _written(runs: Sequence[Run], failed: Mapping[str, str], folder: Path) -> li
     render_runs(runs[-MOST:], folder / PAGE, failed)
     part = f", of the last {MOST} of {len(runs)} models" if len(runs) > MOST else ""
     return [*shown, f"report: {folder / PAGE}{part}"]
+
+
+def _columns(row: type[Any]) -> list[Column]:
+    """A column for each field, of its name."""
+    return [Column(field.name, field.name) for field in fields(row)]

@@ -52,6 +52,8 @@ class Measured:
     sums: dict[str, DocumentSums]
     texts: list[TextFacts]
     scores: Scores
+    generated: dict[str, list[str]]
+    """Language → the text after each prompt; empty where nothing was generated."""
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
@@ -62,6 +64,7 @@ class Measured:
                 task: {metric: asdict(score) for metric, score in scores.items()}
                 for task, scores in self.scores.items()
             },
+            "generated": self.generated,
         }
 
     @classmethod
@@ -74,6 +77,7 @@ class Measured:
                 task: {metric: Score(**score) for metric, score in scores.items()}
                 for task, scores in data["scores"].items()
             },
+            data.get("generated", {}),  # which earlier versions did not write
         )
 
 

@@ -45,6 +45,39 @@ class Benchmarks:
 
 
 @dataclass
+class GenerationProbe:
+    """What the models put after the first words of held-out documents, and in which language, which
+    py3langid tells; `pip install 'freezetrain[generation]'` installs it."""
+
+    documents: int = 0
+    """Held-out documents of each language of which the first tokens are a prompt, chosen by a hash:
+    the same ones for all models. 0: nothing is generated."""
+    prompt_tokens: int = 16
+    """Tokens of a prompt, as the base's tokenizer counts them."""
+    new_tokens: int = 32
+    """Tokens that a model puts after a prompt, the likeliest one each time; fewer where it ends the
+    text. Documents that have fewer than prompt_tokens and new_tokens together give no prompt."""
+    languages: list[Name] = field(default_factory=list)
+    """Languages of the prompts. Empty: all that are evaluated."""
+    codes: dict[Name, str] = field(default_factory=dict)
+    """Code (ISO 639) by which py3langid knows a language whose name here does not say it."""
+    batch: int = 8
+    """Prompts in one forward pass, all of as many tokens."""
+
+    def __post_init__(self) -> None:
+        check(self.documents >= 0, "generation.documents", "0 or more", self.documents)
+        expected = "left out where generation.documents is 0"
+        for name in ("languages", "codes"):
+            given = getattr(self, name)
+            check(bool(self.documents) or not given, f"generation.{name}", expected, given)
+        for name in ("prompt_tokens", "new_tokens", "batch"):
+            number = getattr(self, name)
+            check(number >= 1, f"generation.{name}", "1 or more", number)
+        twice = len(set(self.languages)) < len(self.languages)
+        check(not twice, "generation.languages", "each language once", self.languages)
+
+
+@dataclass
 class ForgettingRecipe:
     """Compare models with a base: what did each forget, and gain on the target language?"""
 
@@ -64,9 +97,15 @@ class ForgettingRecipe:
     """What is evaluated."""
     benchmarks: Benchmarks = field(default_factory=Benchmarks)
     """Which tasks of lm-evaluation-harness are run as well."""
+    generation: GenerationProbe = field(default_factory=GenerationProbe)
+    """What is generated as well."""
     engine: Engine = field(default_factory=Engine)
     """On how many devices; each holds the whole model and evaluates its share of all texts."""
 
     def __post_init__(self) -> None:
         check(bool(self.models), "models", "one or more", self.models)
+        conversations = self.evaluation.texts.messages_field
+        expected = "left out where generation.documents asks for prompts of plain texts"
+        plain = conversations is None or not self.generation.documents
+        check(plain, "messages_field", expected, conversations)
         self.engine.require_whole_untrained()

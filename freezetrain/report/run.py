@@ -9,6 +9,7 @@ from freezetrain.errors import CheckError, UserError
 from freezetrain.evaluation import Evaluation, Forgetting, History
 from freezetrain.evaluation.benchmarks import BenchmarkDrops
 from freezetrain.evaluation.brake import Brake, Measure
+from freezetrain.evaluation.continuations import Generation
 from freezetrain.evaluation.texts import TextFacts
 from freezetrain.recipe import yaml12
 from freezetrain.report.page import flat
@@ -70,6 +71,8 @@ class Run:
     average: Forgetting | None = None
     """That of the average of the weights, where that was exported."""
     benchmarks: BenchmarkDrops | None = None
+    generation: Generation | None = None
+    """What model and base put after prompts, where that was asked for."""
     rehearsed: list[Rehearsed] = field(default_factory=list)
     """KL to the base on its own words, in the course of training."""
     watch: Mapping[str, Any] = field(default_factory=dict)
@@ -102,6 +105,7 @@ class Run:
             "brake": None if self.brake is None else self.brake.to_dict(self.evaluations),
             "average": None if self.average is None else self.average.to_dict(),
             "benchmarks": None if self.benchmarks is None else self.benchmarks.to_dict(),
+            "generation": None if self.generation is None else self.generation.to_dict(),
             "rehearsed": [asdict(point) for point in self.rehearsed] or None,
         }
 
@@ -114,7 +118,7 @@ class Run:
         history = History.from_dict(data["history"])
         _check_languages(history)
         region, average = data.get("region"), data.get("average")
-        benchmarks = data.get("benchmarks")
+        benchmarks, generation = data.get("benchmarks"), data.get("generation")
         return cls(
             name=data["name"],
             history=history,
@@ -124,6 +128,7 @@ class Run:
             brake=_brake(data["brake"]) if data.get("brake") else None,
             average=Forgetting.from_dict(average) if average else None,
             benchmarks=BenchmarkDrops.from_dict(benchmarks) if benchmarks else None,
+            generation=Generation.from_dict(generation) if generation else None,
             rehearsed=[Rehearsed(**point) for point in data.get("rehearsed") or ()],
             watch={k: v for k, v in data["history"].items() if k not in ("target", "evaluations")},
         )

@@ -11,6 +11,7 @@ from freezetrain.errors import UserError
 from freezetrain.evaluation import Evaluation
 from freezetrain.evaluation.benchmarks import benchmarks_table
 from freezetrain.evaluation.brake import TOGETHER, Breach, Measure
+from freezetrain.evaluation.continuations import examples_table, generation_table
 from freezetrain.evaluation.texts import TextFacts, texts_table
 from freezetrain.formats import (
     count,
@@ -270,11 +271,14 @@ def _roomy(low: float, high: float) -> tuple[float, float]:
 
 def _tables(runs: Sequence[Run]) -> dict[str, Any]:
     benchmarks = [run.benchmarks for run in runs if run.benchmarks is not None]
+    generations = {run.name: run.generation for run in runs if run.generation is not None}
     return {
         "runs": _runs_table(runs),
         "languages": languages_table(language_rows(runs)),
         "breaches": _breaches_table(runs),
         "benchmarks": benchmarks_table(benchmarks) if benchmarks else None,
+        "generation": generation_table(generations) if generations else None,
+        "examples": [examples_table(name, found) for name, found in generations.items()],
         "texts": _texts_tables(runs),
         "regions": [
             (run.name, _region_table(run.region), _region_places_table(run.region))

@@ -79,6 +79,22 @@ def test_two_ranks_give_what_one_gives_and_record_the_same_failures(words, tmp_p
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("documents", [1, 3])
+def test_prompts_are_shared_out(documents, words, tmp_path):
+    """Also an odd number of them, and each text comes back to its prompt."""
+    more = ["--generation.documents", documents, "--generation.new_tokens", 6]
+    alone, two = tmp_path / "alone", tmp_path / "two"
+    assert freezetrain(*words("near", out=alone, more=more)) == 0
+    assert on_two(words("near", out=two, more=more)) == [0, 0]
+    require_equal(results(two), results(alone))
+    found = results(two)["runs"][0]["generation"]["languages"]
+    texts = [one for language in found.values() for one in language["texts"]]
+    assert len(texts) == 3 * documents
+    assert len({one["prompt"] for one in texts}) == len(texts)
+    assert len({one["base"]["text"] for one in texts}) > 1
+
+
+@pytest.mark.exhaustive
 def test_models_added_on_two_ranks_later(words, models, tmp_path):
     """Under torchrun the other rank looks at a folder whose results rank 0 is about to remove."""
     out = tmp_path / "out"

@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from made_runs import REGION, benchmarks, braked, make_run, texts, two
+from made_runs import REGION, benchmarks, braked, generation, make_run, texts, two
 
 from freezetrain.evaluation.brake import Brake
 from freezetrain.report.run import Rehearsed, Run, have_courses, shared_measure
@@ -76,6 +76,7 @@ def test_the_model_is_of_the_step_that_the_brake_went_back_to():
 def test_a_run_comes_back_from_json():
     run = replace(two()[0], region=REGION, texts=texts(["en"]), benchmarks=benchmarks("plain"))
     run = replace(run, average=run.model.forgetting, watch={"max_length": 512})
+    run = replace(run, generation=generation())
     run = replace(run, rehearsed=[Rehearsed(10, 0.25, 300), Rehearsed(20, 0.5, 100)])
     data = json.loads(json.dumps(run.to_dict(), allow_nan=False))
     assert Run.from_dict(data) == run

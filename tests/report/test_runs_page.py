@@ -88,7 +88,7 @@ def test_runs_table_says_what_each_model_gained_and_lost(rendered: tuple[Page, s
 
 
 def test_brake_region_benchmarks_texts_and_settings(rendered: tuple[Page, str]) -> None:
-    parsed, _ = rendered
+    parsed, source = rendered
     first = BRAKED.brake.breaches(BRAKED.evaluations)[0]
     assert first.step == 30
     lost, limit = measured(first.value, "relative"), measured(first.limit, "relative")
@@ -104,6 +104,13 @@ def test_brake_region_benchmarks_texts_and_settings(rendered: tuple[Page, str]) 
     assert places == [["layer", "mlp.up_proj"], ["0", "2%"], ["9", "12%"], ["10", "25%"]]
     assert parsed.table("Benchmarks")[2] == ["arc", "acc", "5", "0.4000", "0.3800", "+5.00%"]
     assert parsed.table("Benchmarks")[3][-1] == "+5.00%"
+    heads, _, spanish, mean = parsed.table("language of their prompt")
+    assert heads == ["language", "prompts", "the document", "base", "plain"]
+    assert spanish == ["Spanish (es)", "2", "100.0%", "50.0%", "50.0%"]
+    assert mean == ["mean of held-out", "", "50.0%", "75.0%", "25.0%"]
+    assert all(others in source for others in (">none 1<", ">zh 1<"))
+    examples = parsed.table("Examples: what plain says")
+    assert examples[1] == ["English (en)", "words", "–", "words", "–"]
     assert parsed.table("runs differ")[1:] == [["region", "–", "core.safetensors"]]
     assert dict(parsed.table("all runs share")[1:]) == {"learning_rate": "0.001", "seed": "0"}
     read = parsed.table("“plain”")

@@ -10,6 +10,7 @@ import numpy as np
 from freezetrain.evaluation import Evaluation, Figures, Forgetting, History, LanguageForgetting
 from freezetrain.evaluation.benchmarks import BenchmarkDrops, Score, compare_scores
 from freezetrain.evaluation.brake import Brake
+from freezetrain.evaluation.continuations import Continued, Generation, LanguageGeneration, Text
 from freezetrain.evaluation.figures import StandardErrors, safe_exp
 from freezetrain.evaluation.texts import TextFacts
 from freezetrain.report.run import RegionFacts, Run
@@ -31,6 +32,17 @@ REGION = RegionFacts(
 def benchmarks(model: str) -> BenchmarkDrops:
     base = {"arc": {"acc": Score(0.4, 0.01, True, 5)}}
     return compare_scores(base, model, {"arc": {"acc": Score(0.38, 0.011, True, 5)}})
+
+
+def generation(languages: Sequence[str] = ("en", "es"), words: str = "words") -> Generation:
+    """Two prompts of each language; the model goes on in Chinese after one, or says nothing."""
+    said = [
+        Continued("a prompt", *(Text(words, code) for code in codes))
+        for codes in (("en", "en", "zh"), ("en", None, "en"))
+    ]
+    silent = [Continued(words, Text("", None), Text(words, "en"), Text("", None))]
+    found = [LanguageGeneration("en", said if n else silent) for n in range(len(languages))]
+    return Generation(dict(zip(languages, found, strict=True)), "zh")
 
 
 def figures(bits_per_byte: float, tokens: int = 2000, size: int = 5400) -> Figures:
@@ -143,6 +155,7 @@ def two() -> list[Run]:
         settings=settings,
         texts=texts(CODES),
         benchmarks=benchmarks("plain"),
+        generation=generation(),
     )
     frozen = make_run(
         "core frozen",

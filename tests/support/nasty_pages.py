@@ -5,7 +5,7 @@ from pathlib import Path
 from made_comparison import VARIANTS, make_compare
 from made_paper import make_paper
 from made_quickstart import make_quickstart
-from made_runs import CODES, REGION, benchmarks, braked, make_run, texts
+from made_runs import CODES, REGION, benchmarks, braked, generation, make_run, texts
 from nasty_names import NASTY
 
 from freezetrain.compare.page import render_compare
@@ -23,6 +23,7 @@ def runs(path: Path) -> None:
     options = {
         "languages": LANGUAGES, "settings": {NASTY: NASTY, "a": [NASTY]},
         "texts": texts(LANGUAGES), "benchmarks": benchmarks(NASTY), "target": "zh",
+        "generation": generation(LANGUAGES, NASTY),
         "region": REGION.__class__(**{**vars(REGION), **region, "elsewhere": {NASTY: 0.1},
                                       "file": NASTY, "base": NASTY}),
     }  # fmt: skip
