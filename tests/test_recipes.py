@@ -296,6 +296,8 @@ def test_forgetting_recipe_runs(name, tmp_path, tokenizer):
         pytest.importorskip("lm_eval", reason="the extra benchmarks is not installed")
         folder = task_files(tmp_path / "tasks", benchmarks["tasks"])
         benchmarks |= {"folder": str(folder), "limit": 6}
+    if "generation" in recipe:
+        recipe["generation"]["documents"] = 2
     results = run("forgetting", recipe, tmp_path)
     assert len(results["runs"]) == len(recipe["models"])
     for model in results["runs"]:
@@ -303,6 +305,11 @@ def test_forgetting_recipe_runs(name, tmp_path, tokenizer):
         assert {*change["languages"], change["target"]} == {*languages}
         documents = {row["documents"] for row in model["texts"]}
         assert documents == {evaluation.get("documents", 31)}  # the Declaration has 31
+        if "generation" in recipe:
+            generated = model["generation"]["languages"]
+            assert {name: len(found["texts"]) for name, found in generated.items()} == (
+                dict.fromkeys(languages, 2)
+            )
         if benchmarks:
             tasks = model["benchmarks"]["tasks"]
             assert list(tasks) == benchmarks["tasks"]
