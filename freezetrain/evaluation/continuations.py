@@ -69,6 +69,17 @@ class Generation:
         held_out = [found for name, found in self.languages.items() if name != self.target]
         return fmean(found.in_language(of) for found in held_out) if held_out else None
 
+    def same_ground(self, other: "Generation") -> bool:
+        """Whether both are of the same prompts and base, and leave out the same target."""
+
+        def ground(generation: Generation) -> Any:
+            return generation.target, {
+                name: (found.code, [(one.prompt, one.document, one.base) for one in found.texts])
+                for name, found in generation.languages.items()
+            }
+
+        return bool(ground(self) == ground(other))
+
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
         return {
@@ -140,8 +151,23 @@ class _Row:
     others: dict[_Whose, str]
 
 
-def generation_table(models: Mapping[str, Generation]) -> Table:
-    """Languages × models: what share of the texts is in the language of the prompts."""
+def generation_tables(models: Mapping[str, Generation]) -> list[Table]:
+    """Languages × models: what share of the texts is in the language of the prompts.
+
+    One table for the models of each base and its prompts.
+    """
+    groups: list[dict[str, Generation]] = []
+    for name, generation in models.items():
+        for group in groups:
+            if next(iter(group.values())).same_ground(generation):
+                group[name] = generation
+                break
+        else:
+            groups.append({name: generation})
+    return [_table(group) for group in groups]
+
+
+def _table(models: Mapping[str, Generation]) -> Table:
     whose: list[_Whose] = [("document", ""), ("base", ""), *(("model", name) for name in models)]
     of_base = next(iter(models.values()))
     rows = []

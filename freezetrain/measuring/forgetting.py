@@ -19,7 +19,7 @@ from freezetrain.evaluation.benchmarks import (
     compare_scores,
     main_metrics,
 )
-from freezetrain.evaluation.continuations import TextRow, generation_table, text_rows
+from freezetrain.evaluation.continuations import TextRow, generation_tables, text_rows
 from freezetrain.evaluation.documents import digests
 from freezetrain.evaluation.texts import text_facts, texts_table
 from freezetrain.files import write_text
@@ -376,7 +376,7 @@ def _written(runs: Sequence[Run], failed: Mapping[str, str], folder: Path) -> li
     if generations:
         texts = [row for name, found in generations.items() for row in text_rows(name, found)]
         write_text(folder / "generation.csv", to_csv(_columns(TextRow), texts))
-        tables.append(generation_table(generations))
+        tables += generation_tables(generations)
     if failed:
         tables.append(failed_table(failed))
     for table in tables:

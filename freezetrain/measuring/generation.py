@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -121,19 +120,22 @@ def _prompts(
     """Of documents that have all the tokens; which, a hash of them says."""
     start, first = len(context_token(tokenizer)), settings.prompt_tokens
     needed = first + settings.new_tokens
-    by_hash = sorted(documents, key=fingerprint)
-    long_enough = [document.ids[start:] for document in by_hash]
-    long_enough = [ids for ids in long_enough if len(ids) >= needed]
-    if not long_enough:
+
+    def decoded(ids: list[int]) -> str:
+        return cast(str, tokenizer.decode(ids, skip_special_tokens=True)).strip(_CUT)
+
+    texts = [document.ids[start:] for document in sorted(documents, key=fingerprint)]
+    prompts = [
+        Prompt(decoded(ids[:first]), decoded(ids[first:needed]))
+        for ids in texts
+        if len(ids) >= needed
+    ]
+    prompts = [prompt for prompt in prompts if prompt.text.strip()]
+    if not prompts:
         longest = max(len(document.ids) - start for document in documents)
         raise UserError(
             f"language {language!r}: expected a held-out document of {needed} tokens "
             f"(generation.prompt_tokens and new_tokens), the longest has {longest}; give less of "
             "them, or generation.languages without it"
         )
-
-    def decoded(ids: list[int]) -> str:
-        return cast(str, tokenizer.decode(ids, skip_special_tokens=True)).strip(_CUT)
-
-    prompts = (Prompt(decoded(ids[:first]), decoded(ids[first:needed])) for ids in long_enough)
-    return list(islice((one for one in prompts if one.text.strip()), settings.documents))
+    return prompts[: settings.documents]

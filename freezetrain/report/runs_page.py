@@ -11,7 +11,7 @@ from freezetrain.errors import UserError
 from freezetrain.evaluation import Evaluation
 from freezetrain.evaluation.benchmarks import benchmarks_table
 from freezetrain.evaluation.brake import TOGETHER, Breach, Measure
-from freezetrain.evaluation.continuations import examples_table, generation_table
+from freezetrain.evaluation.continuations import examples_table, generation_tables
 from freezetrain.evaluation.texts import TextFacts, texts_table
 from freezetrain.formats import (
     count,
@@ -277,7 +277,7 @@ def _tables(runs: Sequence[Run]) -> dict[str, Any]:
         "languages": languages_table(language_rows(runs)),
         "breaches": _breaches_table(runs),
         "benchmarks": benchmarks_table(benchmarks) if benchmarks else None,
-        "generation": generation_table(generations) if generations else None,
+        "generation": generation_tables(generations),
         "examples": [examples_table(name, found) for name, found in generations.items()],
         "texts": _texts_tables(runs),
         "regions": [

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_runs import CODES, REGION, make_run, texts, two
+from made_runs import CODES, REGION, generation, make_run, texts, two
 from parsed_page import Page, number
 
 from freezetrain.errors import UserError
 from freezetrain.evaluation.brake import Brake
+from freezetrain.evaluation.continuations import generation_tables
 from freezetrain.report.run import Rehearsed, Run
 from freezetrain.report.runs_page import brake_line, measured, model_line, render_runs
 
@@ -116,6 +117,24 @@ def test_brake_region_benchmarks_texts_and_settings(rendered: tuple[Page, str]) 
     read = parsed.table("“plain”")
     assert read[1] == ["Arabic (ar)", "6", "5,400", "2,000", "2.70", "–", "12.5%"]
     assert len(read) == 1 + len(CODES)
+
+
+def test_texts_of_several_bases_stand_in_a_table_each(tmp_path: Path) -> None:
+    """As in a report of several folders: other prompts, other languages."""
+    same, other = generation(("en", "es")), generation(("es", "sw"), "other words")
+    runs = [
+        make_run(name, steps=(0, 60), generation=found)
+        for name, found in (("plain", same), ("frozen", same), ("elsewhere", other))
+    ]
+    parsed, source = page(runs, tmp_path)
+    assert parsed.table("language of their prompt")[0][2:] == ["the document", "base", "elsewhere"]
+    assert source.count("in the language of their prompt</caption>") == 2
+    first = generation_tables({"plain": same, "frozen": same, "elsewhere": other})[0]
+    titles = ["language", "prompts", "the document", "base", "plain", "frozen"]
+    assert [column.title for column in first.columns] == titles
+    assert [row[0] for row in parsed.table("what elsewhere says")[1:]] == [
+        "Spanish (es)", "Swahili (sw)", "Swahili (sw)"
+    ]  # fmt: skip
 
 
 def test_runs_of_other_languages_bases_and_texts(tmp_path: Path) -> None:
