@@ -52,6 +52,13 @@ def is_import_path(name: str) -> bool:
     return "." in name
 
 
+def given_elsewhere(name: str) -> dict[str, str]:
+    """Arguments of the optimizer ``name`` that are not in optimizer_args -> what gives them."""
+    # A class may have three betas.
+    own = ("betas",) if is_import_path(name) else ()
+    return {argument: source for argument, source in _GIVEN_BY.items() if argument not in own}
+
+
 def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
     """UserError for a name that is none, and for arguments that other fields give."""
     words = all(part.isidentifier() for part in name.split("."))
@@ -61,9 +68,7 @@ def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
             f"torch.optim.NAdam, got {shown(name)}{near_misses(name, OPTIMIZERS)}; change it in "
             "the recipe"
         )
-    for argument, source in _GIVEN_BY.items():
-        if argument == "betas" and is_import_path(name):
-            continue  # a class may have three of them
+    for argument, source in given_elsewhere(name).items():
         expected = f"left out: it follows from {source}"
         value = arguments.get(argument)
         check(argument not in arguments, f"optimizer_args.{argument}", expected, value)

@@ -18,7 +18,7 @@ from freezetrain.errors import UserError, near_misses
 from freezetrain.extras import require
 from freezetrain.freezing.optimizers import take_apart
 from freezetrain.recipe.optimization import Optimization
-from freezetrain.recipe.optimizers import OPTIMIZERS, is_import_path
+from freezetrain.recipe.optimizers import OPTIMIZERS, given_elsewhere, is_import_path
 from freezetrain.training.groups import Group, parameter_groups
 from freezetrain.training.muon import MuonWithAdamW
 from freezetrain.user_files import libraries_silenced, reason
@@ -142,28 +142,51 @@ def _maker(
 ) -> Make:
     """What makes the optimizer of one dict for each of ``groups``."""
     betas = (settings.beta1, settings.beta2)
+    kind: type[Optimizer]
+    own: dict[str, Any] = {"betas": betas}
     match settings.optimizer:
         case "adamw":
-            return partial(AdamW, betas=betas, **{"fused": True if fused else None, **more})
+            kind = AdamW
+            own["fused"] = True if fused else None
         case "adamw-8bit":
             from bitsandbytes.optim import AdamW8bit
 
-            return partial(AdamW8bit, betas=betas, **more)
+            kind = AdamW8bit
         case "adafactor":
             # Learning rates as AdamW has them: not by the size of weights, nor falling by itself.
             from transformers.optimization import Adafactor
 
-            plain = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
-            return partial(Adafactor, **{**plain, **more})
+            kind = Adafactor
+            own = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
         case "lion":
             from lion_pytorch import Lion
 
-            return partial(Lion, betas=betas, **more)
+            kind = Lion
         case "muon":
+            if hasattr(torch.optim, "Muon"):  # where it has none, MuonWithAdamW says so
+                _require_taken(torch.optim.Muon, settings)
             inner = [group.inner for group in groups]
             return partial(MuonWithAdamW, inner=inner, betas=betas, **more)
-    kind = _imported(settings.optimizer)
-    return partial(kind, **_of_class(kind, settings, more))
+        case _:
+            kind = _imported(settings.optimizer)
+            own = _of_class(kind, settings)
+    _require_taken(kind, settings)
+    return partial(kind, **{**own, **more})
+
+
+def _require_taken(kind: type[Optimizer], settings: Optimization) -> None:
+    """UserError for one of ``optimizer_args`` that the class ``kind`` does not take."""
+    parameters = inspect.signature(kind).parameters.values()
+    if any(each.kind == each.VAR_KEYWORD for each in parameters):
+        return
+    elsewhere = given_elsewhere(settings.optimizer)
+    takes = [each.name for each in parameters if each.name not in elsewhere]
+    for name in settings.optimizer_args:
+        if name not in takes:
+            raise UserError(
+                f"optimization.optimizer_args has {name!r}, which {settings.optimizer} does not "
+                f"take{near_misses(name, takes)}; it takes {' '.join(takes)}"
+            )
 
 
 def _imported(path: str) -> type[Optimizer]:
@@ -191,37 +214,27 @@ def _imported(path: str) -> type[Optimizer]:
     return found
 
 
-def _of_class(
-    kind: type[Optimizer], settings: Optimization, given: dict[str, Any]
-) -> dict[str, Any]:
-    """Arguments of a class; UserError for what is set in the recipe and that it does not take."""
-    path, more = settings.optimizer, dict(given)
-    parameters = inspect.signature(kind).parameters
-    takes = {name for name, each in parameters.items() if each.kind != each.VAR_KEYWORD}
+def _of_class(kind: type[Optimizer], settings: Optimization) -> dict[str, Any]:
+    """What a class takes of the recipe; UserError for what is set there and that it does not."""
+    path = settings.optimizer
+    takes = inspect.signature(kind).parameters
     if "lr" not in takes:
         raise UserError(
             f"optimization.optimizer {path} takes no learning rate lr, by which schedule and pull "
             "go; use one that does"
         )
-    anything = len(takes) < len(parameters)
-    unknown = [] if anything else [name for name in more if name not in takes]
-    if unknown:
-        raise UserError(
-            f"optimization.optimizer_args has {unknown[0]!r}, which {path} does not take"
-            f"{near_misses(unknown[0], takes)}; leave it out"
-        )
-    more["lr"] = settings.learning_rate
+    own: dict[str, Any] = {"lr": settings.learning_rate}
     if "weight_decay" in takes:
-        more["weight_decay"] = settings.weight_decay
+        own["weight_decay"] = settings.weight_decay
     elif settings.weight_decay != Optimization.weight_decay:
         raise _not_taken("weight_decay", settings.weight_decay, path)
-    pair = getattr(parameters.get("betas"), "default", None)
-    if isinstance(pair, tuple | list) and len(pair) == 2 and "betas" not in more:
-        more["betas"] = (settings.beta1, settings.beta2)
+    pair = getattr(takes.get("betas"), "default", None)
+    if isinstance(pair, tuple | list) and len(pair) == 2 and "betas" not in settings.optimizer_args:
+        own["betas"] = (settings.beta1, settings.beta2)
     else:
         for name, value in settings.betas_given.items():
             raise _not_taken(name, value, path)
-    return more
+    return own
 
 
 def _not_taken(name: str, value: float, path: str) -> UserError:

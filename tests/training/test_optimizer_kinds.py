@@ -135,7 +135,20 @@ def test_laid_end_to_end_each_weight_takes_as_much(name, flat, model):
             "weight_decay is 0.1, which torch.optim.Rprop",
         ),
         ("torch.optim.SGD", {"beta1": 0.8}, "beta1 is 0.8, which torch.optim.SGD does not take"),
-        ("adamw", {"optimizer_args": {"epss": 1}}, "adamw cannot be made with {'epss': 1}: .*epss"),
+        ("adamw", {"optimizer_args": {"eps": -1}}, "adamw cannot be made with {'eps': -1}: .*eps"),
+        *(
+            (
+                name,
+                {"optimizer_args": {wrong: 1}},
+                f"{wrong}', which {name} .*{close}'.*takes .*eps",
+            )
+            for name, wrong, close in (
+                ("adamw", "epss", "mean 'eps"),
+                ("adafactor", "clip_treshold", "mean 'clip_threshold"),
+                ("muon", "momentun", "mean 'momentum"),
+            )
+        ),
+        ("adamw", {"optimizer_args": {"wait_decay": 1}}, r"does not take; it takes eps amsgrad "),
         ("muon", {"optimizer_args": {"ns_steps": 200}}, None),  # found as it steps
     ],
 )
