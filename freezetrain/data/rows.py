@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -25,8 +25,15 @@ _BETWEEN = "\n\n"  # texts that are joined
 _NAMED = 50  # fields of an item, in a message
 
 
+_ANYWAY = "repair it, or skip such lines with bad_lines: skip"
+
+
 class _FaultError(Exception):
     """What is wrong with an item, as the end of a sentence that begins with its place."""
+
+    def __init__(self, what: str, remedy: str = _ANYWAY) -> None:
+        super().__init__(what)
+        self.remedy = remedy
 
 
 def document(item: Any, place: str, source: TextSource) -> dict[str, Any]:
@@ -38,9 +45,7 @@ def document(item: Any, place: str, source: TextSource) -> dict[str, Any]:
         text, key = _text_and_key(item, source)
     except _FaultError as fault:
         if source.bad_lines == "stop":
-            raise UserError(
-                f"{place} {fault}; repair it, or skip such lines with bad_lines: skip"
-            ) from None
+            raise UserError(f"{place} {fault}; {fault.remedy}") from None
         return {"text": None, "key": 0, "kind": BAD}
     return {"text": text, "key": zlib.crc32(key), "kind": GOOD if text.strip() else BLANK}
 
@@ -64,6 +69,8 @@ def _text_and_key(item: Any, source: TextSource) -> tuple[str, bytes]:
         text = separator.join(part for part in given if part.strip())
     if source.key_field is not None and key is None:
         raise _FaultError(f"is bad: expected a key in field {source.key_field!r}, got null")
+    if source.key_field is not None and isinstance(key, Mapping):
+        raise _object(key, source.key_field, "key_field", "key", _is_key)
     encoded = _encoded(text, " ".join(names))
     return text, encoded if source.key_field is None else _encoded(str(key), source.key_field)
 
@@ -105,14 +112,49 @@ def _paths(fields: Mapping[str, Any], before: str = "") -> Iterator[str]:
             yield f"{before}{name}"
 
 
+def _object(
+    value: Mapping[str, Any], field: str, option: str, wanted: str, fits: Callable[[Any], bool]
+) -> _FaultError:
+    """The fault of a field that holds an object, with the paths in it to what ``fits``."""
+    leaves = list(islice(_paths(value), _NAMED))
+    named = f"an object with the fields {' '.join(leaves)}" if leaves else "an empty object"
+    paths = [f"{field}.{leaf}" for leaf in leaves if fits(_at(value, leaf))]
+    remedy = f"give {option} the path to another field, or {_ANYWAY}"
+    if paths:
+        remedy = f"give {option} the path to its {wanted}: {' or '.join(paths)}"
+    return _FaultError(f"is bad: expected a {wanted} in field {field!r}, got {named}", remedy)
+
+
+def _is_text(value: Any) -> bool:
+    parts = value if isinstance(value, list) else [value]
+    return bool(parts) and all(isinstance(part, str) for part in parts)
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, Mapping) for part in value)
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, str | int)
+
+
 def _text(value: Any, field: str, separator: str) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, Mapping):
+        raise _object(value, field, "text_field", "text", _is_text)
     if not isinstance(value, list):
         raise _FaultError(
             f"is bad: expected a string in field {field!r}, got {type(value).__name__}"
         )
     for part in value:
+        if isinstance(part, Mapping):
+            is_message = "role" in part or "from" in part
+            raise _FaultError(
+                f"is bad: expected strings in the list of field {field!r}, got objects with the "
+                f"fields {' '.join(islice(part, _NAMED))}",
+                f"give a conversation as messages_field: {field}" if is_message else _ANYWAY,
+            )
         if not isinstance(part, str):
             raise _FaultError(
                 f"is bad: expected strings in the list of field {field!r}, got "
@@ -123,6 +165,8 @@ def _text(value: Any, field: str, separator: str) -> str:
 
 def _conversation(value: Any, field: str) -> str:
     """Messages as JSON with roles as chat templates know them; "" where none says anything."""
+    if isinstance(value, Mapping):
+        raise _object(value, field, "messages_field", "list of messages", _is_messages)
     if not isinstance(value, list):
         raise _FaultError(
             f"is bad: expected a list of messages in field {field!r}, got {type(value).__name__}"

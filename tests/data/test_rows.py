@@ -59,7 +59,6 @@ def test_a_text_by_its_fields(fields, expected):
         ({"text_field": "title", "key_field": "meta.m"}, r"has no field 'meta\.m'"),
         ({"text_field": "subtitle"}, "expected a string in field 'subtitle', got NoneType"),
         ({"text_field": ["title", "id"]}, "expected a string in field 'id', got int"),
-        ({"text_field": "meta"}, "expected a string in field 'meta', got dict"),
         ({"messages_field": "title"}, "expected a list of messages in field 'title', got str"),
         ({"messages_field": "body"}, "message 1 of field 'body' is no object but has type str"),
     ],
@@ -68,6 +67,52 @@ def test_what_it_lacks_is_said_or_skipped(fields, complaint):
     with pytest.raises(UserError, match=rf"^x line 1 .*{complaint}.*; repair it, or skip such"):
         read(ITEM, **fields)
     assert read(ITEM, bad_lines="skip", **fields)["kind"] == BAD
+
+
+@pytest.mark.parametrize(
+    ("fields", "got", "remedy"),
+    [
+        (
+            {"text_field": "meta"},
+            "expected a text in field 'meta', got an object with the fields text more.lines more.n",
+            "give text_field the path to its text: meta.text or meta.more.lines",
+        ),
+        (
+            {"text_field": ["title", "meta.more"]},
+            "expected a text in field 'meta.more', got an object with the fields lines n",
+            "give text_field the path to its text: meta.more.lines",
+        ),
+        (
+            {"text_field": "title", "key_field": "meta"},
+            "expected a key in field 'meta', got an object with the fields text more.lines more.n",
+            "give key_field the path to its key: meta.text or meta.more.n",
+        ),
+        (
+            {"messages_field": "chat"},
+            "expected a list of messages in field 'chat', got an object with the fields id turns",
+            "give messages_field the path to its list of messages: chat.turns",
+        ),
+        (
+            {"text_field": "numbers"},
+            "expected a text in field 'numbers', got an object with the fields n",
+            "give text_field the path to another field, or repair it, or skip such lines with "
+            "bad_lines: skip",
+        ),
+        (
+            {"text_field": "chat.turns"},
+            "expected strings in the list of field 'chat.turns', got objects with the fields role "
+            "content",
+            "give a conversation as messages_field: chat.turns",
+        ),
+    ],
+)
+def test_an_object_in_the_place_of_a_text_is_said_with_the_paths_that_go_on(fields, got, remedy):
+    turns = [{"role": "user", "content": "Hello"}]
+    item = {**ITEM, "chat": {"id": "c", "turns": turns}, "numbers": {"n": 1}}
+    with pytest.raises(UserError) as refused:
+        read(item, **fields)
+    assert str(refused.value) == f"x line 1 is bad: {got}; {remedy}"
+    assert read(item, bad_lines="skip", **fields)["kind"] == BAD
 
 
 def test_a_list_that_holds_more_than_texts_and_one_that_holds_none():
@@ -179,6 +224,17 @@ def test_columns_lack_a_field(tmp_path):
     hub = TextSource(hub=str(tmp_path), hub_config="default", text_field="meta.txt")
     for read in (hub_rows, _downloaded):
         with pytest.raises(UserError, match=r"no field 'meta\.txt' in 'default' .*'meta\.text'"):
+            read("default", hub)
+
+
+def test_columns_hold_objects(tmp_path):
+    datasets.Dataset.from_list(ROWS).to_parquet(tmp_path / "en.parquet")
+    complaint = r"row 1 is bad: .*'meta', got an object .*: meta\.text or meta\.parts$"
+    with pytest.raises(UserError, match=rf"en.parquet {complaint}"):
+        list(read_file(tmp_path / "en.parquet", TextSource(folder="x", text_field="meta")))
+    hub = TextSource(hub=str(tmp_path), hub_config="default", text_field="meta")
+    for read in (hub_rows, _downloaded):
+        with pytest.raises(UserError, match=complaint):
             read("default", hub)
 
 
