@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from freezetrain.errors import UserError, near_misses
+from freezetrain.language_names import TOGETHER, check_evaluated
 
 if TYPE_CHECKING:  # recipes import this file, which is to stay light
     from freezetrain.evaluation.history import Evaluation
@@ -13,9 +14,6 @@ if TYPE_CHECKING:  # recipes import this file, which is to stay light
 Action = Literal["warn", "stop", "roll_back", "select"]
 
 Measure = Literal["relative", "perplexity", "nats_per_byte"]
-
-TOGETHER = ("mean", "worst")
-"""Names of limits that are not of one language."""
 
 _UNITS: dict[str, tuple[float, str]] = {  # of what is lost, what is written after it
     "relative": (100, "% of the base's NLL per byte"),
@@ -93,17 +91,13 @@ class Brake:
             )
 
     def check_names(self, languages: Collection[str], trained: Collection[str]) -> None:
-        """Raise ``UserError`` for a limit of what is not held out.
+        """Raise ``UserError`` for a limit of what is not held out, or of a name with two meanings.
 
         ``languages``: those that are evaluated; ``trained``: those that are trained on.
         """
         held_out = [language for language in languages if language not in trained]
+        check_evaluated(languages)
         for name in self.limits:
-            if name in TOGETHER and name in languages:
-                raise UserError(
-                    f"a language is called {name!r}, which would have the limit of all together; "
-                    "give the language another name"
-                )
             if name not in held_out and name not in TOGETHER:
                 which = "which is trained on, is" if name in trained else "which is"
                 raise UserError(

@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike
 
 from freezetrain.errors import UserError
 from freezetrain.escaping import visible
-from freezetrain.evaluation.brake import TOGETHER, Measure
+from freezetrain.evaluation.brake import Measure
 from freezetrain.evaluation.figures import DocumentSums, Figures, as_figures, safe_exp
 from freezetrain.evaluation.losses import Forgetting, Interval, Result, forgetting
+from freezetrain.language_names import TOGETHER
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,6 @@ class Evaluation:
             data.get("tokens"),
             data.get("samples"),
         )
-
-
-TOGETHER_TAGS = ("mean", "worst", "backward_transfer", "target_gain")
-"""What loggers call, behind ``forgetting/``, figures of all languages and of the target."""
 
 
 def language_tag(language: str, figure: str) -> str:

@@ -15,12 +15,13 @@ from torch import nn
 from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation.documents import Document, digests
 from freezetrain.evaluation.figures import DocumentSums, Figures
-from freezetrain.evaluation.history import TOGETHER_TAGS, Evaluation, History
+from freezetrain.evaluation.history import Evaluation, History
 from freezetrain.evaluation.losses import forgetting_table
 from freezetrain.evaluation.perplexity import evaluate_documents
 from freezetrain.evaluation.schedule import Schedule, TimeShare, Trained
 from freezetrain.files import write_json
 from freezetrain.forward import Forward
+from freezetrain.language_names import check_evaluated
 from freezetrain.ranks import from_first_rank, is_first_rank, together
 from freezetrain.tables import Table
 
@@ -93,12 +94,7 @@ class ForgettingWatch:
                 f"{', '.join(self.documents)}{near_misses(self.target, self.documents)}; add its "
                 "documents"
             )
-        for language in self.documents:
-            if language in TOGETHER_TAGS:  # some loggers make files and folders of names
-                raise UserError(
-                    f"a language is called {language!r}, which is the name of a figure of all "
-                    "languages together; give the language another name"
-                )
+        check_evaluated(self.documents)
         if not self.documents.keys() - {self.target}:
             raise UserError("expected documents of at least one held-out language, got none")
         self.history = History(self.target)

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from freezetrain.data.chat import chat_template, conversation_ids, without_cuts, written
-from freezetrain.data.texts import Texts, files_not_read, read_languages
+from freezetrain.data.texts import Texts, files_not_read, languages_in, read_languages
 from freezetrain.data.tokens import document_start
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Document, DocumentSums, encode_documents, evaluate_documents
 from freezetrain.evaluation.documents import Documents
 from freezetrain.evaluation.texts import left_out, not_read_note, text_facts
 from freezetrain.forward import context_length
+from freezetrain.language_names import check_evaluated
 from freezetrain.progress import progress_bar
 from freezetrain.ranks import is_first_rank
 from freezetrain.recipe.sources import EvaluationTexts, TextSource
@@ -19,6 +20,13 @@ from freezetrain.recipe.sources import EvaluationTexts, TextSource
 _NAMED = 3  # documents that are left out
 
 _LONGEST_WINDOW = 2048  # tokens; attention over a longer one costs more than it tells
+
+
+def evaluated_languages(evaluation: EvaluationTexts) -> list[str]:
+    """Names of the languages; no text is read. UserError for one that none of them can have."""
+    names = evaluation.languages or languages_in(evaluation.texts)
+    check_evaluated(names)
+    return names
 
 
 def held_out_documents(
@@ -31,7 +39,8 @@ def held_out_documents(
     ``others``: tokenizers of the models that this one is compared with; a document of which one of
     them leaves nothing to predict is left out for all.
     """
-    languages = read_languages(evaluation.texts, evaluation.languages, conversations=True)
+    names = evaluated_languages(evaluation)
+    languages = read_languages(evaluation.texts, names, conversations=True)
     for name, language in languages.items():
         if not language.test:
             raise UserError(

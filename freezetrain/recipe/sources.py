@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from freezetrain.errors import UserError
+from freezetrain.language_names import check_evaluated
 from freezetrain.recipe.check import check
 from freezetrain.recipe.text_types import Fields, LocalPath, Name
 
@@ -176,6 +177,7 @@ class EvaluationTexts:
     """Tokens in one evaluation batch; on a CPU at most 1,024."""
 
     def __post_init__(self) -> None:
+        check_evaluated(self.languages)
         few = self.documents is None or self.documents >= 1
         check(few, "documents", "1 or more", self.documents)
         valid = self.max_length == 0 or self.max_length >= 2

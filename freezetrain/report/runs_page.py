@@ -10,7 +10,7 @@ from markupsafe import Markup
 from freezetrain.errors import UserError
 from freezetrain.evaluation import Evaluation
 from freezetrain.evaluation.benchmarks import benchmarks_table
-from freezetrain.evaluation.brake import TOGETHER, Breach, Measure
+from freezetrain.evaluation.brake import Breach, Measure
 from freezetrain.evaluation.continuations import examples_table, generation_tables
 from freezetrain.evaluation.texts import TextFacts, texts_table
 from freezetrain.formats import (
@@ -23,6 +23,7 @@ from freezetrain.formats import (
     signed,
     signed_percent,
 )
+from freezetrain.language_names import TOGETHER
 from freezetrain.report.comparison import (
     beyond_noise,
     failed_table,

@@ -16,6 +16,7 @@ from freezetrain.evaluation import forgetting_table
 from freezetrain.evaluation.texts import TextFacts, text_facts, texts_table
 from freezetrain.files import require_space, write_text
 from freezetrain.loggers.opening import opened, require_loggers
+from freezetrain.measuring.held_out import evaluated_languages
 from freezetrain.models import check_fit, fetch, load_tokenizer, local_folder
 from freezetrain.ranks import current_launch
 from freezetrain.recipe import yaml12
@@ -75,6 +76,8 @@ def run(
     length, sequences = recipe.optimization.sequence_length, recipe.optimization.micro_batch
     require_memory(plan.model, sequences, length, "optimization.micro_batch")
     require_space(folder, plan.disk_bytes, "checkpoints and the model")
+    if not recipe.watch.off:
+        evaluated_languages(recipe.watch)  # before other texts are read, which may take hours
     with progress_bars(shown=progress):
         data = read_data(recipe, tokenizer, plan.world, plan.rehearsal)
     recipe.freeze.check_steps(data.steps)

@@ -51,6 +51,15 @@ def test_they_are_left_out_and_named(evaluation, wordpiece, tmp_path):
     assert "sw.jsonl line 5" in table
 
 
+def test_a_file_called_as_a_figure_of_all_languages_is_refused_unread(
+    evaluation, wordpiece, tmp_path
+):
+    (tmp_path / "es.jsonl").write_text("no JSON")
+    (tmp_path / "mean.jsonl").write_text("no JSON")
+    with pytest.raises(UserError, match="a language is called 'mean', which is the name of a fig"):
+        held_out_documents(evaluation, wordpiece)
+
+
 def test_verbs_without_a_table_say_what_is_not_evaluated(evaluation, wordpiece, tmp_path):
     (tmp_path / "zh.jsonl").symlink_to(tmp_path / "nowhere")
     left_out, not_read = remarks(evaluation, wordpiece, held_out_documents(evaluation, wordpiece))

@@ -3,7 +3,7 @@
 import pytest
 
 from freezetrain.errors import UserError
-from freezetrain.recipe.sources import TextSource, check_held_out
+from freezetrain.recipe.sources import EvaluationTexts, TextSource, check_held_out
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,12 @@ from freezetrain.recipe.sources import TextSource, check_held_out
 def test_refused(fields, complaint):
     with pytest.raises(UserError, match=complaint):
         TextSource(**fields)
+
+
+@pytest.mark.parametrize("name", ["mean", "worst", "backward_transfer", "target_gain"])
+def test_names_of_figures_of_all_languages_are_no_languages(name):
+    with pytest.raises(UserError, match=rf"^a language is called '{name}', .*by texts\.names\)$"):
+        EvaluationTexts(languages=["en", name])
 
 
 def test_held_out_documents_may_be_another_split_of_the_data_set():

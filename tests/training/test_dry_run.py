@@ -104,6 +104,7 @@ def test_the_regions_share(model_folder, model, tmp_path, capsys, monkeypatch):
             "3 devices with micro_batch",
         ),
         (("--region", "nowhere.safetensors"), "nowhere.safetensors"),
+        (("--watch.languages", "[en, worst]"), "a language is called 'worst', which is"),
     ],
 )
 def test_what_would_be_refused_is_refused(model_folder, capsys, more, complaint):

@@ -19,7 +19,7 @@ from freezetrain.rehearsal.pieces import piece_file
 from freezetrain.scoring import Scores
 from freezetrain.training.dry_run import run as dry_run
 from freezetrain.training.plan import make_plan, refuse_types
-from freezetrain.training.recipe import Freezing, Penalty, Pull, Rehearse, TrainRecipe
+from freezetrain.training.recipe import Freezing, Penalty, Pull, Rehearse, TrainRecipe, Watch
 from freezetrain.training.train import run
 
 
@@ -43,6 +43,24 @@ def test_files_of_several_types_are_of_the_one_that_holds_all(tmp_path, make_mod
     model.model.norm.to(torch.float16)
     path = save(model, tmp_path, None, says_type=False)
     assert stored_dtype(ModelSource(path)) == torch.float32
+
+
+def test_names_of_watched_languages_are_looked_at_before_texts_are_read(model_folder, tmp_path):
+    for folder, name in (("trained", "zh"), ("watched", "worst"), ("watched", "zh")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}.jsonl").write_text("no JSON")
+    recipe = TrainRecipe(
+        ModelSource(str(model_folder)),
+        TextSource(folder=str(tmp_path / "trained")),
+        watch=Watch(TextSource(folder=str(tmp_path / "watched"))),
+        optimization=Optimization(sequence_length=16),
+        logger=["none"],
+    )
+    with pytest.raises(UserError, match="a language is called 'worst', which is the name of a fi"):
+        run(recipe, tmp_path / "out")
+    recipe.watch.off = True
+    with pytest.raises(UserError, match=r"trained/zh\.jsonl line 1 is no JSON"):
+        run(recipe, tmp_path / "out")
 
 
 def test_groups_of_devices_must_come_out_even(model_folder):
