@@ -7,6 +7,7 @@ begin with :func:`visible`: ``terminal.Terminal`` (rich), ``tables.to_html`` and
 :func:`for_mlflow`, which takes fewer signs than the other loggers.
 """
 
+import hashlib
 import re
 
 # Control characters; what turns the direction of writing; marks without a width, but for the two
@@ -21,6 +22,9 @@ _TEXT = re.compile(f"(?!\n)[{_UNSEEN}]")
 _NOT_MLFLOW = re.compile(
     r"[^\w\-./ ]|-(?=[0-9a-f]+(?:[^\w./ ]|/\Z))|(?<![^/])/|/\Z|(?<![^/])\.+(?![^/])"
 )
+
+_LONGEST_NAME = 250  # bytes: MLflow takes as many characters, and a file's name 255 bytes
+_LONGEST_PART = 200  # bytes: so that all figures of a language name it alike
 
 
 def visible(text: str) -> str:
@@ -37,11 +41,26 @@ def for_mlflow(name: str) -> str:
     """``name`` in letters and digits of any script and ``_ - . /`` and spaces, all MLflow takes.
 
     Any other sign as its number in Unicode: ``a+b`` as ``a-2b-b``; so are dots and nothing between
-    two /, and a hyphen that would begin such a number: no two names become the same.
+    two /, and a hyphen that would begin such a number: no two names become the same. What is longer
+    than MLflow takes, or than 200 bytes between two /, has a digest in the place of its end.
     """
-    return _NOT_MLFLOW.sub(
+    taken = _NOT_MLFLOW.sub(
         lambda found: "".join(f"-{ord(sign):x}-" for sign in found.group()), visible(name)
     )
+    parts = [_with_digest(part, _LONGEST_PART) for part in taken.split("/")]
+    return _with_digest("/".join(parts), _LONGEST_NAME)
+
+
+def _with_digest(text: str, longest: int) -> str:
+    """``text``; where it has more bytes than ``longest``, its beginning and a digest of it.
+
+    The digest stands between hyphens, where no sign has so long a number.
+    """
+    data = text.encode()
+    if len(data) <= longest:
+        return text
+    digest = f"-{hashlib.sha256(data).hexdigest()[:16]}-"
+    return data[: longest - len(digest)].decode(errors="ignore") + digest
 
 
 def shortened(text: str, longest: int) -> str:

@@ -12,10 +12,12 @@ from logged import csv_points
 
 from freezetrain.errors import UserError
 from freezetrain.escaping import for_mlflow
+from freezetrain.evaluation.history import language_tag
 from freezetrain.loggers import csv_rows
 from freezetrain.loggers.csv_rows import CSVRows
 from freezetrain.loggers.opening import opened
 from freezetrain.loggers.recipe import Mlflow, Wandb
+from freezetrain.recipe.text_types import check_name
 
 NAMES = ["train/loss", 'forgetting/a,b\n"c"/accuracy']
 
@@ -113,3 +115,29 @@ def test_no_two_names_are_the_same_in_mlflow():
     for name in taken[1:]:
         assert re.fullmatch(r"[\w\-./ ]+", name), name
         assert posixpath.normpath(name) == name, "as MLflow asks"
+
+
+FIGURES = ("perplexity", "bits_per_byte", "accuracy", "delta_nll_per_byte")
+
+
+@pytest.mark.parametrize("sign", ["+", "\u200b", "\U0001f600", "中"])
+def test_the_longest_names_keep_to_what_mlflow_takes(sign):
+    """250 characters, and 255 bytes of a file's name, where runs are in a folder."""
+    longest = sign * (200 // len(sign.encode()))  # as recipes take names
+    check_name(longest)
+    languages = [longest, longest[:-1] + "a", longest[:-1] + "b"]
+    taken = {
+        language: [for_mlflow(language_tag(language, figure)) for figure in FIGURES]
+        for language in languages
+    }
+    assert len({name for names in taken.values() for name in names}) == 3 * len(FIGURES)
+    for names in taken.values():
+        assert {name.rpartition("/")[2] for name in names} == set(FIGURES)
+        assert len({name.rpartition("/")[0] for name in names}) == 1, "one group a language"
+        assert max(len(name.encode()) for name in names) <= 250
+        assert all(re.fullmatch(r"[\w\-./ ]+", name) for name in names)
+        assert all(posixpath.normpath(name) == name for name in names)
+    settings = [for_mlflow(f"pull/regions/{'/a' * 2_000}{end}") for end in ("b", "c")]
+    assert len({*settings}) == 2
+    assert {len(name) for name in settings} == {250}
+    assert all(posixpath.normpath(name) == name for name in settings)
