@@ -65,6 +65,18 @@ class Forgetting:
     """Of each language, the target too, where it is known which tokens both rank first, and both
     have the same ones."""
 
+    def same_target_tokens(self, before: Figures, after: Figures) -> bool:
+        """Whether base and adapted model have the same tokens of the target.
+
+        ``before`` and ``after``: its figures, of the same documents. Where it is not known of any
+        language which tokens are ranked first, two tokenizers are told by how many tokens they
+        make.
+        """
+        if self.flips:
+            return self.target in self.flips
+        known = any(change.perplexity_ratio is not None for change in self.languages.values())
+        return known and before.tokens == after.tokens
+
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
         data = asdict(self)
@@ -185,7 +197,8 @@ def forgetting_table(
         change = forgetting({target: before[target]}, {target: after[target]}).languages[target]
         delta, gain = change.delta_nll_per_byte, result.target_gain_interval
         label = f"{target} (target)"
-        quotient = None if other_tokens else change.perplexity_ratio
+        same = result.same_target_tokens(before[target], after[target])
+        quotient = change.perplexity_ratio if same else None
         targets = [_Row(label, after[target], delta, gain, quotient, result.flips.get(target))]
     mean = _Row("", None, result.mean, result.mean_interval, None)
     notes = []

@@ -121,7 +121,7 @@ def _target_change(run: Run, before: Figures, after: Figures) -> LanguageForgett
     assert change.target_gain is not None
     delta, gain = 0.0 - change.target_gain, change.target_gain_interval
     # Other bytes are a subsample of a run's own documents, and so of the same tokens.
-    same_tokens = before.bytes != after.bytes or before.tokens == after.tokens
+    same_tokens = before.bytes != after.bytes or change.same_target_tokens(before, after)
     return LanguageForgetting(
         delta,
         delta / (after.nll_per_byte - delta),

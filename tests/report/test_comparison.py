@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from made_runs import braked, make_run
 
-from freezetrain.evaluation import DocumentSums, History
-from freezetrain.evaluation.hits import Flips
+from freezetrain.evaluation import Document, DocumentSums, History, forgetting_table
+from freezetrain.evaluation.hits import Flips, Hits
 from freezetrain.report.comparison import (
     LanguageRow,
     forgetting_csv,
@@ -21,6 +21,8 @@ from freezetrain.report.comparison import (
     summary_table,
 )
 from freezetrain.report.run import Run
+
+ROLES = {"zh": "zh (target)", "en": "en", "es": "es"}
 
 RUNS = [make_run("plain"), make_run("core | frozen", factor=0.5)]
 
@@ -100,6 +102,35 @@ def test_a_target_of_other_tokens_has_no_ratio() -> None:
     figures = run.history.last.figures
     figures["zh"] = replace(figures["zh"], tokens=2001)
     assert row(language_rows([run]), "plain", "zh").perplexity_ratio is None
+
+
+@pytest.mark.parametrize("same", [(), ("en",), ("zh",)])
+def test_a_target_of_as_many_tokens_that_are_others_has_no_ratio(same) -> None:
+    """Of two tokenizers that make documents of one length; ``same``: languages of the same ids."""
+    rng = np.random.default_rng(0)
+    made = {name: [Document(list(rng.integers(9, size=8)), 30) for _ in range(4)] for name in ROLES}
+    others = {
+        name: [Document([9 - number for number in one.ids], one.bytes) for one in documents]
+        for name, documents in made.items()
+    }
+
+    def sums(documents: list[Document], nll: float) -> DocumentSums:
+        counts = np.array([document.tokens for document in documents])
+        hits = Hits.of(documents, np.ones(counts.sum(), bool))
+        return DocumentSums(nll * counts, counts, np.full(4, 30), counts, hits)
+
+    history = History("zh")
+    history.add(0, {name: sums(made[name], 2.0) for name in ROLES})
+    after = {name: (made if name in same else others)[name] for name in ROLES}
+    history.add(1, {name: sums(after[name], 1.5) for name in ROLES})
+    rows = language_rows([Run("a", history)])
+    figures = history.base.figures, history.last.figures
+    table = forgetting_table(*figures, "zh", result=history.last.forgetting)
+    for name, label in ROLES.items():
+        ratio = pytest.approx(math.exp(-0.5)) if name in same else None
+        assert row(rows, "a", name).perplexity_ratio == ratio
+        (shown,) = (line for line in table.rows if line.label == label)
+        assert shown.ratio == ratio
 
 
 def test_csv_holds_every_number_in_full() -> None:
