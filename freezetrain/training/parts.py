@@ -68,7 +68,10 @@ class Parts:
     @property
     def forgetting_of_average(self) -> Forgetting | None:
         """None where no average of the weights was exported and evaluated."""
-        return _of_average(self.tracker, self.export)
+        if self.tracker is None or self.export.figures is None:
+            return None
+        base = self.tracker.history.base.figures
+        return forgetting(base, self.export.figures, self.tracker.target)
 
 
 def make_parts(
@@ -104,12 +107,11 @@ def make_parts(
     export = Export(tokenizer, folder / "model", types, average, tracker, tied)
 
     def left() -> tuple[int, Forgetting] | None:
-        if tracker is None:
+        if (model := parts.model) is None:
             return None
-        model = tracker.history.last if brake is None else brake.model
-        return model.step, _of_average(tracker, export) or model.forgetting
+        return model.step, parts.forgetting_of_average or model.forgetting
 
-    return Parts(
+    parts = Parts(
         tracker,
         brake,
         freeze,
@@ -121,12 +123,7 @@ def make_parts(
         board,
         RunRecord(settings, left),
     )
-
-
-def _of_average(tracker: ForgettingTracker | None, export: Export) -> Forgetting | None:
-    if tracker is None or export.figures is None:
-        return None
-    return forgetting(tracker.history.base.figures, export.figures, tracker.target)
+    return parts
 
 
 def _tracker(
