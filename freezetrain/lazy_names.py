@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from freezetrain.extras import MissingPackageError
+
 
 def public_names(
     package: str, file: str
@@ -32,4 +34,23 @@ def public_names(
         vars(import_module(package))[name] = value  # so that it is not looked for again
         return value
 
-    return load, lambda: sorted(homes), sorted(homes)
+    def listed() -> list[str]:
+        """Without those of rooms whose extra is missing: ``help`` loads all that it finds here."""
+        rooms = {home for home in homes.values() if _is_room(home, package, file)}
+        missing = {room for room in rooms if not _can_be_loaded(room)}
+        return sorted(name for name, home in homes.items() if home not in missing)
+
+    return load, listed, sorted(homes)
+
+
+def _is_room(home: str, package: str, file: str) -> bool:
+    return (Path(file).parent / home.removeprefix(f"{package}.") / "__init__.py").exists()
+
+
+def _can_be_loaded(room: str) -> bool:
+    """Whether the packages are there that ``room`` asks for; it loads none of them."""
+    try:
+        import_module(room)
+    except MissingPackageError:
+        return False
+    return True

@@ -12,6 +12,7 @@ import sys
 from contextlib import chdir
 from importlib import import_module
 from pathlib import Path
+from pydoc import plain, render_doc
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
@@ -66,6 +67,27 @@ def check_paths(extra: str) -> None:
             assert said.endswith(f"with pip install 'freezetrain[{lacking[0]}]'"), said
         else:
             assert said is None, f"{module}.{name} is not there: {said}"
+
+
+def check_listed(extra: str) -> None:
+    """``help`` has what is there; a star asks for all, and says in one sentence what is missing."""
+    names = {name: needs for module, name, needs in public_paths() if module == "freezetrain"}
+    there = {name for name, needs in names.items() if {*needs} <= {*WITHIN[extra]}}
+    assert {*dir(freezetrain)} == there, f"{dir(freezetrain)} with {extra}"
+    helped = plain(render_doc(freezetrain))
+    assert all(name in helped for name in there - {"__version__"}), helped
+    given: dict[str, object] = {}
+    said, refused = "", False
+    try:
+        exec("from freezetrain import *", given)
+    except ImportError as error:
+        said, refused = str(error), isinstance(error, freezetrain.UserError)
+    if there == names.keys():
+        assert not said, said
+        assert there <= given.keys()
+    else:
+        assert refused, said
+        assert "with pip install 'freezetrain[" in said
 
 
 def make_words(torch):
@@ -181,6 +203,7 @@ def check_command_line(extra: str) -> None:
 def use(extra: str) -> None:
     """Check and use all that is there with ``extra``, in a folder of its own."""
     with TemporaryDirectory() as folder, chdir(folder):
+        check_listed(extra)
         check_paths(extra)
         use_core()
         for name in WITHIN[extra]:
