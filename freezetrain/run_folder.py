@@ -1,7 +1,7 @@
 """The folder of a run: claimed by its recipe, held against other processes; what a job returns."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import datetime
@@ -82,13 +82,18 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> None:
 
 
 @contextmanager
-def claimed(folder: Path, recipe: Any, resumable: bool = False) -> Iterator[Any]:
+def claimed(
+    folder: Path,
+    recipe: Any,
+    resumable: bool = False,
+    outdated: Callable[[Any, Path], bool] = lambda recipe, folder: False,
+) -> Iterator[Any]:
     """:func:`claim`, held against other processes, and undone if the job ends with nothing left.
 
     By bad input, by Ctrl-C, or in any other way. Gives the recipe to run: ``recipe``, behind the
     items of an earlier one where fields of it collect. Where the recipe has grown, it takes the
-    place of the earlier one, and results.json, which is to be made anew, goes; bad input brings
-    both back.
+    place of the earlier one. There, and where it says of recipe and folder that the results are
+    ``outdated``, results.json, which is to be made anew, goes; bad input brings both back.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
@@ -99,7 +104,7 @@ def claimed(folder: Path, recipe: Any, resumable: bool = False) -> Iterator[Any]
     try:
         with _held(folder):
             recipe = _collected(_read_recipe(folder / _RECIPE), recipe)
-            with _grown(folder, recipe):
+            with _grown(folder, recipe, outdated(recipe, folder)):
                 yield recipe
     except InUseError:
         raise
@@ -148,10 +153,10 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _grown(folder: Path, recipe: Any) -> Iterator[None]:
+def _grown(folder: Path, recipe: Any, outdated: bool) -> Iterator[None]:
     """Write the recipe where it has grown, and bring the earlier one back after bad input."""
     path, results = folder / _RECIPE, folder / _RESULTS
-    if not _grown_fields(changed_fields(_read_recipe(path), recipe), recipe):
+    if not outdated and not _grown_fields(changed_fields(_read_recipe(path), recipe), recipe):
         yield
         return
     earlier = path.read_text(encoding="utf-8"), results.is_file() and results.read_bytes()

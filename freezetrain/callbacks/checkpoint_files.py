@@ -15,7 +15,7 @@ from filelock import FileLock
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 
 from freezetrain.errors import UserError
-from freezetrain.files import UNFINISHED, publish, require_space, sync, write_json
+from freezetrain.files import UNFINISHED, checksum, publish, require_space, sync, write_json
 from freezetrain.forward import reshard
 from freezetrain.ranks import from_all_ranks, from_first_rank, together
 from freezetrain.user_files import reason
@@ -26,8 +26,6 @@ _FACTS = "freezetrain.json"  # in a checkpoint that is a folder
 _REMOVED = ".removed"
 
 LEFT_OVER = (UNFINISHED, _REMOVED)
-
-_PIECE = 2**22  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -71,15 +69,6 @@ def damage(checkpoint: Path) -> str | None:
     except (OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         return reason(error)
     return None
-
-
-def checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    total = 0
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            total = zlib.crc32(piece, total)
-    return total
 
 
 def write(trainer: L.Trainer, path: Path, save: Callable[[str], None]) -> None:

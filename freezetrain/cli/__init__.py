@@ -154,7 +154,11 @@ def _run(arguments: Sequence[str], command: Command, launch: Launch) -> int:
             out = command.out is not None
             raise interrupted(command.verb, arguments, folder, out) from error
     # Rank 0 finds it finished too, and waits for nobody.
-    if launch.external and is_done(folder, command.verb, command.recipe):
+    if (
+        launch.external
+        and is_done(folder, command.verb, command.recipe)
+        and not verb.is_outdated(command.recipe, folder)
+    ):
         return 0
     import_module(f"freezetrain.{verb.job}").run(command.recipe, folder)
     return 0
@@ -166,7 +170,7 @@ def _lead(command: Command, folder: Path, launch: Launch) -> int:
     from freezetrain.run_folder import claimed, finished, write_outcome
 
     verb = VERBS[command.verb]
-    with claimed(folder, command.recipe, verb.resumable) as recipe:
+    with claimed(folder, command.recipe, verb.resumable, verb.is_outdated) as recipe:
         if finished(folder, command.verb):
             _print([f"this run is finished; results: {folder / 'results.json'}"])
             return 0

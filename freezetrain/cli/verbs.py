@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,9 @@ class Verb:
     positional: tuple[str, ...] = ("config",)  # fields that may be given without an option's name
     trailing: str | None = None  # a list, or a field of its items, that takes all further words
     keeps: str | None = None  # what a start leaves for the next one to go on from
+    outdated: str | None = (
+        None  # "<module>:<function>", of recipe and folder: are results to be made anew?
+    )
     parallel: bool = False  # may run in several processes at once
     dry: bool = False  # may be tried without being run
 
@@ -22,9 +27,17 @@ class Verb:
         return self.keeps is not None
 
     def recipe_type(self) -> type:
-        module, _, name = self.recipe.partition(":")
-        kind: type = getattr(import_module(f"freezetrain.{module}"), name)
+        kind: type = _named(self.recipe)
         return kind
+
+    def is_outdated(self, recipe: Any, folder: Path) -> bool:
+        """Whether what a run left in ``folder`` is to be made anew."""
+        return self.outdated is not None and bool(_named(self.outdated)(recipe, folder))
+
+
+def _named(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"freezetrain.{module}"), name)
 
 
 VERBS = {
@@ -110,6 +123,7 @@ VERBS = {
         positional=("base.path",),
         trailing="models.path",
         keeps="what was measured of the base and of models",
+        outdated="measuring.kept:outdated",
         parallel=True,
     ),
     "verify": Verb(

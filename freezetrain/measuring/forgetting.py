@@ -1,7 +1,7 @@
 """`freezetrain forgetting`: what models lost against their base, and what they gained."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,16 @@ from freezetrain.data.tokens import tokenizer_digest
 from freezetrain.devices import require_engine, start_ranks
 from freezetrain.errors import CheckError, UserError, near_misses
 from freezetrain.evaluation import Document, History, forgetting_table
-from freezetrain.evaluation.benchmarks import (
-    MetricDrop,
-    benchmarks_table,
-    compare_scores,
-    main_metrics,
-)
-from freezetrain.evaluation.continuations import TextRow, generation_tables, text_rows
+from freezetrain.evaluation.benchmarks import compare_scores, main_metrics
 from freezetrain.evaluation.documents import digests
 from freezetrain.evaluation.texts import text_facts, texts_table
-from freezetrain.files import write_text
 from freezetrain.formats import shortest_endings
 from freezetrain.measuring.generation import Probe
 from freezetrain.measuring.harness import Harness
 from freezetrain.measuring.held_out import evaluate_with_bar, held_out_documents, window_length
-from freezetrain.measuring.kept import Ground, Kept, Measured
+from freezetrain.measuring.kept import Ground, Kept, Measured, files_of
 from freezetrain.measuring.recipe import ForgettingRecipe
+from freezetrain.measuring.written import write_tables
 from freezetrain.models import (
     check_fit,
     describe,
@@ -48,20 +42,9 @@ from freezetrain.ranks import (
 )
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.regions.base import fingerprint
-from freezetrain.report.comparison import (
-    failed_table,
-    forgetting_csv,
-    forgetting_markdown,
-    language_rows,
-    summary_table,
-)
 from freezetrain.report.run import Run
-from freezetrain.report.runs import PAGE
-from freezetrain.report.runs_page import render_runs
-from freezetrain.report.style import MOST
 from freezetrain.run_folder import Outcome
 from freezetrain.stored_model import fingerprint_of_files
-from freezetrain.tables import Column, markdown, to_csv, to_markdown
 
 
 @dataclass(frozen=True)
@@ -83,6 +66,8 @@ class _Plan:
     """Of the models, in their order."""
     kept: tuple[Ground, Measured] | None
     measured: dict[str, Measured]
+    changed: list[str]
+    """Models that were measured before, and have other files now."""
     failed: dict[str, str]
     opened: dict[str, _Opened]
     """The base, and the models that are to be measured."""
@@ -145,13 +130,14 @@ def run(recipe: ForgettingRecipe, folder: Path) -> Outcome:
     measured, failed = plan.measured, plan.failed
     for name, model in plan.new.items():
         documents = _documents(recipe, model, plan.others)
+        files = on_first_rank(partial(files_of, model.source))
         try:
             given = _measured(recipe, name, model, documents, plan)
         except (UserError, CheckError) as error:
             failed[name] = str(error)
             continue
         place = plan.names.index(name)
-        on_first_rank(partial(kept.keep_model, place, model.source, ground, given))
+        on_first_rank(partial(kept.keep_model, place, model.source, ground, given, files))
         measured[name] = given
     outcome = Outcome({})  # of the first process alone, which owns the folder
     with together():
@@ -174,8 +160,13 @@ def _plan(recipe: ForgettingRecipe, kept: Kept) -> _Plan:
     sources = dict(zip(names, recipe.models, strict=True))
     known = kept.base()
     measured: dict[str, Measured] = {}
+    changed = []
     for place, (name, source) in enumerate(sources.items()):
-        if known is not None and (found := kept.model(place, source, known[0])) is not None:
+        if known is None:
+            break
+        if kept.changed(place, source):
+            changed.append(name)
+        elif (found := kept.model(place, source, known[0])) is not None:
             measured[name] = found
     missing = {name: sources[name] for name in names if name not in measured}
     new, failed = _opened(missing, first=known is None)
@@ -191,8 +182,9 @@ def _plan(recipe: ForgettingRecipe, kept: Kept) -> _Plan:
         for model in opened.values():
             probe.require(model.shape, model.tokenizer)
     return _Plan(
-        base, names, known, measured, failed, opened, max_length, others, documents, harness, probe
-    )
+        base, names, known, measured, changed, failed, opened, max_length, others, documents,
+        harness, probe,
+    )  # fmt: skip
 
 
 def _require_same_plan(plan: _Plan) -> None:
@@ -211,7 +203,10 @@ def _outcome(recipe: ForgettingRecipe, folder: Path, plan: _Plan, before: Measur
     base, names, new, measured = plan.base, plan.names, plan.new, plan.measured
     sources = dict(zip(names, recipe.models, strict=True))
     not_read = files_not_read(recipe.evaluation.texts, recipe.evaluation.languages)
-    tables = [texts_table(before.texts, f"texts, in tokens of {base}", not_read)]
+    tables: list[Any] = [
+        f"{name}: its files have changed since it was measured" for name in plan.changed
+    ]
+    tables += [texts_table(before.texts, f"texts, in tokens of {base}", not_read)]
     watch = {"max_length": plan.max_length, "overlap": recipe.evaluation.overlap}
     runs = []
     for name in (name for name in names if name in measured):
@@ -251,7 +246,7 @@ def _outcome(recipe: ForgettingRecipe, folder: Path, plan: _Plan, before: Measur
         "runs": [run.to_dict() for run in runs],
         "failed": failed,
     }
-    return Outcome(results, [*tables, *_written(runs, failed, folder)], passed=not failed)
+    return Outcome(results, [*tables, *write_tables(runs, failed, folder)], passed=not failed)
 
 
 def _names(sources: Sequence[ModelSource]) -> list[str]:
@@ -358,38 +353,3 @@ def _settings(base: ModelSource, model: ModelSource) -> dict[str, Any]:
         for role, source in (("base", base), ("model", model))
         for name in ("path", "revision", "dtype")
     }
-
-
-def _written(runs: Sequence[Run], failed: Mapping[str, str], folder: Path) -> list[Any]:
-    """Write the files for people and for spreadsheets; what to show of them."""
-    rows = language_rows(runs)
-    write_text(folder / "forgetting.csv", forgetting_csv(rows, failed))
-    written = forgetting_markdown(rows)
-    shown: list[Any] = [summary_table(rows)] if len(runs) > 1 else []
-    tables = []
-    benchmarks = [run.benchmarks for run in runs if run.benchmarks is not None]
-    if benchmarks:
-        metrics = [metric for drops in benchmarks for metric in drops.metrics]
-        write_text(folder / "benchmarks.csv", to_csv(_columns(MetricDrop), metrics))
-        tables.append(benchmarks_table(benchmarks))
-    generations = {run.name: run.generation for run in runs if run.generation is not None}
-    if generations:
-        texts = [row for name, found in generations.items() for row in text_rows(name, found)]
-        write_text(folder / "generation.csv", to_csv(_columns(TextRow), texts))
-        tables += generation_tables(generations)
-    if failed:
-        tables.append(failed_table(failed))
-    for table in tables:
-        written += f"\n{markdown(table.title)}.\n\n{to_markdown(table)}"
-        shown.append(table)
-    write_text(folder / "forgetting.md", written)
-    if not runs:
-        return shown
-    render_runs(runs[-MOST:], folder / PAGE, failed)
-    part = f", of the last {MOST} of {len(runs)} models" if len(runs) > MOST else ""
-    return [*shown, f"report: {folder / PAGE}{part}"]
-
-
-def _columns(row: type[Any]) -> list[Column]:
-    """A column for each field, of its name."""
-    return [Column(field.name, field.name) for field in fields(row)]

@@ -9,7 +9,8 @@ from freezetrain.errors import UserError
 from freezetrain.evaluation import DocumentSums
 from freezetrain.evaluation.benchmarks import Score, Scores
 from freezetrain.evaluation.texts import TextFacts
-from freezetrain.files import write_json
+from freezetrain.files import checksum, write_json
+from freezetrain.measuring.recipe import ForgettingRecipe
 from freezetrain.recipe.sources import ModelSource
 from freezetrain.user_files import read_json, reading
 
@@ -81,6 +82,35 @@ class Measured:
         )
 
 
+Files = dict[str, list[int]]
+"""Name of a file of a model's folder → bytes, time of its last change in nanoseconds, CRC-32."""
+
+
+def files_of(source: ModelSource) -> Files | None:
+    """Files that make the model; None for one that is no folder here. All of them are read."""
+    paths = _files(source)
+    return None if paths is None else {p.name: [*_stamp(p), checksum(p)] for p in paths}
+
+
+def _files(source: ModelSource) -> list[Path] | None:
+    folder = Path(source.place)
+    if not folder.is_dir():
+        return None
+    paths = (path for path in sorted(folder.iterdir()) if path.is_file())
+    return [path for path in paths if path.suffix != ".md" and not path.name.startswith(".")]
+
+
+def _stamp(path: Path) -> list[int]:
+    facts = path.stat()
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def outdated(recipe: ForgettingRecipe, folder: Path) -> bool:
+    """Whether a model in ``folder`` has changed since it was measured."""
+    kept = Kept(folder / "measured")
+    return any(kept.changed(place, source) for place, source in enumerate(recipe.models))
+
+
 class Kept:
     """The files of a folder: base.json, and N.json of the model that stands in the Nth place."""
 
@@ -107,11 +137,37 @@ class Kept:
             same = ModelSource(**held["model"]) == source and Ground(**held["ground"]) == ground
             return Measured.from_dict(held) if same else None
 
+    def changed(self, place: int, source: ModelSource) -> bool:
+        """Whether the files of ``source`` are here, and others than those that were measured.
+
+        A file of the same bytes counts as the same one. UserError as ``base``.
+        """
+        held = self._read(str(place))
+        paths = _files(source)
+        if held is None or paths is None:
+            return False
+        with reading("what a model gave in", self._path(str(place)), _REMEDY):
+            known = held.get("files")
+            if known is None:  # kept by an earlier version, or of the hub
+                return False
+            if known.keys() != {path.name for path in paths}:
+                return True
+            return any(
+                _stamp(path) != known[path.name][:2] and checksum(path) != known[path.name][2]
+                for path in paths
+            )
+
     def keep_model(
-        self, place: int, source: ModelSource, ground: Ground, measured: Measured
+        self,
+        place: int,
+        source: ModelSource,
+        ground: Ground,
+        measured: Measured,
+        files: Files | None,
     ) -> None:
-        content = {"model": asdict(source), "ground": asdict(ground), **measured.to_dict()}
-        self._write(str(place), content)
+        """``files``: of ``source``, before it was loaded."""
+        content = {"model": asdict(source), "ground": asdict(ground), "files": files}
+        self._write(str(place), {**content, **measured.to_dict()})
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import shutil
 
 import pytest
@@ -15,6 +16,7 @@ from freezetrain.cli import main
 from freezetrain.data.texts import read_languages
 from freezetrain.errors import CheckError, UserError
 from freezetrain.measuring import forgetting as job
+from freezetrain.measuring import written
 from freezetrain.measuring.recipe import Benchmarks, ForgettingRecipe
 from freezetrain.models import load_model, load_tokenizer
 from freezetrain.recipe.sources import EvaluationTexts, ModelSource, TextSource
@@ -330,12 +332,66 @@ def test_models_added_later_stand_beside_the_earlier_ones(folders, measure, tmp_
     assert contents(out) == before
 
 
+def results_of(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_a_model_that_was_trained_further_is_measured_anew(folders, measure, tmp_path, capsys):
+    """Also with the same command; what only looks new, or is no part of the model, is not."""
+    model, out, kept = tmp_path / "first", tmp_path / "out", tmp_path / "out/measured/0.json"
+    shutil.copytree(folders / "run/model", model)
+    assert measure(model) == (0, ["base", "first"])
+    before = contents(out)
+    os.utime(model / "model.safetensors")
+    (model / "README.md").write_text("a card")
+    assert measure(model) == (0, [])
+    assert contents(out) == before
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] *= 2
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    assert measure(model) == (0, ["first"])
+    assert "first: its files have changed since it was measured" in capsys.readouterr().out
+    assert measure(model) == (0, [])
+    assert measure(model, out="fresh")[0] == 0
+    assert results_of(out) == results_of(tmp_path / "fresh")
+    assert contents(out)[out / "forgetting.csv"] != before[out / "forgetting.csv"]
+    whole = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(b"damaged")
+    assert measure(model) == (1, [])
+    assert "first" in results_of(out)["failed"]
+    (model / "model.safetensors").write_bytes(whole)
+    assert measure(model) == (0, [])  # its figures were kept
+    assert results_of(out) == results_of(tmp_path / "fresh")
+    earlier = json.loads(kept.read_text())
+    del earlier["files"]
+    kept.write_text(json.dumps(earlier))
+    shutil.rmtree(model)
+    shutil.copytree(folders / "run/model", model)
+    assert measure(model) == (0, [])
+
+
+def test_a_changed_model_beside_bad_input_changes_nothing(folders, measure, tmp_path):
+    model, out = tmp_path / "first", tmp_path / "out"
+    shutil.copytree(folders / "run/model", model)
+    assert measure(model)[0] == 0
+    before = contents(out)
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] *= 2
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    tokenizer = out.with_name("first") / "config.json"
+    other = json.loads(tokenizer.read_text()) | {"max_position_embeddings": 32}
+    tokenizer.write_text(json.dumps(other))
+    assert measure(model)[0] == 2
+    assert contents(out) == before
+
+
 def test_the_page_has_the_last_models_that_can_be_told_apart(
     compared, folders, tmp_path, monkeypatch
 ):
     out = tmp_path / "out"
     shutil.copytree(compared[1], out)
-    monkeypatch.setattr(job, "MOST", 1)
+    monkeypatch.setattr(written, "MOST", 1)
     monkeypatch.setattr(job, "evaluate_with_bar", None)  # all is kept
     told = recipe(folders, "run/model", "other")
     outcome = job.run(told, out)

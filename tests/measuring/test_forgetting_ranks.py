@@ -107,6 +107,12 @@ def test_models_added_on_two_ranks_later(words, models, tmp_path):
     before = (out / "results.json").stat().st_mtime_ns
     assert on_two(words("near", out=out)) == [0, 0]  # it is finished, and no rank waits
     assert (out / "results.json").stat().st_mtime_ns == before
+    shutil.rmtree(models / "second")
+    shutil.copytree(models / "base", models / "second")  # as if it was trained on under its name
+    assert on_two(words("near", out=out)) == [0, 0]
+    again, changed = results(out)["runs"]
+    assert again == near
+    assert changed["history"]["evaluations"][1]["forgetting"]["mean"] == 0
 
 
 @pytest.mark.exhaustive
