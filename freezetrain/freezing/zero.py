@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
@@ -20,7 +21,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from freezetrain.errors import UserError
+from freezetrain.errors import UserError, near_misses
 from freezetrain.freezing.layout import Layout, Shard
 from freezetrain.regions import Resolved
 
@@ -181,10 +182,45 @@ def to_universal(checkpoint: Path, universal: Path) -> None:
         ds_to_universal.main(arguments)
 
 
-def check_settings(zero: Mapping[str, Any]) -> None:
-    """UserError for entries of zero_optimization that DeepSpeed does not take."""
+class _Asked(dict[str, Any]):
+    """A configuration that notes the names that it is asked for."""
+
+    def __init__(self, entries: Mapping[str, Any]) -> None:
+        super().__init__(entries)
+        self.names: set[str] = set()
+
+    def __contains__(self, name: object) -> bool:
+        self.names.add(str(name))
+        return super().__contains__(name)
+
+    def __getitem__(self, name: str) -> Any:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+    def keys(self) -> Any:  # which are asked too whether they hold a name
+        return self
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return super().get(name, default)
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """UserError for entries of a configuration, and of its zero_optimization, unknown to DeepSpeed.
+
+    It passes over names in a configuration that it does not know, and has no list of those that it
+    does: they are those that it asks for.
+    """
+    asked = _Asked({"train_micro_batch_size_per_gpu": 1})
+    DeepSpeedConfig(asked)
+    for name in config:
+        if name not in asked.names:
+            raise UserError(
+                f"engine.deepspeed has {name!r}, which DeepSpeed does not know"
+                f"{near_misses(name, asked.names)}; correct it, or leave it out"
+            )
     try:
-        DeepSpeedZeroConfig(**zero)
+        DeepSpeedZeroConfig(**config["zero_optimization"])
     except ValueError as error:  # pydantic's, of several lines
         said = [line.strip() for line in str(error).splitlines()]
         raise UserError(

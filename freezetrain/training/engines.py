@@ -125,7 +125,7 @@ def deepspeed_config(engine: Engine, settings: Optimization) -> dict[str, Any]:
     with imported_for("deepspeed", f"engine.kind {engine.kind}", ", or use fsdp2"):
         from freezetrain.freezing.zero import check_settings
 
-    check_settings(config["zero_optimization"])
+    check_settings(config)
     return config
 
 

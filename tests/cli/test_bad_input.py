@@ -304,6 +304,11 @@ ZERO = ("--engine.kind", "zero-2", "--engine.deepspeed")
         ("{zero_optimization: {offload_optimizer: {device: nvme}}}", "offload_optimizer to nvme"),
         ("{fp16: {enabled: true}}", "engine.deepspeed sets fp16, which follows from optimization"),
         ("{optimizer: {type: Adam}}", "engine.deepspeed sets optimizer, which follows from"),
+        (
+            "{zero_optimisation: {stage: 2}}",
+            "engine.deepspeed has 'zero_optimisation', which DeepSpeed does not know (did you mean "
+            "'zero_optimization'",
+        ),
         ("{zero_optimization: 5}", "zero_optimization must be a group of fields, got 5"),
         ("{zero_optimization: {reduce_bucket_size: x}}", "optimization: reduce_bucket_size: Input"),
     ],

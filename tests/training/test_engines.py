@@ -105,6 +105,39 @@ def test_deepspeed_entries_that_contradict_are_refused(more, complaint):
         deepspeed_config(Engine(kind="zero-2", deepspeed=more), SETTINGS)
 
 
+# The entries that https://www.deepspeed.ai/docs/config-json/ describes and that can be given.
+DOCUMENTED = [
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "sparse_gradients",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "dump_state",
+    "autotuning",
+    "flops_profiler",
+    "activation_checkpointing",
+    "sparse_attention",
+    "data_efficiency",
+    "curriculum_learning",
+    "tensorboard",
+    "wandb",
+    "csv_monitor",
+    "elasticity",
+    "comms_logger",
+    "compression_training",
+    "checkpoint",
+    "data_types",
+    "aio",
+]
+
+
+def test_all_documented_entries_of_deepspeed_are_known():
+    more = dict.fromkeys(DOCUMENTED, 1)
+    config = deepspeed_config(Engine(kind="zero-2", deepspeed=more), Optimization())
+    assert config.keys() >= more.keys()
+
+
 def test_auto_precision_is_fp32_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert strategies.precision(Optimization()) == "32-true"
