@@ -3,7 +3,6 @@
 
 import gc
 import os
-from contextlib import suppress
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 gc.disable()  # imports leave no garbage, and looking for it takes two seconds
@@ -33,13 +32,10 @@ import freezetrain.training.train
 try:
     import deepspeed
     import deepspeed.runtime.zero.muon.muon_optimizer  # by deepspeed.initialize
-    from deepspeed.comm.torch import build_shm_op
 
-    deepspeed.ops.__compatible_ops__  # noqa: B018 - looked for by a compiler, in every rank
-    # Built here where it is not yet: a rank that is killed while it builds leaves a lock, on which
-    # all later ones wait. Where it cannot be built, the ranks that need it say why.
-    with suppress(Exception):
-        build_shm_op()
+    # Looked for by a compiler, in every rank. What is said not to be there is for inference, and
+    # would be built first: a minute of two processors.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 except ImportError:  # it exists on Linux only
     pass
 
