@@ -158,11 +158,16 @@ def libraries_silenced() -> Iterator[None]:
 
 @contextmanager
 def quiet(name: str) -> Iterator[None]:
-    """Keep back what a library's logger says, by its name: not all need the library."""
+    """Keep back what a library's logger says, by its name: not all need the library.
+
+    Its level stays: when one changes, Python looks at all loggers, of which torch has hundreds, and
+    that takes longer than many a file that is read.
+    """
     logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [logging.NullHandler()], False
     try:
         yield
     finally:
-        logger.setLevel(level)
+        own = logger.handlers[1:]  # of a library that was imported meanwhile
+        logger.handlers, logger.propagate = [*handlers, *own], propagate and not own
