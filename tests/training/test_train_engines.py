@@ -234,12 +234,14 @@ PAIRS = [(name, kind) for name, kinds in BORNE.items() for kind in kinds]
 
 
 def of_optimizer(recipe: dict, name: str) -> dict:
-    """``recipe`` with this optimizer, and learning rates of some groups."""
+    """``recipe`` with this optimizer and learning rates of some groups; without what takes long and
+    has no part in its steps, which the tests above look at."""
     own = {"optimizer": name, "learning_rate": 2e-3, "layer_decay": 0.8}
     if name == "torch.optim.NAdam":
         own["optimizer_args"] = {"decoupled_weight_decay": True}
     own["learning_rate_factors"] = {"*v_proj*": 2.0, "lm_head*": 0.5}
-    return {**recipe, "optimization": {**recipe["optimization"], **own}}
+    rest = {key: recipe[key] for key in recipe.keys() - {"rehearse", "logger"}}
+    return {**rest, "watch": {"off": True}, "optimization": {**recipe["optimization"], **own}}
 
 
 @pytest.fixture(scope="module")
