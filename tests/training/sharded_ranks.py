@@ -49,11 +49,11 @@ def trains(model: PreTrainedModel) -> PreTrainedModel:
     return model.train()
 
 
-def fsdp(rank: int, world: int, folder: Path) -> None:
+def fsdp(rank: int, world: int, folder: Path, names: list[str]) -> None:
     mesh, device = init_device_mesh("cpu", (world,)), torch.device("cpu")
     WeightsFolder.rows = counted(WeightsFolder.rows)
     WeightsFolder.__getitem__ = None  # nothing is read whole
-    for place in sorted(folder.glob("model-*")):
+    for place in (folder / f"model-{name}" for name in names):
         source = ModelSource(str(place))
         try:
             model = load_sharded(source, mesh, device, prepare=trains)
