@@ -8,15 +8,19 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 gc.disable()  # imports leave no garbage, and looking for it takes two seconds
 
 import accelerate
+import datasets.io.generator
 import lightning
 import pytest
 import safetensors.torch
 import torch
 import torch._dynamo  # each optimizer would import it, in every rank
+import torch.distributed.algorithms.ddp_comm_hooks.default_hooks
 import torch.distributed.checkpoint.format_utils
+import torch.distributed.checkpoint.state_dict
 import torch.distributed.fsdp
 import torch.distributed.optim
 import torch.utils.cpp_extension
+import torch.utils.serialization.config
 import torch.utils.tensorboard
 import transformers
 import transformers.models.llama.modeling_llama
@@ -31,7 +35,11 @@ import freezetrain.training.train
 
 try:
     import deepspeed
-    import deepspeed.runtime.zero.muon.muon_optimizer  # by deepspeed.initialize
+    import deepspeed.module_inject.auto_ep_layer  # this and the next two by deepspeed.initialize
+    import deepspeed.runtime.superoffload.superoffload_stage3
+    import deepspeed.runtime.zero.muon.muon_optimizer
+
+    import freezetrain.freezing.zero
 
     # Looked for by a compiler, in every rank. What is said not to be there is for inference, and
     # would be built first: a minute of two processors.
