@@ -1,17 +1,16 @@
 """Each recipe is valid; with --exhaustive each one runs too, with tiny models and texts."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from forked_ranks import run_ranks
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from verbs import on_a_rank
 
 from freezetrain.cli import main
 from freezetrain.cli.command_line import parse
@@ -151,19 +150,9 @@ def trains(recipe: dict, tmp_path: Path, processes: int) -> Path:
             main(command)
         assert stopped.value.code == 0
     else:
-        environment = {
-            **os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT),
-        }  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-m", "freezetrain", *command],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.returncode == 0, done.stderr[-5000:]
+        logs = tmp_path / "logs"
+        codes = run_ranks(on_a_rank, *command, world=processes, group=False, logs=logs, timeout=200)
+        assert codes == [0] * processes, (logs / "0.err").read_text()[-5000:]
     return tmp_path / "run"
 
 
