@@ -81,12 +81,16 @@ def claim(folder: Path, recipe: Any, resumable: bool = False) -> None:
         ) from error
 
 
+def _never(recipe: Any, folder: Path) -> bool:
+    return False
+
+
 @contextmanager
 def claimed(
     folder: Path,
     recipe: Any,
     resumable: bool = False,
-    outdated: Callable[[Any, Path], bool] = lambda recipe, folder: False,
+    outdated: Callable[[Any, Path], bool] = _never,
 ) -> Iterator[Any]:
     """:func:`claim`, held against other processes, and undone if the job ends with nothing left.
 
@@ -255,8 +259,10 @@ def finished(folder: Path, verb: str) -> bool:
     return results.get("passed") is not False
 
 
-def is_done(folder: Path, verb: str, recipe: Any) -> bool:
-    """Whether ``folder`` is finished and ``recipe`` adds nothing to it.
+def is_done(
+    folder: Path, verb: str, recipe: Any, outdated: Callable[[Any, Path], bool] = _never
+) -> bool:
+    """Whether ``folder`` is finished, ``recipe`` adds nothing to it, and it is not ``outdated``.
 
     For a process that does not claim the folder, which may look before or while another one does.
     """
@@ -268,7 +274,9 @@ def is_done(folder: Path, verb: str, recipe: Any) -> bool:
         return False
     known = yaml12.load(earlier.decode("utf-8"))
     recipe = _collected(known, recipe)
-    return not _grown_fields(changed_fields(known, recipe), recipe) and finished(folder, verb)
+    if _grown_fields(changed_fields(known, recipe), recipe) or outdated(recipe, folder):
+        return False
+    return finished(folder, verb)
 
 
 def write_outcome(folder: Path, verb: str, outcome: Outcome) -> None:

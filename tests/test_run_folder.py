@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 
 from freezetrain.errors import CheckError, UserError
+from freezetrain.measuring.recipe import ForgettingRecipe
 from freezetrain.recipe import yaml12
 from freezetrain.recipe.optimization import Optimization
 from freezetrain.recipe.sources import ModelSource
@@ -163,6 +164,39 @@ def test_a_rank_does_not_claim_and_knows_whether_there_is_something_to_do(tmp_pa
         assert not done(grown)
         write_outcome(folder, "compare", Outcome({}))
     assert done(grown)
+
+
+def test_results_that_are_outdated_are_made_anew(tmp_path):
+    """Which is asked of all that the folder collected, also where a command names a part of it."""
+    folder, asked, answer = tmp_path / "out", [], False
+
+    def outdated(recipe, where):
+        asked.append(([model.path for model in recipe.models], where))
+        return answer
+
+    def given(*names):
+        return ForgettingRecipe(ModelSource("base"), [ModelSource(name) for name in names])
+
+    def run(recipe, error=None):
+        with claimed(folder, recipe, True, outdated):
+            left = sorted(os.listdir(folder))
+            if error is not None:
+                raise error
+        write_outcome(folder, "forgetting", Outcome({}))
+        return left
+
+    run(given("a"))
+    run(given("b"))
+    assert is_done(folder, "forgetting", given("b"), outdated)
+    assert run(given("b")) == ["recipe.yaml", "results.json"]
+    answer = True
+    assert not is_done(folder, "forgetting", given("b"), outdated)
+    assert asked[-1] == (["a", "b"], folder)
+    with pytest.raises(UserError, match="bad"):
+        run(given("a"), UserError("bad"))
+    assert sorted(os.listdir(folder)) == ["recipe.yaml", "results.json"]
+    assert run(given("a")) == ["recipe.yaml"]
+    assert all(names == ["a", "b"] for names, _ in asked[2:])
 
 
 def test_a_start_that_was_killed_while_it_wrote_the_recipe_is_started_again(tmp_path, monkeypatch):

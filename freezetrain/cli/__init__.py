@@ -154,11 +154,7 @@ def _run(arguments: Sequence[str], command: Command, launch: Launch) -> int:
             out = command.out is not None
             raise interrupted(command.verb, arguments, folder, out) from error
     # Rank 0 finds it finished too, and waits for nobody.
-    if (
-        launch.external
-        and is_done(folder, command.verb, command.recipe)
-        and not verb.is_outdated(command.recipe, folder)
-    ):
+    if launch.external and is_done(folder, command.verb, command.recipe, verb.is_outdated):
         return 0
     import_module(f"freezetrain.{verb.job}").run(command.recipe, folder)
     return 0
