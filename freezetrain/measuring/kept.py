@@ -82,12 +82,14 @@ class Measured:
         )
 
 
+_OF_A_MODEL = {".bin", ".jinja", ".json", ".model", ".py", ".safetensors", ".tiktoken", ".txt"}
+
 Files = dict[str, list[int]]
 """Name of a file of a model's folder → bytes, time of its last change in nanoseconds, CRC-32."""
 
 
 def files_of(source: ModelSource) -> Files | None:
-    """Files that make the model; None for one that is no folder here. All of them are read."""
+    """Weights, configuration and tokenizer, all of them read; None where there is no folder."""
     paths = _files(source)
     return None if paths is None else {p.name: [*_stamp(p), checksum(p)] for p in paths}
 
@@ -96,8 +98,8 @@ def _files(source: ModelSource) -> list[Path] | None:
     folder = Path(source.place)
     if not folder.is_dir():
         return None
-    paths = (path for path in sorted(folder.iterdir()) if path.is_file())
-    return [path for path in paths if path.suffix != ".md" and not path.name.startswith(".")]
+    of_a_model = (path for path in sorted(folder.iterdir()) if path.suffix in _OF_A_MODEL)
+    return [path for path in of_a_model if path.is_file()]
 
 
 def _stamp(path: Path) -> list[int]:
