@@ -21,7 +21,7 @@ from freezetrain.errors import UserError
 from freezetrain.escaping import shortened
 from freezetrain.evaluation import Document
 from freezetrain.formats import exact_percent
-from freezetrain.generation.greedy import continuations, require_room
+from freezetrain.generation.greedy import continuations, require_continuable
 from freezetrain.measuring.held_out import held_out_documents, remarks
 from freezetrain.models import load_model, load_tokenizer, on_gpu
 from freezetrain.regions import Region
@@ -121,7 +121,7 @@ def ablate_regions(
 ) -> Ablation:
     """Zero each region that the recipe names, evaluate ``documents``, continue the prompts."""
     plan = plan_removals(recipe)
-    require_room(model, tokenizer, recipe.prompts, recipe.new_tokens)
+    require_continuable(model, tokenizer, recipe.prompts, recipe.new_tokens)
     make = _region_maker(recipe, model)
     zeroed: dict[str, ZeroedRegion] = {}
     texts: dict[str, dict[str, str]] = {prompt: {} for prompt in recipe.prompts}

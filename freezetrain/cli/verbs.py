@@ -16,9 +16,7 @@ class Verb:
     positional: tuple[str, ...] = ("config",)  # fields that may be given without an option's name
     trailing: str | None = None  # a list, or a field of its items, that takes all further words
     keeps: str | None = None  # what a start leaves for the next one to go on from
-    outdated: str | None = (
-        None  # "<module>:<function>", of recipe and folder: are results to be made anew?
-    )
+    outdated: str | None = None  # "<module>:<function>" that says so of a recipe and its folder
     parallel: bool = False  # may run in several processes at once
     dry: bool = False  # may be tried without being run
 

@@ -10,16 +10,29 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from freezetrain.errors import UserError
 from freezetrain.evaluation import encode_documents
 from freezetrain.forward import context_length
-from freezetrain.generation.generate import cache_works, cut_at_end, end_tokens, generate
+from freezetrain.generation.generate import (
+    cache_works,
+    cut_at_end,
+    end_tokens,
+    generate,
+    require_generate,
+)
 
 
-def require_room(
+def require_continuable(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     new_tokens: int,
+    otherwise: str = "give no prompts",
 ) -> None:
-    """UserError if a prompt and ``new_tokens`` after it are more than the model was built for."""
+    """UserError for a model that transformers cannot have go on from ``prompts``.
+
+    Also if a prompt and ``new_tokens`` after it are more than it was built for. It may be without
+    weights. ``otherwise``: what else a user can do.
+    """
+    if prompts:
+        require_generate(model, otherwise)
     context = context_length(model)
     for prompt in prompts:
         given = len(_ids(prompt, tokenizer))

@@ -10,8 +10,7 @@ from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation import Document
 from freezetrain.evaluation.continuations import Continued, Generation, LanguageGeneration, Text
 from freezetrain.evaluation.documents import context_token, fingerprint
-from freezetrain.generation.generate import require_generate
-from freezetrain.generation.greedy import continuations, require_room
+from freezetrain.generation.greedy import continuations, require_continuable
 from freezetrain.measuring.identify import LanguageIdentifier
 from freezetrain.measuring.recipe import GenerationProbe
 from freezetrain.progress import progress_bar
@@ -63,8 +62,8 @@ class Probe:
 
     def require(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """UserError for a model that cannot go on from the prompts; it may be without weights."""
-        require_generate(model, _OTHERWISE)
-        require_room(model, tokenizer, self._given(), self._settings.new_tokens)
+        new_tokens = self._settings.new_tokens
+        require_continuable(model, tokenizer, self._given(), new_tokens, _OTHERWISE)
 
     def texts(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, what: str) -> Texts:
         """What ``model`` puts after the prompts, with a progress bar named ``what``.

@@ -14,7 +14,7 @@ from freezetrain.analysis.perturb import Perturbations
 from freezetrain.data.texts import languages_in
 from freezetrain.errors import UserError, near_misses
 from freezetrain.evaluation.texts import text_facts
-from freezetrain.generation.greedy import require_room
+from freezetrain.generation.greedy import require_continuable
 from freezetrain.how_long import LONG
 from freezetrain.log_lines import duration
 from freezetrain.measuring.held_out import held_out_documents, window_length
@@ -61,7 +61,7 @@ def run(recipe: PaperRecipe, folder: Path) -> Outcome:
     evaluation = recipe.evaluation(recipe.evaluated or scored)
     documents = held_out_documents(evaluation, tokenizer)
     shape = meta_model(recipe.model)
-    require_room(shape, tokenizer, recipe.prompts, recipe.new_tokens)
+    require_continuable(shape, tokenizer, recipe.prompts, recipe.new_tokens)
     _check_ratios(recipe, shape)
     window_length(evaluation, shape)
     stages = Stages(folder / "parts")

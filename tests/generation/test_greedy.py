@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from plain_greedy import goes_on
 from transformers import AutoModelForCausalLM, GenerationConfig, MistralConfig, RwkvConfig
 
 from freezetrain.errors import CheckError, UserError
 from freezetrain.generation import greedy
-from freezetrain.generation.greedy import continuations, require_room
+from freezetrain.generation.greedy import continuations, require_continuable
 
 PROMPTS = ["All human", "人人", "All", "Todos los seres humanos", "Whereas", "No"]
 SIZES = {"vocab_size": 400, "hidden_size": 16, "num_hidden_layers": 2}
@@ -17,18 +18,6 @@ KINDS = {
     ),
     "rwkv": RwkvConfig(**SIZES, attention_hidden_size=16),  # generates rightly without a cache
 }  # fmt: skip
-
-
-@torch.no_grad()
-def plain(model, tokenizer, prompt, new_tokens):
-    ids = [0, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-    new = []
-    while len(new) < new_tokens:
-        token = int(model(torch.tensor([ids + new])).logits[0, -1].argmax())
-        if token == tokenizer.eos_token_id:
-            break
-        new.append(token)
-    return tokenizer.decode(new, skip_special_tokens=True)
 
 
 def loud(model):
@@ -53,7 +42,7 @@ def test_texts_are_those_of_a_plain_loop(kind, batch, speaker, tokenizer):
     model = speaker if kind == "llama" else loud(AutoModelForCausalLM.from_config(KINDS[kind]))
     done = []
     said = continuations(model, tokenizer, PROMPTS, 12, batch=batch, during=done.append)
-    assert said == [plain(model, tokenizer, prompt, 12) for prompt in PROMPTS]
+    assert said == [goes_on(model, tokenizer, prompt, 12) for prompt in PROMPTS]
     assert len({*said}) > 3
     assert done[-1] == len(PROMPTS)
     assert continuations(model, tokenizer, PROMPTS, 12, cache=False) == said
@@ -108,6 +97,16 @@ def test_a_model_without_numbers_is_refused(make_model, tokenizer):
 
 
 def test_a_prompt_that_does_not_fit_is_refused(model, tokenizer):
-    require_room(model, tokenizer, ["All human beings"], 100)
+    require_continuable(model, tokenizer, ["All human beings"], 100)
     with pytest.raises(UserError, match=r"do not fit into the model's 128 tokens; shorten the"):
-        require_room(model, tokenizer, ["All human beings"], 127)
+        require_continuable(model, tokenizer, ["All human beings"], 127)
+
+
+def test_a_model_that_cannot_generate_is_refused_where_there_are_prompts(
+    model, tokenizer, monkeypatch
+):
+    """As one of a user's own code that has no generate() of transformers."""
+    monkeypatch.setattr(type(model), "can_generate", lambda *_: False)
+    require_continuable(model, tokenizer, [], 100)
+    with pytest.raises(UserError, match=r"no generate\(\) of transformers.*, or give no prompts$"):
+        require_continuable(model, tokenizer, ["All"], 100)

@@ -8,6 +8,7 @@ from hashlib import blake2b
 import numpy as np
 import pytest
 import torch
+from plain_greedy import goes_on
 from py3langid import langid
 
 from freezetrain.cli import main
@@ -57,18 +58,9 @@ def compared(folders, tmp_path_factory):
     return job.run(recipe(folders, "model"), out), out
 
 
-@torch.no_grad()
 def said(folder, prompt):
-    """One token at a time, of the whole text so far each time."""
     model, tokenizer = (of(ModelSource(str(folder))) for of in (load_model, load_tokenizer))
-    ids = [tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-    new = []
-    while len(new) < NEW:
-        token = int(model(torch.tensor([ids + new])).logits[0, -1].argmax())
-        if token == tokenizer.eos_token_id:
-            break
-        new.append(token)
-    return tokenizer.decode(new, skip_special_tokens=True)
+    return goes_on(model, tokenizer, prompt, NEW)
 
 
 def chosen(name, tokenizer):
